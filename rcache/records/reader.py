@@ -1,0 +1,208 @@
+"""Reading a file of records back, with all that can be wrong with it.
+
+What it is: a walk over the blocks of one file that tells a torn tail (the write that a crash cut short) from damage in the
+middle, and reads on behind damage where its caller wants that.
+Which thread runs it: the caller's. What it owns: the open file, until `close`.
+What it must not know: what records mean, which files belong together.
+
+Background: a crash leaves at most one unfinished write, at the end. So a block that does not check out is a torn tail if no
+whole block of this file follows it, and damage if one does. A file whose end block was seen has no torn tail: what is wrong
+before it is damage, what follows it is damage too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+from rcache.records.files import (
+    BLOCK_HEADER_BYTES,
+    BLOCK_MAGIC,
+    END_MAGIC,
+    HEADER_BYTES_MAX,
+    BadFile,
+    BlockHead,
+    block_is_whole,
+    decode_block_head,
+    decode_header,
+)
+from rcache.records.record import BadRecord, heads
+
+SEARCH_BYTES = 1 << 20
+"""How much is read at once when looking for the next block behind damage."""
+
+
+class DataDamaged(Exception):
+    """A file is damaged at `offset`; `resumes_at` is where the next whole block begins, None if there is none."""
+
+    def __init__(self, path: Path, offset: int, why: str, resumes_at: int | None = None) -> None:
+        rest = f"; whole blocks go on at byte {resumes_at}" if resumes_at is not None else ""
+        super().__init__(f"{path}: damaged at byte {offset}: {why}{rest}")
+        self.path = path
+        self.offset = offset
+        self.why = why
+        self.resumes_at = resumes_at
+
+
+class Tail(Enum):
+    """How a file ends."""
+
+    CLOSED = "closed"
+    UNCLOSED = "not closed"
+    TORN = "torn"
+
+
+class Block(NamedTuple):
+    """One whole block: where it begins in the file, its number, and its records' bytes."""
+
+    offset: int
+    number: int
+    records: int
+    body: bytes
+
+
+@dataclass(slots=True)
+class Findings:
+    """What a walk over the blocks found besides them. Sizes and offsets in bytes."""
+
+    tail: Tail = Tail.UNCLOSED
+    whole_bytes: int = 0
+    torn_bytes: int = 0
+    blocks: int = 0
+    damage: list[DataDamaged] = field(default_factory=list)
+
+
+class RecordFile:
+    """One file, open for reading. Raises `DataDamaged` for a header that cannot be read, OSError as `open` does."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self.size = os.fstat(self._fd).st_size
+            self.header, self._begin = decode_header(self._read(0, HEADER_BYTES_MAX))
+        except BadFile as error:
+            os.close(self._fd)
+            raise DataDamaged(path, 0, str(error)) from None
+        except OSError:
+            os.close(self._fd)
+            raise
+        self.findings = Findings(whole_bytes=self._begin)
+
+    def __enter__(self) -> RecordFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def blocks(self, *, skip_damaged: bool = False) -> Iterator[Block]:
+        """All whole blocks in order; `findings` is complete when the iterator ends.
+
+        Raises `DataDamaged` at damage in the middle, or notes it and goes on behind it with `skip_damaged`. A torn tail is
+        noted and ends the walk.
+        """
+        self.findings = found = Findings(whole_bytes=self._begin)
+        at, number = self._begin, 0
+        while at < self.size:
+            head, block, why = self._block_at(at, number)
+            if head is not None and block is not None:
+                at += BLOCK_HEADER_BYTES + head.body_bytes
+                number = head.number + 1
+                found.whole_bytes = at
+                if head.end:
+                    found.tail = Tail.CLOSED
+                    at = self._after_end(at, skip_damaged)
+                    continue
+                found.blocks += 1
+                yield block
+                continue
+            resumes_at = self._find_block(at, number)
+            if resumes_at is None and found.tail is not Tail.CLOSED:
+                found.tail, found.torn_bytes = Tail.TORN, self.size - at
+                return
+            damage = DataDamaged(self.path, at, why, resumes_at)
+            if not skip_damaged:
+                raise damage
+            found.damage.append(damage)
+            if resumes_at is None:
+                return
+            at, number = resumes_at, self._number_at(resumes_at)
+
+    def _after_end(self, at: int, skip_damaged: bool) -> int:
+        """Nothing may follow an end block. Returns where the walk goes on: the end of the file."""
+        if at < self.size:
+            damage = DataDamaged(self.path, at, f"{self.size - at} bytes follow the end of the file")
+            if not skip_damaged:
+                raise damage
+            self.findings.damage.append(damage)
+        return self.size
+
+    def _block_at(self, at: int, number: int) -> tuple[BlockHead | None, Block | None, str]:
+        """The block that begins at `at`, or why none does."""
+        head_bytes = self._read(at, BLOCK_HEADER_BYTES)
+        head = decode_block_head(head_bytes)
+        if head is None:
+            return None, None, "no block begins here"
+        if head.number != number:
+            return None, None, f"block {head.number} where block {number} was due"
+        if at + BLOCK_HEADER_BYTES + head.body_bytes > self.size:
+            return None, None, f"a block of {head.body_bytes} bytes does not fit in the file"
+        body = self._read(at + BLOCK_HEADER_BYTES, head.body_bytes)
+        if not block_is_whole(self.header.file_id, head_bytes, head, body):
+            return None, None, "the block's checksum does not fit"
+        try:
+            counted = sum(1 for _ in heads(body))
+        except BadRecord as error:
+            return None, None, str(error)
+        if counted != head.records:
+            return None, None, f"{counted} records in a block of {head.records}"
+        return head, Block(at, head.number, head.records, body), ""
+
+    def _find_block(self, start: int, number: int) -> int | None:
+        """Where the next whole block of this file begins at or after `start`, or None."""
+        overlap = len(BLOCK_MAGIC) - 1
+        at = start
+        while at < self.size:
+            chunk = self._read(at, SEARCH_BYTES + overlap)
+            for found in _occurrences(chunk, at):
+                head = decode_block_head(self._read(found, BLOCK_HEADER_BYTES))
+                if head is not None and head.number >= number and self._block_at(found, head.number)[1] is not None:
+                    return found
+            at += SEARCH_BYTES
+        return None
+
+    def _number_at(self, at: int) -> int:
+        head = decode_block_head(self._read(at, BLOCK_HEADER_BYTES))
+        assert head is not None
+        return head.number
+
+    def _read(self, at: int, count: int) -> bytes:
+        """Up to `count` bytes from `at`: fewer only at the end of the file."""
+        parts = []
+        while count > 0:
+            part = os.pread(self._fd, count, at)
+            if not part:
+                break
+            parts.append(part)
+            at += len(part)
+            count -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _occurrences(chunk: bytes, base: int) -> list[int]:
+    """Where a block's magic stands in `chunk`, as offsets in the file, in order."""
+    found = []
+    for magic in (BLOCK_MAGIC, END_MAGIC):
+        at = chunk.find(magic)
+        while at >= 0:
+            found.append(base + at)
+            at = chunk.find(magic, at + 1)
+    return sorted(found)

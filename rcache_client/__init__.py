@@ -1,0 +1,1 @@
+"""The synchronous client of rcache. Standard library only."""
