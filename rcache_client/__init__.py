@@ -1,1 +1,80 @@
-"""The synchronous client of rcache. Standard library only."""
+"""The synchronous client of rcache. Standard library only.
+
+    from rcache_client import Client
+
+    with Client("127.0.0.1:13600") as cache:
+        cache.set("greeting", b"hello", ttl=60)
+
+What it is: the public names. `docs/client.md` is the guide to them; everything else in this package may change.
+"""
+
+from rcache_client.client import Client
+from rcache_client.errors import (
+    AuthenticationFailed,
+    BadArgument,
+    BudgetSpent,
+    Busy,
+    ClientClosed,
+    ConnectionLost,
+    NoRoom,
+    NotAllowed,
+    NotANumber,
+    NotExecuted,
+    OutcomeUnknown,
+    OutOfRange,
+    Paused,
+    PoolExhausted,
+    ProtocolError,
+    RcacheError,
+    Refused,
+    ServersUnavailable,
+    SomeKeysFailed,
+    TimedOut,
+    TooLarge,
+    UnknownOpcode,
+    WrongCluster,
+    WrongFormat,
+)
+from rcache_client.key_calls import Inspection, ValueAndVersion
+from rcache_client.serializers import BytesSerializer, JsonSerializer, Serializer, StrSerializer
+from rcache_client.service_calls import Persistence
+from rcache_client.wire.opcodes import Role
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AuthenticationFailed",
+    "BadArgument",
+    "BudgetSpent",
+    "Busy",
+    "BytesSerializer",
+    "Client",
+    "ClientClosed",
+    "ConnectionLost",
+    "Inspection",
+    "JsonSerializer",
+    "NoRoom",
+    "NotANumber",
+    "NotAllowed",
+    "NotExecuted",
+    "OutOfRange",
+    "OutcomeUnknown",
+    "Paused",
+    "Persistence",
+    "PoolExhausted",
+    "ProtocolError",
+    "RcacheError",
+    "Refused",
+    "Role",
+    "Serializer",
+    "ServersUnavailable",
+    "SomeKeysFailed",
+    "StrSerializer",
+    "TimedOut",
+    "TooLarge",
+    "UnknownOpcode",
+    "ValueAndVersion",
+    "WrongCluster",
+    "WrongFormat",
+    "__version__",
+]

@@ -17,8 +17,9 @@ from collections.abc import Callable
 from enum import Enum
 from ipaddress import AddressValueError, IPv6Address, ip_address
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
+from rcache_client.address import Address
 from rcache_client.wire.opcodes import NODE_NAME_BYTES_MAX
 from rcache_client.wire.proof import SECRET_BYTES_MIN
 
@@ -27,7 +28,7 @@ SECRET_BYTES_MAX = 4096
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 
-_SIZE = re.compile(r"(\d{1,18})([KMGT]?)", re.ASCII | re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,20})([KMGT]?)", re.ASCII | re.IGNORECASE)
 _SIZE_UNITS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB}
 _SECONDS = re.compile(r"\d{1,9}(\.\d{0,9})?|\.\d{1,9}", re.ASCII)
 _WHOLE = re.compile(r"-?\d{1,18}", re.ASCII)
@@ -36,22 +37,12 @@ _ADDRESS = re.compile(r"(?:\[(?P<six>[^\[\]]+)\]|(?P<host>[A-Za-z0-9._-]+)):(?P<
 Choice = TypeVar("Choice", bound=Enum)
 
 
-class Address(NamedTuple):
-    """A place to listen on or to connect to; `str` gives it as it is written on a command line."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine can reach it. A name other than localhost never counts, whatever it resolves to."""
-        try:
-            return ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host.lower() == "localhost"
+def is_loopback(place: Address) -> bool:
+    """Whether only this machine can reach it. A name other than localhost never counts, whatever it resolves to."""
+    try:
+        return ip_address(place.host).is_loopback
+    except ValueError:
+        return place.host.lower() == "localhost"
 
 
 def size_text(count: int) -> str:
@@ -136,7 +127,7 @@ def word(*words: str) -> Callable[[str], str]:
 
 
 def address(text: str) -> Address:
-    """Parse HOST:PORT, where an IPv6 host stands in brackets."""
+    """Parse HOST:PORT, where an IPv6 host stands in brackets. To listen on, so port 0 is allowed and none is not."""
     match = _ADDRESS.fullmatch(text)
     if match is None:
         raise ArgumentTypeError(f"{text!r} is not HOST:PORT (127.0.0.1:13600, localhost:13600, [::1]:13600)")

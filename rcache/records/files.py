@@ -57,6 +57,10 @@ class BadFile(ValueError):
     """Bytes that are not a file header, or are one of another format."""
 
 
+class CutHeader(BadFile):
+    """The beginning of a file header and no more: the writer was stopped, or the file was cut."""
+
+
 class FileKind(IntEnum):
     SEGMENT = 1
     CHECKPOINT = 2
@@ -116,7 +120,9 @@ def encode_header(header: FileHeader) -> bytes:
 
 
 def decode_header(data: bytes) -> tuple[FileHeader, int]:
-    """The header at the front of `data` and its length in bytes. Raises `BadFile`."""
+    """The header at the front of `data` and its length in bytes. Raises `BadFile`, `CutHeader` where `data` ends within it."""
+    if _is_cut(data):
+        raise CutHeader(f"the file ends within its header, after {len(data)} bytes")
     countdown = Countdown(data)
     try:
         fields = countdown.unpack(_HEADER)
@@ -135,14 +141,24 @@ def decode_header(data: bytes) -> tuple[FileHeader, int]:
     return _build_header(kind, node, fields[6:]), length
 
 
+def _is_cut(data: bytes) -> bool:
+    """Whether a header begins here and `data` ends before it does. Both of its lengths must agree on that."""
+    if not (data.startswith(FILE_MAGIC) or FILE_MAGIC.startswith(data)):
+        return False
+    if len(data) < _HEADER.size:
+        return True
+    header_bytes, node_bytes = _HEADER.unpack_from(data)[2], _HEADER.unpack_from(data)[5]
+    return bool(len(data) < header_bytes == _HEADER.size + node_bytes + _CRC.size)
+
+
 def _build_header(kind: int, node: bytes, fields: tuple[bytes | int, ...]) -> FileHeader:
     cluster_id, data_dir_id, file_id, predecessor, incarnation, number, first_segment, created_ms, epoch, buckets = fields
     try:
         return FileHeader(
             kind=FileKind(kind),
-            cluster_id=bytes(cluster_id),  # type: ignore[arg-type]
-            data_dir_id=bytes(data_dir_id),  # type: ignore[arg-type]
-            file_id=bytes(file_id),  # type: ignore[arg-type]
+            cluster_id=bytes(cluster_id),
+            data_dir_id=bytes(data_dir_id),
+            file_id=bytes(file_id),
             node=node.decode(),
             incarnation=int(incarnation),
             epoch=int(epoch),
@@ -150,7 +166,7 @@ def _build_header(kind: int, node: bytes, fields: tuple[bytes | int, ...]) -> Fi
             buckets=int(buckets),
             created_ms=int(created_ms),
             first_segment=int(first_segment),
-            predecessor=bytes(predecessor),  # type: ignore[arg-type]
+            predecessor=bytes(predecessor),
         )
     except ValueError as error:
         raise BadFile(f"header: {error}") from None

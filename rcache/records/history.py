@@ -62,7 +62,9 @@ class Run:
 class BucketPlan:
     """How to rebuild one bucket. `base` None: from its birth, or, with `problems`, from whatever is there.
 
-    `chain` maps an epoch to the last of its sequences that counts; records up to `floor` are in the base.
+    `chain` maps an epoch to the last of its sequences that counts; records up to `floor` are in the base. `end` and its time
+    are those of the newest live record, an upper bound of them where history was cut at a time: what was rebuilt says where
+    it got to. `born`: the chain goes back to the bucket's birth. `dead` changes were seen that are off the chain.
     """
 
     bucket: int
@@ -72,10 +74,16 @@ class BucketPlan:
     end: int
     end_ms: int
     problems: tuple[str, ...]
+    born: bool = False
+    dead: int = 0
 
     def is_live(self, sequence: int) -> bool:
         """Whether a record of this bucket is to be applied on top of the base."""
         return sequence > self.floor and sequence <= self.chain.get(epoch_of(sequence), 0)
+
+    def is_dead(self, sequence: int) -> bool:
+        """Whether a record is known to be off the chain; what is older than all that is known of the chain is not."""
+        return sequence > self.chain.get(epoch_of(sequence), _off_chain(epoch_of(sequence), self.chain, born=self.born))
 
 
 @dataclass(slots=True)
@@ -138,6 +146,8 @@ class History:
             self._notes(head.bucket)
             ordinal = self._ordinals[place] = self._ordinals.get(place, 0) + 1
             self._imports[place] = (ordinal, head.sequence, 0)
+        elif head.kind == Kind.DROP:
+            self._imports.pop(place, None)
         elif head.kind == Kind.IMPORT_END and place in self._imports:
             ordinal, begin, rows = self._imports.pop(place)
             claimed = decode_import_end(decode(body, head.start, head.end).value)
@@ -151,6 +161,11 @@ class History:
     def newest_epoch(self) -> int:
         """The newest epoch that any record or whole base belongs to; 0 where there is none."""
         return max((_newest_epoch(notes) for notes in self._buckets.values()), default=0)
+
+    def span_ms(self) -> tuple[int, int]:
+        """The times of the oldest and of the newest change seen; (0, 0) where there is none."""
+        runs = [run for notes in self._buckets.values() for runs in notes.runs.values() for run in runs]
+        return min((run.first_ms for run in runs), default=0), max((run.last_ms for run in runs), default=0)
 
 
 def _newest_epoch(notes: _BucketNotes) -> int:
@@ -178,7 +193,21 @@ def _plan_bucket(bucket: int, notes: _BucketNotes, until_ms: int) -> BucketPlan:
             if bases:
                 chosen, floor = bases[0], bases[0].begin
     end, end_ms = _end(notes, chain, chosen, until_ms)
-    return BucketPlan(bucket, chosen, floor, chain, end, end_ms, tuple(problems))
+    return BucketPlan(bucket, chosen, floor, chain, end, end_ms, tuple(problems), born, _count_dead(notes, chain, born=born))
+
+
+def _count_dead(notes: _BucketNotes, chain: dict[int, int], *, born: bool) -> int:
+    """How many of the changes seen are off the chain; one that is in several files counts once."""
+    count = 0
+    for epoch, runs in notes.runs.items():
+        last = chain.get(epoch, _off_chain(epoch, chain, born=born))
+        count += sum(run.last - max(run.first, last + 1) + 1 for run in runs if run.last > last)
+    return count
+
+
+def _off_chain(epoch: int, chain: dict[int, int], *, born: bool) -> int:
+    """The last sequence that may count of an epoch that is not on the chain: none, or all where the chain ends above it."""
+    return -1 if born or epoch > min(chain) else NO_LIMIT
 
 
 def _merge_runs(notes: _BucketNotes) -> None:
@@ -220,8 +249,6 @@ def _hole(notes: _BucketNotes, chain: dict[int, int], floor: int, until_ms: int)
         if epoch < epoch_of(floor):
             continue
         due = floor + 1 if epoch == epoch_of(floor) else make_sequence(epoch, 0)
-        if floor == BORN_EMPTY:
-            due = make_sequence(epoch, 0)
         last = chain[epoch]
         seen_ms = 0
         for run in notes.runs.get(epoch, ()):
@@ -246,7 +273,7 @@ def _last_seen(notes: _BucketNotes, epoch: int) -> int:
 
 
 def _end(notes: _BucketNotes, chain: dict[int, int], base: Base | None, until_ms: int) -> tuple[int, int]:
-    """The last sequence of the plan and its time: of the newest live record not later than `until_ms`, or the base's."""
+    """The end of the plan and its time, or the base's; with `until_ms` an upper bound (runs know the times of their ends)."""
     end, end_ms = (base.end, base.time_ms) if base else (BORN_EMPTY, 0)
     for epoch, last in chain.items():
         for run in notes.runs.get(epoch, ()):
@@ -256,4 +283,3 @@ def _end(notes: _BucketNotes, chain: dict[int, int], base: Base | None, until_ms
             if stop > end:
                 end, end_ms = stop, min(run.last_ms, until_ms)
     return end, end_ms
-

@@ -27,6 +27,7 @@ from rcache.records.files import (
     HEADER_BYTES_MAX,
     BadFile,
     BlockHead,
+    CutHeader,
     block_is_whole,
     decode_block_head,
     decode_header,
@@ -47,6 +48,10 @@ class DataDamaged(Exception):
         self.offset = offset
         self.why = why
         self.resumes_at = resumes_at
+
+
+class HeaderCut(DataDamaged):
+    """A file ends within its header. Of the newest segment, that is what a crash leaves: nothing was in it yet."""
 
 
 class Tail(Enum):
@@ -74,11 +79,15 @@ class Findings:
     whole_bytes: int = 0
     torn_bytes: int = 0
     blocks: int = 0
+    next_number: int = 0
     damage: list[DataDamaged] = field(default_factory=list)
 
 
 class RecordFile:
-    """One file, open for reading. Raises `DataDamaged` for a header that cannot be read, OSError as `open` does."""
+    """One file, open for reading.
+
+    Raises `DataDamaged` for a header that cannot be read, `HeaderCut` for one that is not all there, OSError as `open` does.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -86,6 +95,9 @@ class RecordFile:
         try:
             self.size = os.fstat(self._fd).st_size
             self.header, self._begin = decode_header(self._read(0, HEADER_BYTES_MAX))
+        except CutHeader as error:
+            os.close(self._fd)
+            raise HeaderCut(path, 0, str(error)) from None
         except BadFile as error:
             os.close(self._fd)
             raise DataDamaged(path, 0, str(error)) from None
@@ -103,6 +115,15 @@ class RecordFile:
     def close(self) -> None:
         os.close(self._fd)
 
+    def is_closed(self) -> bool:
+        """Whether the file ends with its end block, by its last bytes alone."""
+        at = self.size - BLOCK_HEADER_BYTES
+        if at < self._begin:
+            return False
+        last = self._read(at, BLOCK_HEADER_BYTES)
+        head = decode_block_head(last)
+        return head is not None and head.end and block_is_whole(self.header.file_id, last, head, b"")
+
     def blocks(self, *, skip_damaged: bool = False) -> Iterator[Block]:
         """All whole blocks in order; `findings` is complete when the iterator ends.
 
@@ -117,6 +138,7 @@ class RecordFile:
                 at += BLOCK_HEADER_BYTES + head.body_bytes
                 number = head.number + 1
                 found.whole_bytes = at
+                found.next_number = number
                 if head.end:
                     found.tail = Tail.CLOSED
                     at = self._after_end(at, skip_damaged)

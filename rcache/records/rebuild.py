@@ -13,13 +13,16 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from rcache.records.files import FileHeader, FileKind
 from rcache.records.history import NO_LIMIT, Base, BucketPlan, History
-from rcache.records.reader import DataDamaged, Findings, RecordFile, Tail
+from rcache.records.links import Links
+from rcache.records.reader import Block, DataDamaged, Findings, RecordFile, Tail
 from rcache.records.record import (
     HISTORY_KINDS,
     BadRecord,
@@ -38,7 +41,7 @@ Progress = Callable[[int, int], None]
 """Called with (bytes read so far, bytes in all)."""
 
 
-def no_progress(done: int, total: int) -> None:  # noqa: ARG001
+def no_progress(done: int, total: int) -> None:
     """For callers that show nothing."""
 
 
@@ -52,13 +55,19 @@ class Source:
 
 @dataclass(slots=True)
 class Survey:
-    """What the first walk found. `findings` holds what was wrong with each file, in the order read."""
+    """What the first walk found. `findings` holds what was wrong with each file, in the order read.
+
+    `missing` says what is missing from the logs, a line each; only where it puts a bucket in doubt is it a problem of its plan.
+    `span_ms`: the times of the oldest and newest change.
+    """
 
     plans: dict[int, BucketPlan]
     newest_epoch: int
     findings: list[tuple[Path, Findings]]
     records: int
     total_bytes: int
+    missing: list[str] = field(default_factory=list)
+    span_ms: tuple[int, int] = (0, 0)
 
     @property
     def problems(self) -> list[str]:
@@ -136,25 +145,69 @@ def survey(
     progress: Progress = no_progress,
 ) -> Survey:
     """The first walk: read every head, resolve every bucket. Raises `DataDamaged` (unless skipped) and OSError."""
-    history = History()
+    history, links = History(), Links()
     findings: list[tuple[Path, Findings]] = []
+    headers: list[FileHeader | None] = []
     records = done = 0
-    total = sum(path.stat().st_size for source in sources for path in source.paths)
+    total = total_size(sources)
     for number, source in enumerate(sources):
+        headers.append(None)
         for path in source.paths:
             with RecordFile(path) as file:
                 for block in file.blocks(skip_damaged=skip_damaged):
                     found = list(heads(block.body))
                     records += len(found)
-                    try:
+                    with _bad_record_is_damage(file, block, skip_damaged=skip_damaged):
                         history.note_all(number, block.body, found)
-                    except BadRecord as error:
-                        raise DataDamaged(path, block.offset, str(error)) from None
+                        links.note_block(file.header, block.offset, found)
                     progress(done + block.offset, total)
+                _check_closed(file, skip_damaged=skip_damaged)
+                headers[number] = file.header
+                links.note_file(file.header, file.findings)
                 findings.append((path, file.findings))
                 done += file.size
     progress(total, total)
-    return Survey(history.plan(until_ms=until_ms), history.newest_epoch(), findings, records, total)
+    plans = _add_doubts(history.plan(until_ms=until_ms), links, headers, until_ms)
+    return Survey(plans, history.newest_epoch(), findings, records, total, links.missing(), history.span_ms())
+
+
+def total_size(sources: Sequence[Source]) -> int:
+    """The bytes in all files of these sources, now. Raises OSError."""
+    return sum(path.stat().st_size for source in sources for path in source.paths)
+
+
+@contextlib.contextmanager
+def _bad_record_is_damage(file: RecordFile, block: Block, *, skip_damaged: bool) -> Iterator[None]:
+    """A whole block with a record in it that makes no sense (a fault of its writer) is treated as damage in the file."""
+    try:
+        yield
+    except BadRecord as error:
+        damage = DataDamaged(file.path, block.offset, str(error))
+        if not skip_damaged:
+            raise damage from None
+        file.findings.damage.append(damage)
+
+
+def _check_closed(file: RecordFile, *, skip_damaged: bool) -> None:
+    """A checkpoint or savefile takes its place only once it is whole, so one that was cut is damaged; a segment is torn."""
+    found = file.findings
+    if file.header.kind is FileKind.SEGMENT or found.tail is Tail.CLOSED:
+        return
+    damage = DataDamaged(file.path, found.whole_bytes, "the file ends before its end block")
+    if not skip_damaged:
+        raise damage
+    found.damage.append(damage)
+
+
+def _add_doubts(
+    plans: dict[int, BucketPlan], links: Links, headers: list[FileHeader | None], until_ms: int
+) -> dict[int, BucketPlan]:
+    """Add to each plan what missing segments say against it. `headers`: of each source, one of its files'."""
+    doubted = {}
+    for bucket, plan in plans.items():
+        doubt = links.doubt(bucket, headers[plan.base.source] if plan.base else None, until_ms)
+        doubted[bucket] = replace(plan, problems=(*plan.problems, doubt)) if doubt else plan
+    return doubted
 
 
 def rebuild(
@@ -167,7 +220,7 @@ def rebuild(
 ) -> dict[int, RebuiltBucket]:
     """The second walk: the newest state of every key, as the plans say. Raises as `survey` does."""
     builder = _Builder(plans, until_ms)
-    total = sum(path.stat().st_size for source in sources for path in source.paths)
+    total = total_size(sources)
     done = 0
     for number, source in enumerate(sources):
         for path in source.paths:
@@ -195,7 +248,8 @@ class _Builder:
             place = (source, head.bucket)
             self._ordinals[place] = self._ordinals.get(place, 0) + 1
         elif head.kind == Kind.ROW:
-            if self._is_base_row(self._plans[head.bucket].base, source, head.bucket):
+            plan = self._plans.get(head.bucket)  # none: a row without its IMPORT_BEGIN, which damage took
+            if plan is not None and self._is_base_row(plan.base, source, head.bucket):
                 self._put(decode(body, head.start, head.end))
         elif head.kind in HISTORY_KINDS:
             self._take_change(body, head)
@@ -204,7 +258,8 @@ class _Builder:
         return base is not None and base.source == source and base.ordinal == self._ordinals.get((source, bucket))
 
     def _take_change(self, body: bytes, head: Head) -> None:
-        if head.time_ms > self._until_ms or not self._plans[head.bucket].is_live(head.sequence):
+        plan = self._plans.get(head.bucket)  # none: it was written after the survey
+        if plan is None or head.time_ms > self._until_ms or not plan.is_live(head.sequence):
             return
         bucket = self._buckets[head.bucket]
         if head.sequence > bucket.sequence:

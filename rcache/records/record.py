@@ -62,7 +62,8 @@ class Kind(IntEnum):
 HISTORY_KINDS = frozenset({Kind.OPEN, Kind.SET, Kind.REMOVE, Kind.FLUSH})
 """The records that take a place in a bucket's history. The others say what one node's copy holds."""
 
-_KEYED = frozenset({Kind.SET, Kind.REMOVE, Kind.ROW})
+_KEYED = tuple(kind in (Kind.SET, Kind.REMOVE, Kind.ROW) for kind in range(max(Kind) + 1))
+"""For each kind, whether its records have a key; all others have none."""
 
 
 class Cause(IntEnum):
@@ -147,7 +148,7 @@ def record_bytes(key_bytes: int, value_bytes: int) -> int:
     return HEADER_BYTES + key_bytes + value_bytes
 
 
-def draft(
+def draft(  # noqa: PLR0913  the fields of a record
     kind: int, bucket: int, key: bytes = b"", value: bytes = b"", *, cause: int = 0, flags: int = 0, expires_at_ms: int = 0
 ) -> bytearray:
     """A record without sequence and time, encoded before any lock is taken; `stamp` completes it."""
@@ -187,6 +188,8 @@ def heads(body: bytes) -> Iterator[Head]:
         length, kind, _, key_bytes, bucket, _, sequence, time_ms, _ = unpack(body, at)
         if not HEADER_BYTES + key_bytes <= length <= end - at:
             raise BadRecord(f"a record of {length} bytes with a key of {key_bytes} at {at}, {end - at} bytes left")
+        if not 0 < kind < len(_KEYED) or (key_bytes > 0) is not _KEYED[kind]:
+            raise BadRecord(f"a record of kind {kind} with a key of {key_bytes} bytes at {at}")
         yield Head(kind, bucket, sequence, time_ms, at, at + length)
         at += length
 
@@ -201,7 +204,7 @@ def decode(body: bytes, start: int = 0, end: int | None = None) -> Record:
         countdown.finish()
     except CountdownError as error:
         raise BadRecord(f"record at {start}: {error}") from None
-    if bool(key) != (kind in _KEYED) or not Kind.OPEN <= kind <= Kind.DROP:
+    if not 0 < kind < len(_KEYED) or bool(key) is not _KEYED[kind]:
         raise BadRecord(f"record at {start}: kind {kind} with a key of {key_bytes} bytes")
     return Record(kind, cause, bucket, flags, sequence, time_ms, expires_at_ms, key, value)
 

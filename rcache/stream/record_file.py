@@ -38,7 +38,11 @@ class RecordFileWriter:
         self._pending_records = 0
         self._block = 0
         self._open = True
-        self._write(encode_header(header))
+        try:
+            self._write(encode_header(header))
+        except OSError:
+            self.abandon()
+            raise
 
     def add(self, body: bytes, records: int = 1) -> None:
         """Take in `records` whole records, one after the other in `body`."""

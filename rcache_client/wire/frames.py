@@ -17,7 +17,7 @@ HEADER = Struct(">BBBBIII")
 HEADER_BYTES = HEADER.size
 
 
-class BadFrame(Exception):  # noqa: N818  what came is a bad frame; the name says that
+class BadFrame(Exception):
     """The stream cannot be read on: say so with `status`, then close.
 
     `request_id` and `opcode` are those of the frame where its header could be read, else 0.

@@ -36,7 +36,7 @@ from rcache_client.wire.opcodes import (
 )
 
 
-class BadPayload(ValueError):  # noqa: N818  what came is a bad payload; the name says that
+class BadPayload(ValueError):
     """A payload that is not what its type demands."""
 
 
@@ -240,6 +240,8 @@ COUNT_BY = Layout("count", i64("delta"), u8("create", 0, 1), i64("initial"), TTL
 ITEM = Layout("item", USER_FLAGS, VERSION, VALUE)
 ITEM_ENTRY = Layout("item entry", u8("status"), USER_FLAGS, VERSION, VALUE)
 CHANGE_ENTRY = Layout("change entry", u8("status"), VERSION)
+COUNTER = Layout("counter", i64("value"), VERSION)
+INSPECTION = Layout("inspection", VERSION, USER_FLAGS, u64("time left, ms"), u32("value bytes"))
 
 REQUESTS: dict[int, Layout | Group] = {
     Opcode.HELLO: Layout(
@@ -286,11 +288,9 @@ _OK_REPLIES: dict[int, Layout | Group] = {
     Opcode.GOODBYE: GOODBYE_REPLY,
     Opcode.GET: ITEM,
     Opcode.GET_AND_TOUCH: ITEM,
-    Opcode.INCREMENT: Layout("counter", i64("value"), VERSION),
-    Opcode.DECREMENT: Layout("counter", i64("value"), VERSION),
-    Opcode.INSPECT: Layout(
-        "inspection", VERSION, USER_FLAGS, u64("time left, ms"), u32("value bytes")
-    ),
+    Opcode.INCREMENT: COUNTER,
+    Opcode.DECREMENT: COUNTER,
+    Opcode.INSPECT: INSPECTION,
     Opcode.GET_MANY: Group("get many reply", ITEM_ENTRY),
     Opcode.SET_MANY: Group("set many reply", CHANGE_ENTRY),
     Opcode.DELETE_MANY: Group("delete many reply", CHANGE_ENTRY),

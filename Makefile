@@ -1,0 +1,59 @@
+# One command each. `make` alone says which.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Options for `make serve`, `make bench`, `make test`: make serve ARGS="--memory-limit 2G"
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run serve test check format bench clean
+
+help: ## Say what there is
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+
+setup: $(STAMP) ## Create the environment in .venv (done by the others when it is needed)
+
+run: $(STAMP) ## Cache real files, kill the server, rebuild, compare; ends by itself
+	$(BIN)/python -m soak.demo $(ARGS)
+
+serve: $(STAMP) ## A server in the foreground (ARGS="--listen 127.0.0.1:0 ...")
+	$(BIN)/rcached $(ARGS)
+
+test: $(STAMP) ## Run all tests (ARGS="-k name")
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP) ## Style, types, and the direction of the imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_layers.py
+
+format: $(STAMP) ## Bring the source into the house's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP) ## Measure beside Redis and memcached (ARGS="--quick"); needs gcc
+	$(BIN)/python -m soak.bench $(ARGS)
+
+clean: ## Remove the environment and what was built
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# Anew whenever what it installs has changed. An environment that was left half made has no stamp, and is made again.
+$(STAMP): pyproject.toml
+	@set -e; python=; \
+	for candidate in "$(PYTHON)" python3.13 python3.12 python3.11 python3; do \
+	  if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	  echo "rcache needs Python 3.11 or newer; '$(PYTHON)' is not: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; \
+	fi; \
+	if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
+	  echo "'$$python' cannot make environments (on Debian and Ubuntu: apt-get install python3-venv)" >&2; exit 1; \
+	fi; \
+	if ! $(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	  "$$python" -m venv --clear $(VENV); \
+	fi; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'; \
+	touch $@

@@ -1,0 +1,5 @@
+"""The command lines: rcached, rcache-cli, rcache-replay. The only floor that wires things up.
+
+Which thread runs it: each program's main thread.
+What it must not know: how the floors below do what they are told; they in turn never read an option or a variable.
+"""

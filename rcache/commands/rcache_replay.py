@@ -1,0 +1,186 @@
+"""rcache-replay: rebuild state from append logs, checkpoints and savefiles; look into them; put them into a server.
+
+What it is: the program: from the command line to an exit code (the table is in `replay_exit`). Each command is one function.
+Which thread runs it: the main thread.
+What it owns: standard output, and the order of things.
+What it must not know: how files are laid out or histories resolved.
+
+Every command that acts reads the files twice: first everything's heads, to know what is live and whether anything is missing;
+then what is needed. Files are never changed: a torn tail is left out, not cut off.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from rcache.commands.replay_exit import INTERRUPTED, ReplayExit, ReplayStopped
+from rcache.commands.replay_files import Loaded, find_files, load
+from rcache.commands.replay_inject import Injected, chosen_rows, inject, open_client
+from rcache.commands.replay_options import PROGRAM, ReplayOptions, parse
+from rcache.commands.replay_print import Listing, Shown, key_history, show_record
+from rcache.commands.replay_progress import progress
+from rcache.commands.replay_report import Summary, advice, show_size, show_summary, summarise, verdict
+from rcache.commands.replay_savefile import write_savefile
+from rcache.records.reader import DataDamaged, Tail
+from rcache.records.rebuild import RebuiltBucket, rebuild
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run rcache-replay; return its exit code."""
+    options = parse(sys.argv[1:] if argv is None else argv)
+    try:
+        code = int(_RUN[options.command](options))
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ReplayExit.DONE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except ReplayStopped as stopped:
+        return _stop(options, stopped.code, str(stopped))
+    except DataDamaged as damage:
+        return _stop(options, ReplayExit.DAMAGED, f"{damage} (--skip-damaged goes on without what cannot be read)")
+    except OSError as error:
+        return _stop(options, ReplayExit.DAMAGED, f"{error.filename or 'a file'} cannot be read: {error.strerror or error}")
+    return code
+
+
+def _stop(options: ReplayOptions, code: ReplayExit, why: str) -> ReplayExit:
+    print(f"{PROGRAM}: {why}", file=sys.stderr)
+    if options.json and options.command not in ("print", "history"):
+        print(json.dumps({"command": options.command, "error": why, "exit_code": code}))
+    return code
+
+
+def _finish(options: ReplayOptions, summary: Summary, lines: list[str], code: ReplayExit) -> ReplayExit:
+    """Say what was read and done. `lines`: what was done, for people; `summary` holds it already."""
+    if options.json:
+        print(json.dumps({**summary, "exit_code": code}))
+        return code
+    print("\n".join([*show_summary(summary), *lines]))
+    if code in (ReplayExit.DAMAGED, ReplayExit.INCOMPLETE):
+        print(f"{PROGRAM}: {advice(code)}", file=sys.stderr)
+    return code
+
+
+def _verify(options: ReplayOptions) -> ReplayExit:
+    loaded = load(options)
+    return _finish(options, summarise(options, loaded), [], verdict(options, loaded))
+
+
+def _rebuild(options: ReplayOptions) -> ReplayExit:
+    assert options.output is not None
+    loaded = load(options)
+    summary, code = summarise(options, loaded), verdict(options, loaded)
+    if code or not loaded.found.files:
+        return _finish(options, summary, [], code or _nothing_there(loaded))
+    buckets = _second_walk(options, loaded)
+    with progress("writing") as report:
+        written = write_savefile(options.output, loaded, buckets, report)
+    summary["wrote"] = {
+        "file": str(options.output),
+        "items": written.items,
+        "buckets": written.buckets,
+        "bytes": written.bytes,
+        "same_cluster": written.same_cluster,
+    }
+    lines = [f"wrote      {options.output}: {written.items:,} items, {show_size(written.bytes)}"]
+    if not written.same_cluster:
+        lines.append("           it is incomplete, so it has a cluster id of its own: give it to rcached with --restore")
+    return _finish(options, summary, lines, ReplayExit.DONE)
+
+
+def _nothing_there(loaded: Loaded) -> ReplayExit:
+    """Files were named, and not one has a header left."""
+    return ReplayExit.DONE if loaded.found.files else ReplayExit.INCOMPLETE
+
+
+def _second_walk(options: ReplayOptions, loaded: Loaded) -> dict[int, RebuiltBucket]:
+    with progress("rebuilding") as report:
+        return rebuild(
+            loaded.found.sources(), loaded.survey.plans, until_ms=options.until, skip_damaged=True, progress=report
+        )
+
+
+def _inject(options: ReplayOptions) -> ReplayExit:
+    client = open_client(options)
+    with client:
+        loaded = load(options)
+        summary, code = summarise(options, loaded), verdict(options, loaded)
+        if code or not loaded.found.files:
+            return _finish(options, summary, [], code or _nothing_there(loaded))
+        buckets = _second_walk(options, loaded)
+        total = sum(1 for _ in chosen_rows(buckets, options.prefix))
+        with progress("injecting") as report:
+            injected = inject(chosen_rows(buckets, options.prefix), total, client, options, report)
+    summary["injected"] = {
+        "into": str(options.into),
+        "items": injected.done,
+        "kept": injected.kept,
+        "expired": injected.expired,
+        "failed": injected.failed,
+        "failures": injected.failures,
+    }
+    done = ReplayExit.NOT_WRITTEN if injected.failed else ReplayExit.DONE
+    return _finish(options, summary, _show_injected(options, injected), done)
+
+
+def _show_injected(options: ReplayOptions, injected: Injected) -> list[str]:
+    lines = [f"injected   {injected.done:,} items into {options.into}"]
+    if injected.kept:
+        lines.append(f"kept       {injected.kept:,} keys that the server had (--overwrite replaces them)")
+    if injected.expired:
+        lines.append(f"expired    {injected.expired:,} items left out")
+    if injected.failed:
+        lines.append(f"failed     {injected.failed:,} keys; the first of them:")
+        lines += [f"           {failure}" for failure in injected.failures]
+    return lines
+
+
+def _print(options: ReplayOptions) -> ReplayExit:
+    found = find_files(options.paths)
+    for damage in found.damaged:
+        if not options.skip_damaged:
+            raise damage
+        print(f"{PROGRAM}: {damage}", file=sys.stderr)
+    listing = Listing(found, options)
+    for number, shown in enumerate(listing.records(), 1):
+        print(show_record(shown, options))
+        if number == options.limit:
+            return ReplayExit.DONE
+    for path, findings in listing.findings:
+        for damage in findings.damage:
+            print(f"{PROGRAM}: {damage}", file=sys.stderr)
+        if findings.tail is Tail.TORN:
+            print(f"{PROGRAM}: {path}: torn tail of {findings.torn_bytes} bytes left out", file=sys.stderr)
+    return ReplayExit.DONE
+
+
+def _history(options: ReplayOptions) -> ReplayExit:
+    loaded = load(options)
+    if loaded.damage and not options.skip_damaged:
+        raise loaded.damage[0]
+    records = key_history(loaded, options)
+    for each in records[: options.limit or None]:
+        print(show_record(Shown(each.record, ", ".join(sorted(each.nodes)), ""), options, each.state))
+    for problem in loaded.survey.problems if records else []:
+        if problem.startswith(f"bucket {records[0].record.bucket}:"):
+            print(f"{PROGRAM}: {problem}", file=sys.stderr)
+    if not records:
+        print(f"{PROGRAM}: no record of this key", file=sys.stderr)
+    return ReplayExit.DONE
+
+
+_RUN: dict[str, Callable[[ReplayOptions], ReplayExit]] = {
+    "verify": _verify,
+    "print": _print,
+    "history": _history,
+    "rebuild": _rebuild,
+    "inject": _inject,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

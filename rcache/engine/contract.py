@@ -1,0 +1,253 @@
+"""The engine's contract: what every body of the engine does, and what the rest of the server may rely on.
+
+What it is: the types and protocols between the engine and the floors above it. `tests/contract/` runs one suite over every
+body.
+Which thread runs it: `serve` the worker that owns the connection; all other calls any thread.
+What it must not know: how a body keeps its items.
+
+Invariants every body keeps:
+1. A change is placed in the change stream under its bucket's stripe lock, so the stream holds each bucket's changes in the
+   order of their sequences. Nothing waits and no I/O happens under a stripe lock.
+2. Room in the stream and memory for the item are reserved before the lock is taken. When they cannot be had before the
+   deadline the request is refused and nothing has changed.
+3. Replies leave in the order of their requests. With `commit` set a reply leaves only after the highest sequence it reveals
+   is on disk; if that does not happen before its deadline, it says that the outcome is not known.
+4. No more memory is in use for items than the limit, except while a copy is recovered.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, NamedTuple, Protocol
+
+from rcache.cluster.bucket_state import BucketState
+from rcache_client.wire.frames import BadFrame, Request
+from rcache_client.wire.opcodes import Status
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """How an engine is set up. Sizes in bytes; `commit`: replies wait until the append log is on disk."""
+
+    buckets: int = 1024
+    stripes: int = 64
+    memory_bytes: int = 1 << 30
+    evict: bool = True
+    value_bytes_max: int = 1 << 20
+    frame_bytes_max: int = 16 << 20
+    stream_bytes: int = 64 << 20
+    commit: bool = False
+    default_budget_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """What a connection may take, in seconds: to its first frame, between frames, for one frame to come in, and to take its
+    replies."""
+
+    hello_s: float = 10.0
+    idle_s: float = 600.0
+    frame_s: float = 30.0
+    send_s: float = 30.0
+
+
+class Ended(Enum):
+    """Why `serve` came back."""
+
+    FRAME = "a frame that is not the engine's business"
+    CLOSED = "the peer closed"
+    LOST = "the connection broke"
+    BAD_FRAME = "a frame that cannot be read"
+    HELLO_TIMEOUT = "no first frame in time"
+    IDLE_TIMEOUT = "idle for too long"
+    FRAME_TIMEOUT = "a frame that did not come in whole in time"
+    SLOW_READER = "replies were not taken in time"
+    STOPPING = "asked to stop"
+
+
+class Handback(NamedTuple):
+    """What `serve` returns; `request` is there for FRAME, `bad` for BAD_FRAME. All earlier replies have been sent."""
+
+    ended: Ended
+    request: Request | None = None
+    bad: BadFrame | None = None
+
+
+class StreamEnd(Enum):
+    """How a wait on the change stream ended."""
+
+    REACHED = "reached"
+    TIMED_OUT = "timed out"
+    FAILED = "the stream's log failed"
+
+
+class Batch(NamedTuple):
+    """Records taken from the stream, oldest first, and the stream's position after them, in bytes since its beginning.
+
+    `lost` is true if records before these were dropped because this reader fell behind (only a reader that does not hold).
+    """
+
+    records: Sequence[bytes]
+    position: int
+    lost: bool
+
+
+class StreamReader(Protocol):
+    """A cursor in the change stream."""
+
+    def take(self, bytes_max: int, timeout_s: float, linger_s: float = 0.0) -> Batch:
+        """What there is, up to about `bytes_max` (one record at least). Blocks up to `timeout_s` for the first record, then
+        up to `linger_s` for more unless somebody waits for them."""
+        ...
+
+    def release(self, position: int) -> None:
+        """Records before `position` need not be kept for this reader any more."""
+        ...
+
+    def close(self) -> None:
+        """The reader is done; nothing waits for it any more."""
+        ...
+
+
+class ChangeStream(Protocol):
+    """The ordered stream of this node's changes: bounded, with a cursor for each reader."""
+
+    @property
+    def head(self) -> int:
+        """The position after the newest record."""
+        ...
+
+    @property
+    def durable(self) -> int:
+        """The position up to which the log is on disk."""
+        ...
+
+    def open_reader(self, name: str, *, holds: bool) -> StreamReader:
+        """A new reader, from the newest record on. One that `holds` makes writers wait; another is told what it lost."""
+        ...
+
+    def set_durable(self, position: int) -> None:
+        """The log is on disk up to `position`; wakes who waits for that."""
+        ...
+
+    def wait_durable(self, position: int, deadline_ns: int) -> StreamEnd:
+        """Block until the log is on disk up to `position` (`deadline_ns` by time.monotonic_ns)."""
+        ...
+
+    def wake_readers(self) -> None:
+        """Have the readers look at once, without linger."""
+        ...
+
+    def fail(self, why: str) -> None:
+        """The log cannot go on: every waiter and every later writer is told FAILED."""
+        ...
+
+
+class EngineConnection(Protocol):
+    """One connection, as the engine sees it. Owned by its worker.
+
+    `data_allowed`: data opcodes are executed; else they are handed back. `greeted`: the peer has said what it is, so the idle
+    limit applies. `last_executed` is a request id, `requests` a count.
+    """
+
+    sock: socket.socket
+    data_allowed: bool
+    greeted: bool
+    last_executed: int
+    requests: int
+
+    def send(self, data: bytes) -> Ended | None:
+        """Send a reply made outside the engine; None if all was taken in time. Blocks up to `send_s`."""
+        ...
+
+
+class Engine(Protocol):
+    """The node's items and their change stream."""
+
+    name: str
+    config: EngineConfig
+    epoch: int
+
+    @property
+    def stream(self) -> ChangeStream: ...
+
+    def connect(self, sock: socket.socket, limits: ConnectionLimits) -> EngineConnection:
+        """Take over a connected, blocking socket; the caller still closes it."""
+        ...
+
+    def serve(self, connection: EngineConnection) -> Handback:
+        """Receive, execute and answer data opcodes until something else comes up. Blocks."""
+        ...
+
+    def stop_serving(self) -> None:
+        """Any thread: every `serve` comes back with STOPPING once what it received is answered, now and from now on."""
+        ...
+
+    def execute(self, request: Request) -> bytes:
+        """One data request, its reply frame. Blocks until it is committed or its deadline has passed."""
+        ...
+
+    def open_buckets(self, buckets: Sequence[int], epoch: int, incarnation: int, node: str) -> None:
+        """Become primary of these buckets: an OPEN record each. Blocks for room in the stream."""
+        ...
+
+    def set_state(self, bucket: int, state: BucketState) -> None:
+        """Another state for a bucket, FROZEN or ABSENT; an absent bucket holds nothing. Raises ValueError if it may not follow."""
+        ...
+
+    def state(self, bucket: int) -> BucketState: ...
+
+    def exhausted_buckets(self) -> list[int]:
+        """Buckets whose counter ran out; they refuse writes until they are opened in a later epoch."""
+        ...
+
+    def apply(self, body: bytes) -> None:
+        """Apply records (an import, or changes in chain order) to buckets that are not primary. Raises BadRecord, ChainError."""
+        ...
+
+    def copy_bucket(self, bucket: int) -> Iterator[bytes]:
+        """A copy of a bucket as records: IMPORT_BEGIN, ROWs, IMPORT_END; several records may come as one piece of bytes each."""
+        ...
+
+    def flush(self, deadline_ns: int) -> int:
+        """Remove all items, bucket by bucket, and wait until that is committed. Returns how many. Raises RequestRefused."""
+        ...
+
+    def expire_due(self, items_max: int) -> int:
+        """Remove up to `items_max` items whose time has come. Returns how many."""
+        ...
+
+    def trim(self) -> int:
+        """Evict until the memory limit holds again (after a recovery with a smaller limit). Returns how many."""
+        ...
+
+    def stats(self) -> dict[str, dict[str, Any]]:
+        """Counters and gauges by section, for STATS."""
+        ...
+
+    def close(self) -> None:
+        """Nothing is served any more: let go of what the process would keep."""
+        ...
+
+    def check(self) -> None:
+        """Compare every structure with every other. Raises AssertionError. For tests; takes every lock in turn."""
+        ...
+
+
+class RequestRefused(Exception):
+    """A request that is not answered as asked: the status, the reason, and what the answer reveals (an item's version, and
+    the position the stream's log must have reached before it may leave)."""
+
+    def __init__(self, status: Status, reason: str = "", *, version: int = 0, position: int = 0) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+        self.version = version
+        self.position = position
+
+
+class ChainError(Exception):
+    """A record that does not follow on the last one of its bucket."""

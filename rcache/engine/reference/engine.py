@@ -1,0 +1,275 @@
+"""The reference engine, put together: store, change stream, operations and the serving of connections.
+
+Which thread runs it: `serve` the workers, `expire_due` the housekeeper, everything else any.
+What it owns: all of the engine's state. What it must not know: files, configuration sources, the control plane.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rcache.cluster.bucket_state import BucketState, may_follow
+from rcache.engine.clock import NodeClock
+from rcache.engine.contract import (
+    ChainError,
+    ConnectionLimits,
+    EngineConfig,
+    EngineConnection,
+    Handback,
+    RequestRefused,
+    StreamEnd,
+)
+from rcache.engine.reference.buckets import Bucket, Item, item_bytes
+from rcache.engine.reference.operations import Operations
+from rcache.engine.reference.ring import Ring
+from rcache.engine.reference.serving import UNCOMMITTED, Connection, Server
+from rcache.engine.reference.store import Store
+from rcache.records.record import (
+    BORN_EMPTY,
+    COUNTER_MAX,
+    BadRecord,
+    Cause,
+    ImportEnd,
+    Kind,
+    Opening,
+    Record,
+    counter_of,
+    decode_import_end,
+    decode_opening,
+    encode,
+    encode_import_end,
+    encode_opening,
+    make_sequence,
+    scan,
+)
+from rcache_client.wire.frames import Request
+
+OPEN_WAIT_S = 30.0
+"""How long opening a bucket waits for room in the stream. The log writer drains the whole ring in far less."""
+
+EXPIRE_WAIT_S = 1.0
+"""How long the housekeeper waits for room in the stream before it tries again on its next round."""
+
+
+class ReferenceEngine:
+    """One contract, the readable body. See `contract.Engine` for what each method promises."""
+
+    name = "reference"
+
+    def __init__(self, config: EngineConfig, clock: NodeClock | None = None) -> None:
+        self.config = config
+        self.clock = clock or NodeClock()
+        self._ring = Ring(config.stream_bytes)
+        self._store = Store(config, self._ring, self.clock)
+        self._server = Server(config, self._ring, Operations(self._store))
+
+    @property
+    def stream(self) -> Ring:
+        return self._ring
+
+    @property
+    def epoch(self) -> int:
+        return self._server.epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._server.epoch = epoch
+
+    # --- requests
+
+    def connect(self, sock: socket.socket, limits: ConnectionLimits) -> Connection:
+        return self._server.connect(sock, limits)
+
+    def serve(self, connection: EngineConnection) -> Handback:
+        assert isinstance(connection, Connection)
+        return self._server.serve(connection)
+
+    def execute(self, request: Request) -> bytes:
+        return self._server.execute(request)
+
+    def stop_serving(self) -> None:
+        self._server.stop.set()
+
+    def close(self) -> None:
+        self._server.stop.close()
+
+    def flush(self, deadline_ns: int) -> int:
+        removed = sum(self._store.flush(bucket, deadline_ns) for bucket in self._store.buckets)
+        if self.config.commit:
+            end = self._ring.wait_durable(self._ring.head, deadline_ns)
+            if end is not StreamEnd.REACHED:
+                raise RequestRefused(*UNCOMMITTED[end])
+        return removed
+
+    # --- buckets and their states
+
+    def state(self, bucket: int) -> BucketState:
+        return self._store.buckets[bucket].state
+
+    def set_state(self, bucket: int, state: BucketState) -> None:
+        held = self._store.buckets[bucket]
+        with held.stripe.lock:
+            if state not in (BucketState.FROZEN, BucketState.ABSENT) or not may_follow(held.state, state):
+                raise ValueError(f"bucket {bucket} is {held.state.value}; it cannot become {state.value} by itself")
+            held.state = state
+            if state is BucketState.ABSENT:
+                self._store.memory.force(-held.clear_locked())
+
+    def open_buckets(self, buckets: Sequence[int], epoch: int, incarnation: int, node: str) -> None:
+        deadline_ns = time.monotonic_ns() + int(OPEN_WAIT_S * 1e9)
+        for number in buckets:
+            bucket = self._store.buckets[number]
+            if not may_follow(bucket.state, BucketState.PRIMARY):
+                raise ValueError(f"bucket {number} is {bucket.state.value}; it cannot become primary")
+            opening = encode_opening(Opening(bucket.sequence, incarnation, node))
+            self._store.open(bucket, opening, make_sequence(epoch, 0), deadline_ns)
+        self.epoch = max(self.epoch, epoch)
+
+    def exhausted_buckets(self) -> list[int]:
+        return [bucket.number for bucket in self._store.buckets if counter_of(bucket.sequence) >= COUNTER_MAX]
+
+    # --- records in and out
+
+    def apply(self, body: bytes) -> None:
+        clock_ms = self.clock.now_ms()
+        for record in scan(body):
+            if record.bucket >= len(self._store.buckets):
+                raise BadRecord(f"bucket {record.bucket} of {len(self._store.buckets)}")
+            bucket = self._store.buckets[record.bucket]
+            with bucket.stripe.lock:
+                if bucket.state in (BucketState.PRIMARY, BucketState.FROZEN):
+                    raise ChainError(f"bucket {bucket.number} is {bucket.state.value}; records of others do not apply to it")
+                if record.kind in (Kind.IMPORT_BEGIN, Kind.ROW, Kind.IMPORT_END, Kind.DROP):
+                    self._apply_mark_locked(bucket, record)
+                else:
+                    self._apply_change_locked(bucket, record)
+                bucket.learn_time_locked(record.time_ms, clock_ms)
+
+    def _apply_mark_locked(self, bucket: Bucket, record: Record) -> None:
+        if record.kind == Kind.ROW:
+            if bucket.state is not BucketState.IMPORTING:
+                raise ChainError(f"bucket {bucket.number}: a row outside an import")
+            bucket.import_rows += 1
+            self._put_newer_locked(bucket, record)
+        elif record.kind == Kind.IMPORT_END:
+            end = decode_import_end(record.value)
+            if bucket.state is not BucketState.IMPORTING or end != (bucket.import_begin, bucket.import_rows):
+                raise ChainError(f"bucket {bucket.number}: the end of an import that does not fit its beginning")
+            bucket.state = BucketState.BACKUP
+        else:
+            self._store.memory.force(-bucket.clear_locked())
+            bucket.sequence = bucket.import_begin = record.sequence if record.kind == Kind.IMPORT_BEGIN else BORN_EMPTY
+            bucket.last_removal = bucket.sequence
+            bucket.import_rows = 0
+            bucket.state = BucketState.IMPORTING if record.kind == Kind.IMPORT_BEGIN else BucketState.ABSENT
+
+    def _apply_change_locked(self, bucket: Bucket, record: Record) -> None:
+        """One change, in chain order. A row of a running import may already be newer than it."""
+        follows = (
+            decode_opening(record.value).continues_from == bucket.sequence
+            if record.kind == Kind.OPEN
+            else record.sequence == bucket.sequence + 1
+        )
+        if bucket.state is BucketState.ABSENT or not follows:
+            raise ChainError(f"bucket {bucket.number}: {record.sequence} does not follow on {bucket.sequence}")
+        bucket.sequence = record.sequence
+        if record.kind == Kind.SET:
+            self._put_newer_locked(bucket, record)
+            return
+        bucket.last_removal = record.sequence
+        if record.kind == Kind.FLUSH:
+            older = [key for key, item in bucket.items.items() if item.version < record.sequence]
+        else:
+            held = bucket.items.get(record.key) if record.kind == Kind.REMOVE else None
+            older = [record.key] if held is not None and held.version < record.sequence else []
+        for key in older:
+            self._store.memory.force(-bucket.drop_locked(key))
+
+    def _put_newer_locked(self, bucket: Bucket, record: Record) -> None:
+        held = bucket.items.get(record.key)
+        if held is None or held.version < record.sequence:
+            item = Item(record.value, record.flags, record.expires_at_ms, record.sequence)
+            self._store.memory.force(bucket.put_locked(record.key, item))
+
+    def copy_bucket(self, bucket: int) -> Iterator[bytes]:
+        """Items are never changed in place, so a list of them made under the lock is a copy at one sequence."""
+        held = self._store.buckets[bucket]
+        with held.stripe.lock:
+            rows, sequence, time_ms = list(held.items.items()), held.sequence, held.newest_ms
+        yield _mark(Kind.IMPORT_BEGIN, bucket, sequence, time_ms)
+        for key, item in rows:
+            yield encode(
+                Record(Kind.ROW, Cause.NONE, bucket, item.flags, item.version, time_ms, item.expires_at_ms, key, item.value)
+            )
+        yield _mark(Kind.IMPORT_END, bucket, sequence, time_ms, encode_import_end(ImportEnd(sequence, len(rows))))
+
+    # --- upkeep
+
+    def expire_due(self, items_max: int) -> int:
+        try:
+            return self._store.expire_due(items_max, time.monotonic_ns() + int(EXPIRE_WAIT_S * 1e9))
+        except RequestRefused:
+            return 0  # the stream is full or failed; the next round sees to it
+
+    def trim(self) -> int:
+        evicted = 0
+        while self._store.memory.used > self._store.memory.limit and self._store.evict_one(
+            time.monotonic_ns() + int(OPEN_WAIT_S * 1e9)
+        ):
+            evicted += 1
+        return evicted
+
+    def stats(self) -> dict[str, dict[str, Any]]:
+        store = self._store
+        removed: dict[str, int] = {}
+        hits = misses = sets = 0
+        for stripe in store.stripes:
+            with stripe.lock:
+                hits, misses, sets = hits + stripe.hits, misses + stripe.misses, sets + stripe.sets
+                for cause, count in stripe.removed.items():
+                    name = Cause(cause).name.lower()
+                    removed[name] = removed.get(name, 0) + count
+        causes = (Cause.DELETED, Cause.EXPIRED, Cause.EVICTED, Cause.FLUSHED)
+        return {
+            "items": {
+                "items": sum(len(bucket.items) for bucket in store.buckets),
+                "hits": hits,
+                "misses": misses,
+                "sets": sets,
+                **{cause.name.lower(): removed.get(cause.name.lower(), 0) for cause in causes},
+            },
+            "memory": {
+                "limit_bytes": store.memory.limit,
+                "used_bytes": store.memory.used,
+                "evict": self.config.evict,
+            },
+            "buckets": {
+                "buckets": len(store.buckets),
+                **{state.value: sum(bucket.state is state for bucket in store.buckets) for state in BucketState},
+            },
+            "stream": self._ring.stats(),
+        }
+
+    def check(self) -> None:
+        self._ring.check()
+        used = 0
+        for stripe_number, stripe in enumerate(self._store.stripes):
+            with stripe.lock:
+                buckets = self._store.buckets[stripe_number :: len(self._store.stripes)]
+                items = {key: item for bucket in buckets for key, item in bucket.items.items()}
+                assert set(items) == set(stripe.recency)
+                expiring = sorted((item.expires_at_ms, key) for key, item in items.items() if item.expires_at_ms)
+                assert expiring == list(stripe.expiries)
+                assert sorted(stripe.recency.values()) == list(stripe.recency.values())
+                for bucket in buckets:
+                    assert all(self._store.bucket_of(key) is bucket for key in bucket.items)
+                    assert all(item.version <= bucket.sequence for item in bucket.items.values())
+                used += sum(item_bytes(len(k), len(i.value), i.expires_at_ms > 0) for k, i in items.items())
+        assert used == self._store.memory.used, (used, self._store.memory.used)
+
+
+def _mark(kind: Kind, bucket: int, sequence: int, time_ms: int, value: bytes = b"") -> bytes:
+    return encode(Record(kind, Cause.NONE, bucket, 0, sequence, time_ms, 0, b"", value))

@@ -1,0 +1,265 @@
+"""The change stream of the reference engine: a bounded ring of records with a cursor for each reader.
+
+What it is: a list of records with absolute positions (bytes since the stream began), room that is reserved before it is
+used, and the position up to which the log is on disk.
+Which thread runs it: writers under their stripe lock (`append`) or before it (`reserve`); the append-log writer, feeds and
+links as readers; workers in `wait_durable`.
+What it owns: the records, until every reader that holds them has released them and their room is needed.
+What it must not know: what a record says; who reads.
+
+It guarantees: the order of `append`; that a reader that holds misses nothing; that no more than `bytes_max` is held. It does
+not offer: waiting under a stripe lock (`append` never waits, its room was reserved).
+
+Invariants:
+1. records held + room reserved <= bytes_max, in bytes.
+2. A record is dropped only when its room is needed and every reader that holds has released it.
+3. After `fail` no append succeeds and no wait lasts.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from rcache.engine.contract import Batch, StreamEnd
+
+COMPACT_RECORDS = 4096
+"""The list's dead front is cut off when it is at least this long and half of the list: amortised, a cut costs nothing."""
+
+
+class StreamFailed(Exception):
+    """The stream's log failed; nothing can be recorded any more."""
+
+
+class Ring:
+    """A bounded stream of records. `bytes_max` counts record bytes."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self.bytes_max = bytes_max
+        self._lock = threading.Lock()
+        self._readable = threading.Condition(self._lock)
+        self._room = threading.Condition(self._lock)
+        self._committed = threading.Condition(self._lock)
+        self._records: list[bytes | None] = []
+        self._front = 0  # index in _records of the oldest record held
+        self._tail = 0  # position before it
+        self._head = 0
+        self._reserved = 0
+        self._durable = 0
+        self._durable_waiters = 0
+        self._failure = ""
+        self._readers: list[RingReader] = []
+        self._sleeping = 0
+        self.full_waits = 0
+
+    @property
+    def head(self) -> int:
+        return self._head
+
+    @property
+    def durable(self) -> int:
+        return self._durable
+
+    @property
+    def failure(self) -> str:
+        """Why the stream failed; "" while it has not."""
+        return self._failure
+
+    def stats(self) -> dict[str, int]:
+        """Gauges: bytes held, bytes written in all, bytes on disk, room, and how often a writer waited for room."""
+        with self._lock:
+            return {
+                "bytes_held": self._head - self._tail,
+                "bytes_written": self._head,
+                "bytes_on_disk": self._durable,
+                "bytes_max": self.bytes_max,
+                "readers": len(self._readers),
+                "waits_for_room": self.full_waits,
+            }
+
+    def open_reader(self, name: str, *, holds: bool) -> RingReader:
+        with self._lock:
+            reader = RingReader(self, name, holds, len(self._records), self._head)
+            self._readers.append(reader)
+            return reader
+
+    def reserve(self, count: int, deadline_ns: int) -> bool:
+        """Set `count` bytes aside. False if there was no room before the deadline. Raises `StreamFailed`. Blocks."""
+        with self._lock:
+            while not self._try_reserve(count):
+                left_s = (deadline_ns - time.monotonic_ns()) / 1e9
+                if left_s <= 0:
+                    return False
+                self.full_waits += 1
+                self._readable.notify_all()
+                self._room.wait(left_s)
+            return True
+
+    def _try_reserve(self, count: int) -> bool:
+        if self._failure:
+            raise StreamFailed(self._failure)
+        if self._head - self._tail + self._reserved + count > self.bytes_max:
+            self._drop(count)
+        if self._head - self._tail + self._reserved + count > self.bytes_max:
+            return False
+        self._reserved += count
+        return True
+
+    def unreserve(self, count: int) -> None:
+        """Give back room that was not used."""
+        with self._lock:
+            self._reserved -= count
+            self._room.notify()
+
+    def append(self, record: bytes, reserved: int) -> int:
+        """Place a record, using up `reserved` bytes of room set aside before (at least its length). Returns the position
+        after it. Raises `StreamFailed`, and then the room has been given back."""
+        with self._lock:
+            self._reserved -= reserved
+            if self._failure:
+                raise StreamFailed(self._failure)
+            self._records.append(record)
+            self._head += len(record)
+            if self._sleeping:
+                self._readable.notify_all()
+            return self._head
+
+    def _drop(self, count: int) -> None:
+        """Make room for `count` bytes from records no reader holds on to (invariant 2)."""
+        stop = min((reader.released for reader in self._readers if reader.holds), default=self._head)
+        need = self._head - self._tail + self._reserved + count - self.bytes_max
+        records, front = self._records, self._front
+        while need > 0 and front < len(records):
+            record = records[front]
+            assert record is not None
+            if self._tail + len(record) > stop:
+                break
+            records[front] = None
+            front += 1
+            self._tail += len(record)
+            need -= len(record)
+        self._front = front
+        if front >= COMPACT_RECORDS and front * 2 >= len(records):
+            del records[:front]
+            self._front = 0
+            for reader in self._readers:
+                reader.index -= front
+
+    def set_durable(self, position: int) -> None:
+        with self._lock:
+            self._durable = max(self._durable, position)
+            if self._durable_waiters:
+                self._committed.notify_all()
+
+    def wait_durable(self, position: int, deadline_ns: int) -> StreamEnd:
+        if self._durable >= position:
+            return StreamEnd.REACHED
+        with self._lock:
+            self._durable_waiters += 1
+            try:
+                while self._durable < position:
+                    left_s = (deadline_ns - time.monotonic_ns()) / 1e9
+                    if self._failure:
+                        return StreamEnd.FAILED
+                    if left_s <= 0:
+                        return StreamEnd.TIMED_OUT
+                    self._readable.notify_all()
+                    self._committed.wait(left_s)
+                return StreamEnd.REACHED
+            finally:
+                self._durable_waiters -= 1
+
+    def wake_readers(self) -> None:
+        with self._lock:
+            for reader in self._readers:
+                reader.woken = True
+            self._readable.notify_all()
+
+    def fail(self, why: str) -> None:
+        with self._lock:
+            self._failure = self._failure or why
+            self._readable.notify_all()
+            self._room.notify_all()
+            self._committed.notify_all()
+
+    def check(self) -> None:
+        """Invariant 1, and that positions and records agree. Raises AssertionError."""
+        with self._lock:
+            held = sum(len(record) for record in self._records[self._front :] if record is not None)
+            assert held == self._head - self._tail, (held, self._head, self._tail)
+            assert 0 <= self._reserved
+            assert held + self._reserved <= self.bytes_max
+
+
+class RingReader:
+    """A cursor in a `Ring`; used by one thread. `released` and `position` are in bytes, `index` is its place in the list."""
+
+    def __init__(self, ring: Ring, name: str, holds: bool, index: int, position: int) -> None:
+        self.name = name
+        self.holds = holds
+        self.index = index
+        self.position = position
+        self.released = position
+        self.woken = False
+        self._ring = ring
+
+    def take(self, bytes_max: int, timeout_s: float, linger_s: float = 0.0) -> Batch:
+        ring = self._ring
+        with ring._lock:
+            if self._is_behind() or self._wait_for_first(timeout_s):
+                if linger_s > 0 and not self._is_urgent():
+                    ring._readable.wait(linger_s)
+                return self._collect(bytes_max)
+            return Batch((), self.position, lost=False)
+
+    def _wait_for_first(self, timeout_s: float) -> bool:
+        ring = self._ring
+        if timeout_s > 0 and not self.woken and not ring._failure:
+            ring._sleeping += 1
+            try:
+                ring._readable.wait_for(lambda: self._is_behind() or self.woken or bool(ring._failure), timeout_s)
+            finally:
+                ring._sleeping -= 1
+        self.woken = False
+        return self._is_behind()
+
+    def _is_behind(self) -> bool:
+        return self.index < len(self._ring._records)
+
+    def _is_urgent(self) -> bool:
+        """Whether somebody waits for what is there: for its commitment, for its room, or by `wake_readers`."""
+        ring = self._ring
+        woken, self.woken = self.woken, False
+        half_full = (ring._head - self.released) * 2 > ring.bytes_max
+        return woken or half_full or ring._durable_waiters > 0
+
+    def _collect(self, bytes_max: int) -> Batch:
+        ring = self._ring
+        lost = self.index < ring._front
+        if lost:
+            self.index, self.position = ring._front, ring._tail
+        start, size = self.index, 0
+        taken: list[bytes] = []
+        for at in range(start, len(ring._records)):
+            record = ring._records[at]
+            assert record is not None
+            if taken and size + len(record) > bytes_max:
+                break
+            taken.append(record)
+            size += len(record)
+        self.index += len(taken)
+        self.position += size
+        return Batch(taken, self.position, lost)
+
+    def release(self, position: int) -> None:
+        ring = self._ring
+        with ring._lock:
+            self.released = position
+            ring._room.notify_all()
+
+    def close(self) -> None:
+        ring = self._ring
+        with ring._lock:
+            if self in ring._readers:
+                ring._readers.remove(self)
+            ring._room.notify_all()

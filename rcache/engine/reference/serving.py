@@ -1,0 +1,242 @@
+"""Serving a connection: receive, parse, execute, wait for commitment, reply; until something is not the engine's business.
+
+What it is: the request path of the reference engine. Replies of a pipelined batch are gathered, wait once for commitment,
+and leave in one send.
+Which thread runs it: the worker that owns the connection; `StopSignal.set` any.
+What it owns: a connection's buffers. What it must not know: HELLO, GOODBYE, who closes the socket.
+
+Invariants:
+1. Replies leave in the order of their requests.
+2. No reply leaves before the log is on disk up to its position; one whose wait ended otherwise says NOT_COMMITTED or
+   APPEND_LOG_FAILED instead of what it would have revealed.
+3. What is held of a peer is bounded: input by one frame and one read, output by `OUTPUT_BYTES_MAX` and one reply.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+import time
+from typing import NamedTuple
+
+from rcache.engine.contract import ConnectionLimits, Ended, EngineConfig, Handback, StreamEnd
+from rcache.engine.reference.operations import Operations
+from rcache.engine.reference.ring import Ring
+from rcache_client.wire.frames import BadFrame, Request, RequestReader, encode_reply
+from rcache_client.wire.grammar import REASON, BadPayload
+from rcache_client.wire.opcodes import DATA_OPCODES, Status
+
+RECEIVE_BYTES = 64 << 10
+"""One read: enough for a batch of a hundred small requests, small enough for a thousand connections."""
+
+OUTPUT_BYTES_MAX = 1 << 20
+"""Replies gathered before they are sent; then no more requests are executed until the peer took them."""
+
+BUSY_WAIT_S = 0.2
+"""How long a connection counts as busy after its last frame; also how late a busy one notices that serving is to end."""
+
+UNCOMMITTED = {
+    StreamEnd.TIMED_OUT: (Status.NOT_COMMITTED, "applied here, but not on disk before the deadline; the outcome is not known"),
+    StreamEnd.FAILED: (Status.APPEND_LOG_FAILED, "the append log failed; the outcome is not known"),
+}
+
+
+class StopSignal:
+    """Tells all connections at once: an eventfd that stays readable once it is set."""
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.is_set = False
+
+    def set(self) -> None:
+        self.is_set = True
+        os.eventfd_write(self.fd, 1)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+class _Pending(NamedTuple):
+    """A reply that waits for its batch."""
+
+    opcode: int
+    request_id: int
+    position: int
+    frame: bytes
+
+
+class Connection:
+    """A connection's buffers, limits and counts. `stop` becomes readable when serving is to end."""
+
+    def __init__(self, sock: socket.socket, limits: ConnectionLimits, frame_bytes_max: int, stop: StopSignal) -> None:
+        self.sock = sock
+        self.limits = limits
+        self.data_allowed = True
+        self.greeted = False
+        self.last_executed = 0
+        self.requests = 0
+        self.reader = RequestReader(frame_bytes_max)
+        self._stop = stop
+        self._began_ns = time.monotonic_ns()
+        self._frame_began_ns = 0
+        self._poller = select.poll()
+        self._poller.register(sock, select.POLLIN)
+        self._poller.register(stop.fd, select.POLLIN)
+        sock.setblocking(True)
+        set_kernel_timeout(sock, socket.SO_SNDTIMEO, limits.send_s)
+        set_kernel_timeout(sock, socket.SO_RCVTIMEO, BUSY_WAIT_S)
+
+    def receive(self) -> Ended | None:
+        """Take in what comes next. None if something came. Blocks up to the limit that applies.
+
+        A busy connection is served by one blocking call; one that has been quiet for BUSY_WAIT_S sleeps in a poll that the
+        stop signal ends too, so that ten thousand quiet ones cost nothing and all wake up at once.
+        """
+        if self._stop.is_set:
+            return Ended.STOPPING
+        try:
+            try:
+                data = self.sock.recv(RECEIVE_BYTES)
+            except BlockingIOError:
+                ended, left_s = self._limit()
+                if left_s <= 0 or not self._poller.poll(left_s * 1000):
+                    return ended
+                if self._stop.is_set:
+                    return Ended.STOPPING
+                data = self.sock.recv(RECEIVE_BYTES)
+        except OSError:
+            return Ended.LOST
+        if not data:
+            return Ended.CLOSED
+        if not self.reader.mid_frame:
+            self._frame_began_ns = time.monotonic_ns()
+        self.reader.feed(data)
+        return None
+
+    def _limit(self) -> tuple[Ended, float]:
+        """Which limit applies to the next read, and what is left of it in seconds."""
+        limits = self.limits
+        if self.reader.mid_frame:
+            spent_s = (time.monotonic_ns() - self._frame_began_ns) / 1e9
+            return Ended.FRAME_TIMEOUT, limits.frame_s - spent_s
+        if not self.greeted:
+            spent_s = (time.monotonic_ns() - self._began_ns) / 1e9
+            return Ended.HELLO_TIMEOUT, limits.hello_s - spent_s
+        return Ended.IDLE_TIMEOUT, limits.idle_s
+
+    def send(self, data: bytes) -> Ended | None:
+        """Send all of `data` within `send_s`. None if it was taken."""
+        rest = memoryview(data)
+        deadline_ns = time.monotonic_ns() + int(self.limits.send_s * 1e9)
+        while rest:
+            try:
+                rest = rest[self.sock.send(rest) :]
+            except BlockingIOError:
+                return Ended.SLOW_READER
+            except OSError:
+                return Ended.LOST
+            if rest and time.monotonic_ns() > deadline_ns:
+                return Ended.SLOW_READER
+        return None
+
+
+class Server:
+    """The request path: serves connections on a store's operations."""
+
+    def __init__(self, config: EngineConfig, ring: Ring, operations: Operations) -> None:
+        self.epoch = 0
+        self._config = config
+        self._ring = ring
+        self._operations = operations
+        self.stop = StopSignal()
+
+    def connect(self, sock: socket.socket, limits: ConnectionLimits) -> Connection:
+        return Connection(sock, limits, self._config.frame_bytes_max, self.stop)
+
+    def serve(self, connection: Connection) -> Handback:
+        """Until something is not the engine's business; all replies to what came before have been sent by then."""
+        while True:
+            handback, lost = self._answer_held(connection)
+            if lost is not None:
+                return Handback(lost)
+            if handback is not None:
+                return handback
+            ended = connection.receive()
+            if ended is not None:
+                return Handback(ended)
+
+    def execute(self, request: Request) -> bytes:
+        """One request by itself, its reply frame."""
+        received_ns = time.monotonic_ns()
+        reply = self._run(request, received_ns)
+        return b"".join(self._commit([reply], self._operations.deadline_ns(request, received_ns)))
+
+    def _answer_held(self, connection: Connection) -> tuple[Handback | None, Ended | None]:
+        """Execute and answer all whole frames held. Returns what ends `serve`, if anything does."""
+        received_ns = time.monotonic_ns()
+        replies: list[_Pending] = []
+        held = 0
+        latest_ns = 0
+        while True:
+            try:
+                request = connection.reader.next()
+            except BadFrame as bad:
+                return Handback(Ended.BAD_FRAME, bad=bad), self._flush(connection, replies, latest_ns)
+            if request is None:
+                return None, self._flush(connection, replies, latest_ns)
+            connection.greeted = connection.greeted or connection.data_allowed
+            connection.requests += 1
+            if request.opcode not in DATA_OPCODES or not connection.data_allowed:
+                return Handback(Ended.FRAME, request=request), self._flush(connection, replies, latest_ns)
+            try:
+                reply = self._run(request, received_ns)
+            except BadPayload as error:
+                odd = BadFrame(Status.BAD_PAYLOAD, str(error), request.request_id, request.opcode)
+                return Handback(Ended.BAD_FRAME, bad=odd), self._flush(connection, replies, latest_ns)
+            connection.last_executed = request.request_id
+            replies.append(reply)
+            held += len(reply.frame)
+            latest_ns = max(latest_ns, self._operations.deadline_ns(request, received_ns))
+            if held >= OUTPUT_BYTES_MAX:
+                lost = self._flush(connection, replies, latest_ns)
+                if lost is not None:
+                    return None, lost
+                replies, held, received_ns = [], 0, time.monotonic_ns()
+
+    def _run(self, request: Request, received_ns: int) -> _Pending:
+        status, payload, position = self._operations.run(request, received_ns)
+        frame = encode_reply(request.opcode, status, request.request_id, self.epoch, payload)
+        return _Pending(request.opcode, request.request_id, position, frame)
+
+    def _flush(self, connection: Connection, replies: list[_Pending], deadline_ns: int) -> Ended | None:
+        """Wait for commitment, once for all of them, and send. None if the peer took them in time."""
+        if not replies:
+            return None
+        frames = self._commit(replies, deadline_ns)
+        return connection.send(frames[0] if len(frames) == 1 else b"".join(frames))
+
+    def _commit(self, replies: list[_Pending], deadline_ns: int) -> list[bytes]:
+        """The frames to send, each as it may be sent after the wait (invariant 2)."""
+        position = max(reply.position for reply in replies)
+        if not position:
+            return [reply.frame for reply in replies]
+        end = self._ring.wait_durable(position, deadline_ns)
+        if end is StreamEnd.REACHED:
+            return [reply.frame for reply in replies]
+        durable = self._ring.durable
+        status, reason = UNCOMMITTED[end]
+        return [
+            reply.frame
+            if reply.position <= durable
+            else encode_reply(reply.opcode, status, reply.request_id, self.epoch, REASON.encode(reason))
+            for reply in replies
+        ]
+
+
+def set_kernel_timeout(sock: socket.socket, option: int, seconds: float) -> None:
+    """A timeout kept by the kernel: unlike `settimeout` it leaves the socket blocking, which saves a poll for every call."""
+    whole = int(seconds)
+    micros = max(1, int((seconds - whole) * 1e6)) if not whole else int((seconds - whole) * 1e6)
+    sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", whole, micros))

@@ -1,0 +1,373 @@
+"""The store: reads and changes of single keys, with all they must wait for first.
+
+What it is: the order of steps of a change: room in the stream, memory (by eviction where it must be), then the stripe lock,
+the decision, the record and the item; then what was not used is given back.
+Which thread runs it: workers, and the housekeeper for expiry. Blocks only before a stripe lock is taken.
+What it owns: buckets and stripes. What it must not know: frames and payloads (that is `operations`).
+
+Invariants:
+1. A refusal leaves everything as it was, except that an expired item it came upon may have been removed.
+2. Between looking and changing the stripe lock is held throughout; what was reserved beforehand was a guess that is checked
+   under the lock, and if it no longer fits, the change starts over (TRIES_MAX times).
+3. Every removal is a record with its cause: deleted, expired, evicted, flushed.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+from rcache.cluster.bucket_state import BucketState
+from rcache.engine.clock import NodeClock
+from rcache.engine.contract import EngineConfig, RequestRefused
+from rcache.engine.reference.buckets import ITEM_BYTES, Bucket, Item, Stripe, item_bytes
+from rcache.engine.reference.memory import MemoryAccount
+from rcache.engine.reference.ring import Ring, StreamFailed
+from rcache.records.record import COUNTER_MAX, Cause, Kind, counter_of, draft, record_bytes, stamp
+from rcache_client.wire.opcodes import Status
+
+TRIES_MAX = 8
+"""How often a change whose reserved room no longer fits starts over. Each time another writer has changed the same item
+between two steps of this one; eight in a row is contention that the caller should hear of."""
+
+EXPIRE_BEFORE_EVICT = 16
+"""How many expired items are looked for before anything alive is evicted."""
+
+
+class NewItem(NamedTuple):
+    """A decision: the item's new value, flags and expiry (ms since 1970, 0: never), and what kind of change it is."""
+
+    value: bytes
+    flags: int
+    expires_at_ms: int
+    cause: Cause
+
+
+class Refusal(NamedTuple):
+    """A decision: change nothing, and answer this. `version`: the current item's, 0 if there is none."""
+
+    status: Status
+    reason: str = ""
+
+
+REMOVE = Refusal(Status.OK)
+"""The decision to remove the item."""
+
+Decision = NewItem | Refusal
+Decide = Callable[[Item | None, int], Decision]
+"""Called under the stripe lock with the live item, if any, and the bucket's time in ms. Must not wait or raise."""
+
+
+class Changed(NamedTuple):
+    """A change that was made: its sequence, the position its answer waits for, and the item (None: removed)."""
+
+    version: int
+    position: int
+    item: Item | None
+
+
+class Read(NamedTuple):
+    """What was found, the position its answer waits for, and the bucket's time in ms."""
+
+    item: Item | None
+    position: int
+    now_ms: int
+
+
+class Store:
+    """The items of one node."""
+
+    def __init__(self, config: EngineConfig, ring: Ring, clock: NodeClock) -> None:
+        self.config = config
+        self.ring = ring
+        self.clock = clock
+        self.memory = MemoryAccount(config.memory_bytes)
+        self.stripes = [Stripe() for _ in range(min(config.stripes, config.buckets))]
+        self.buckets = [Bucket(number, self.stripes[number % len(self.stripes)]) for number in range(config.buckets)]
+        self._mask = config.buckets - 1
+
+    def bucket_of(self, key: bytes) -> Bucket:
+        """Key to bucket: CRC-32, masked."""
+        return self.buckets[zlib.crc32(key) & self._mask]
+
+    # --- reading
+
+    def read(self, key: bytes, deadline_ns: int, *, use: bool = True) -> Read:
+        """Look up a key; an expired item is removed first. `use`: it counts as used. Raises `RequestRefused`."""
+        bucket = self.bucket_of(key)
+        stripe = bucket.stripe
+        with stripe.lock:
+            _demand_primary(bucket)
+            item = bucket.items.get(key)
+            now_ms = bucket.now_locked(self.clock.now_ms())
+            if item is None:
+                stripe.misses += use
+                return Read(None, self._position_locked(bucket, bucket.last_removal), now_ms)
+            if not _is_expired(item, now_ms):
+                if use:
+                    stripe.hits += 1
+                    bucket.touch_locked(key)
+                return Read(item, self._position_locked(bucket, item.version), now_ms)
+        self._expire(bucket, key, deadline_ns)
+        return self.read(key, deadline_ns, use=use)
+
+    def look(self, key: bytes) -> Item | None:
+        """The item under a key as it is, expired or not: a guess for what a change will need."""
+        bucket = self.bucket_of(key)
+        with bucket.stripe.lock:
+            return bucket.items.get(key)
+
+    # --- changing
+
+    def change(self, key: bytes, room: int, deadline_ns: int, decide: Decide) -> Changed:
+        """Change one key as `decide` says; `room` is a guess of the new value's length. Raises `RequestRefused`."""
+        bucket = self.bucket_of(key)
+        for _ in range(TRIES_MAX):
+            made = self._try_change(bucket, key, room, deadline_ns, decide)
+            if isinstance(made, Changed):
+                return made
+            room = made
+        raise RequestRefused(Status.BUSY, "the item kept changing while room was made for it; try again")
+
+    def _try_change(self, bucket: Bucket, key: bytes, room: int, deadline_ns: int, decide: Decide) -> Changed | int:
+        """One try. Returns the change, or the room that turned out to be needed."""
+        reserved = record_bytes(len(key), room)
+        self._reserve_stream(reserved, deadline_ns)
+        try:
+            taken = self._take_memory(bucket, key, room, deadline_ns, decide)
+        except BaseException:
+            self.ring.unreserve(reserved)
+            raise
+        used = False
+        try:
+            with bucket.stripe.lock:
+                _demand_primary(bucket)
+                _demand_counter(bucket)
+                now_ms = bucket.now_locked(self.clock.now_ms())
+                held = bucket.items.get(key)
+                live = None if held is None or _is_expired(held, now_ms) else held
+                decision = decide(live, now_ms)
+                if isinstance(decision, Refusal) and live is None and held is not None:
+                    used = True
+                    self._remove_locked(bucket, key, Cause.EXPIRED, now_ms, reserved)
+                if isinstance(decision, NewItem):
+                    if len(decision.value) > room or not self._fits_locked(key, held, decision, taken):
+                        return len(decision.value)
+                    used = True
+                    grown, changed = self._put_locked(bucket, key, decision, now_ms, reserved)
+                    taken -= grown
+                    return changed
+                if decision is REMOVE:
+                    used = True
+                    return self._remove_locked(bucket, key, Cause.DELETED, now_ms, reserved)
+                raise self._refusal_locked(bucket, decision, live)
+        except StreamFailed as failed:
+            raise RequestRefused(Status.STOPPING, f"the append log failed: {failed}") from None
+        finally:
+            if not used:
+                self.ring.unreserve(reserved)
+            if taken:
+                self.memory.force(-taken)
+
+    @staticmethod
+    def _fits_locked(key: bytes, held: Item | None, decision: NewItem, taken: int) -> bool:
+        grown = item_bytes(len(key), len(decision.value), decision.expires_at_ms > 0)
+        if held is not None:
+            grown -= item_bytes(len(key), len(held.value), held.expires_at_ms > 0)
+        return grown <= taken
+
+    def _put_locked(self, bucket: Bucket, key: bytes, new: NewItem, now_ms: int, reserved: int) -> tuple[int, Changed]:
+        record = draft(
+            Kind.SET, bucket.number, key, new.value, cause=new.cause, flags=new.flags, expires_at_ms=new.expires_at_ms
+        )
+        version, position = self._record_locked(bucket, record, now_ms, reserved)
+        item = Item(new.value, new.flags, new.expires_at_ms, version)
+        bucket.stripe.sets += 1
+        return bucket.put_locked(key, item), Changed(version, position, item)
+
+    def _remove_locked(self, bucket: Bucket, key: bytes, cause: Cause, now_ms: int, reserved: int) -> Changed:
+        record = draft(Kind.REMOVE, bucket.number, key, cause=cause)
+        version, position = self._record_locked(bucket, record, now_ms, reserved)
+        bucket.last_removal = version
+        self.memory.force(-bucket.drop_locked(key))
+        _count_removed(bucket.stripe, cause, 1)
+        return Changed(version, position, None)
+
+    def _record_locked(self, bucket: Bucket, record: bytearray, now_ms: int, reserved: int) -> tuple[int, int]:
+        """Give a record its place, in the bucket and in the stream. Raises `StreamFailed` before anything has changed."""
+        sequence = bucket.sequence + 1
+        stamp(record, sequence, now_ms)
+        position = self.ring.append(bytes(record), reserved)
+        bucket.place_locked(sequence, now_ms)
+        if not self.config.commit:
+            return sequence, 0
+        bucket.pending.append((sequence, position))
+        return sequence, position
+
+    def _position_locked(self, bucket: Bucket, sequence: int) -> int:
+        return bucket.position_locked(sequence, self.ring.durable) if self.config.commit else 0
+
+    def _refusal_locked(self, bucket: Bucket, refusal: Refusal, live: Item | None) -> RequestRefused:
+        """A refusal reveals the item it is about, or that there is none."""
+        revealed = bucket.last_removal if live is None else live.version
+        position = self._position_locked(bucket, revealed)
+        return RequestRefused(refusal.status, refusal.reason, version=live.version if live else 0, position=position)
+
+    # --- room
+
+    def _reserve_stream(self, count: int, deadline_ns: int) -> None:
+        try:
+            if self.ring.reserve(count, deadline_ns):
+                return
+        except StreamFailed as failed:
+            raise RequestRefused(Status.STOPPING, f"the append log failed: {failed}") from None
+        raise RequestRefused(Status.BUSY, "the append log is behind and had no room before the deadline")
+
+    def _take_memory(self, bucket: Bucket, key: bytes, room: int, deadline_ns: int, decide: Decide) -> int:
+        """Memory for an item with a value of `room` bytes, by eviction where needed. Returns the bytes taken.
+
+        Nothing is evicted for a change that will be refused, or that only removes, as things stand.
+        """
+        cost = item_bytes(len(key), room, expires=True)
+        if self.memory.try_take(cost):
+            return cost
+        with bucket.stripe.lock:
+            held = bucket.items.get(key)
+            now_ms = bucket.now_locked(self.clock.now_ms())
+            live = None if held is None or _is_expired(held, now_ms) else held
+            if isinstance(decide(live, now_ms), Refusal):
+                return 0
+        if held is not None:  # what the old value gives back counts, or a full store could not even overwrite
+            cost = max(0, cost - item_bytes(len(key), len(held.value), held.expires_at_ms > 0))
+        self._make_room(cost, deadline_ns)
+        return cost
+
+    def _make_room(self, cost: int, deadline_ns: int) -> None:
+        """Take `cost` bytes; expired items go first, then the least recently used. Raises `RequestRefused` (NO_ROOM)."""
+        if cost > self.memory.limit:
+            raise RequestRefused(Status.NO_ROOM, f"the item alone would pass the memory limit of {self.memory.limit} bytes")
+        self.expire_due(EXPIRE_BEFORE_EVICT, deadline_ns)
+        victims_max = 2 * (cost // ITEM_BYTES) + TRIES_MAX if self.config.evict else 0
+        for _ in range(victims_max):
+            if self.memory.try_take(cost):
+                return
+            if not self.evict_one(deadline_ns):
+                break
+        if not self.memory.try_take(cost):
+            why = "nothing is left to evict" if self.config.evict else "and eviction is switched off (--no-evict)"
+            raise RequestRefused(Status.NO_ROOM, f"the memory limit of {self.memory.limit} bytes is reached, {why}")
+
+    def evict_one(self, deadline_ns: int) -> bool:
+        """Remove the least recently used item of this node. False if there is none. Raises `RequestRefused`."""
+        oldest: tuple[int, Stripe, bytes] | None = None
+        for stripe in self.stripes:
+            with stripe.lock:
+                for key, used_ns in stripe.recency.items():
+                    if oldest is None or used_ns < oldest[0]:
+                        oldest = (used_ns, stripe, key)
+                    break
+        if oldest is None:
+            return False
+        self._remove_if(self.bucket_of(oldest[2]), oldest[2], Cause.EVICTED, deadline_ns, lambda _item, _now_ms: True)
+        return True
+
+    # --- expiry
+
+    def _expire(self, bucket: Bucket, key: bytes, deadline_ns: int) -> bool:
+        return self._remove_if(bucket, key, Cause.EXPIRED, deadline_ns, _is_expired)
+
+    def _remove_if(
+        self, bucket: Bucket, key: bytes, cause: Cause, deadline_ns: int, wanted: Callable[[Item, int], bool]
+    ) -> bool:
+        """Remove an item if it is still there and `wanted`. Raises `RequestRefused` where the stream has no room."""
+        reserved = record_bytes(len(key), 0)
+        self._reserve_stream(reserved, deadline_ns)
+        used = False
+        try:
+            with bucket.stripe.lock:
+                item = bucket.items.get(key)
+                now_ms = bucket.now_locked(self.clock.now_ms())
+                if item is not None and bucket.state is BucketState.PRIMARY and wanted(item, now_ms):
+                    _demand_counter(bucket)
+                    used = True
+                    self._remove_locked(bucket, key, cause, now_ms, reserved)
+        except StreamFailed as failed:
+            raise RequestRefused(Status.STOPPING, f"the append log failed: {failed}") from None
+        finally:
+            if not used:
+                self.ring.unreserve(reserved)
+        return used
+
+    def expire_due(self, items_max: int, deadline_ns: int) -> int:
+        """Remove up to `items_max` expired items. Returns how many."""
+        removed = 0
+        for stripe in self.stripes:
+            if removed >= items_max:
+                break
+            with stripe.lock:
+                now_ms = self.clock.now_ms()
+                due = [key for at, key in stripe.expiries[: items_max - removed] if at <= now_ms]
+            for key in due:
+                removed += self._expire(self.bucket_of(key), key, deadline_ns)
+        return removed
+
+    # --- whole buckets
+
+    def flush(self, bucket: Bucket, deadline_ns: int) -> int:
+        """Remove all items of a bucket with one record. Returns how many. Raises `RequestRefused`."""
+        reserved = record_bytes(0, 0)
+        self._reserve_stream(reserved, deadline_ns)
+        used = False
+        try:
+            with bucket.stripe.lock:
+                _demand_primary(bucket)
+                _demand_counter(bucket)
+                count = len(bucket.items)
+                if count:
+                    used = True
+                    now_ms = bucket.now_locked(self.clock.now_ms())
+                    record = draft(Kind.FLUSH, bucket.number, cause=Cause.FLUSHED)
+                    bucket.last_removal, _ = self._record_locked(bucket, record, now_ms, reserved)
+                    self.memory.force(-bucket.clear_locked())
+                    _count_removed(bucket.stripe, Cause.FLUSHED, count)
+                return count
+        except StreamFailed as failed:
+            raise RequestRefused(Status.STOPPING, f"the append log failed: {failed}") from None
+        finally:
+            if not used:
+                self.ring.unreserve(reserved)
+
+    def open(self, bucket: Bucket, opening: bytes, epoch_begin: int, deadline_ns: int) -> None:
+        """Become primary of a bucket: an OPEN with `epoch_begin` as its sequence. `opening` is the record's value, which
+        names the bucket's present sequence. Raises `RequestRefused`."""
+        reserved = record_bytes(0, len(opening))
+        self._reserve_stream(reserved, deadline_ns)
+        with bucket.stripe.lock:
+            now_ms = bucket.now_locked(self.clock.now_ms())
+            record = draft(Kind.OPEN, bucket.number, value=opening)
+            stamp(record, epoch_begin, now_ms)
+            position = self.ring.append(bytes(record), reserved)
+            bucket.place_locked(epoch_begin, now_ms)
+            if self.config.commit:
+                bucket.pending.append((epoch_begin, position))
+            bucket.last_removal = epoch_begin
+            bucket.state = BucketState.PRIMARY
+
+
+def _is_expired(item: Item, now_ms: int) -> bool:
+    return 0 < item.expires_at_ms <= now_ms
+
+
+def _demand_primary(bucket: Bucket) -> None:
+    if bucket.state is not BucketState.PRIMARY:
+        raise RequestRefused(Status.NOT_PRIMARY, f"bucket {bucket.number} is {bucket.state.value} on this node")
+
+
+def _demand_counter(bucket: Bucket) -> None:
+    if counter_of(bucket.sequence) >= COUNTER_MAX:
+        raise RequestRefused(Status.BUSY, f"bucket {bucket.number} is about to be opened in a new epoch; try again")
+
+
+def _count_removed(stripe: Stripe, cause: Cause, count: int) -> None:
+    stripe.removed[cause] = stripe.removed.get(cause, 0) + count

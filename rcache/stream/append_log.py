@@ -1,0 +1,345 @@
+"""The append log: a thread that takes changes from the stream and writes them to segments.
+
+What it is: the writer of `NODE-YYYYMMDD-NNNN.rcl`. It gathers what the stream holds into blocks, writes, makes durable as the
+policy says, and begins a new segment when the day turns (UTC) or a segment is full.
+Which thread runs it: its own, `append-log`, from `start` to `stop`. Started and joined by the service.
+What it owns: the current segment's file. It may lock: the stream (never while it does I/O).
+What it must not know: engines, requests, checkpoints (it only tells that a segment began).
+
+It guarantees: what `stream.durable` says is on the disk is on the disk; a write or fsync that fails ends the log, wakes every
+waiter with FAILED and is reported once, with what is not on disk. It does not offer: going on after a failure. After a failed
+fsync the kernel may have dropped the pages, so only a restart from what is on disk can be right.
+
+Invariants:
+1. A block is written by one write call, and holds whole records in stream order.
+2. Segment N+1 is begun only after segment N was closed with its end block and fsynced; it names N's file id.
+3. A segment's name appears only after its header is on disk (temporary name, fsync, rename, fsync of the directory).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rcache.engine.contract import Batch, ChangeStream, StreamEnd
+from rcache.records.files import NO_FILE, FileHeader, FileKind, encode_block, encode_end, encode_header
+from rcache.stream.data_dir import SEGMENT_SUFFIX, Identity
+from rcache.stream.disk import Disk
+from rcache.stream.policy import FsyncPolicy
+from rcache.stream.record_file import TEMPORARY_SUFFIX, new_file_id
+
+BATCH_BYTES = 4 << 20
+"""A block gathers at most about this much: one write the disk takes in at full rate, and little to lose in a torn one."""
+
+LINGER_S = 0.005
+"""How long the writer waits for more after the first record, unless somebody waits for the disk. It turns a wake-up for every
+request into two hundred a second, which is what makes the log hardly felt."""
+
+EVERYTHING = 1 << 62
+"""As many bytes as there are."""
+
+IDLE_S = 0.5
+"""How long the writer sleeps at most: it looks at the day and the fsync interval this often."""
+
+
+@dataclass(frozen=True, slots=True)
+class AppendLogConfig:
+    """How the log is kept."""
+
+    directory: Path
+    policy: FsyncPolicy = FsyncPolicy.INTERVAL
+    interval_s: float = 1.0
+    segment_bytes_max: int = 512 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class LogPlace:
+    """Where the log goes on: the next segment's number and its predecessor's file id."""
+
+    number: int = 1
+    predecessor: bytes = NO_FILE
+
+
+@dataclass(frozen=True, slots=True)
+class LogFailure:
+    """Why the log ended, and what that means. `acknowledged_lost`: records that clients may take for stored but that are not
+    known to be on disk (0 with fsync always); the same in bytes."""
+
+    error: OSError
+    doing: str
+    acknowledged_lost: int
+    bytes_lost: int
+
+    def __str__(self) -> str:
+        lost = (
+            f"{self.acknowledged_lost} acknowledged changes ({self.bytes_lost} bytes) are not known to be on disk"
+            if self.acknowledged_lost
+            else "nothing that was acknowledged is missing on disk"
+        )
+        return f"{self.doing}: {self.error.strerror or self.error}; {lost}"
+
+
+@dataclass(slots=True)
+class _Counts:
+    """What was written, and what of it is not on disk yet."""
+
+    records: int = 0
+    bytes: int = 0
+    blocks: int = 0
+    syncs: int = 0
+    segments: int = 0
+    unsynced_records: int = 0
+    unsynced_bytes: int = 0
+
+
+class _Segment:
+    """The segment being written."""
+
+    def __init__(self, path: Path, fd: int, header: FileHeader, day: str, size: int) -> None:
+        self.path = path
+        self.fd = fd
+        self.header = header
+        self.day = day
+        self.size = size
+        self.blocks = 0
+
+
+class AppendLog:
+    """Writes the change stream to segments. `now_ms` is the node's clock; `on_failure` and `on_segment` are called on the
+    log's own thread and must not wait for it."""
+
+    def __init__(
+        self,
+        config: AppendLogConfig,
+        stream: ChangeStream,
+        identity: Identity,
+        now_ms: Callable[[], int],
+        *,
+        on_failure: Callable[[LogFailure], None],
+        on_segment: Callable[[int], None] = lambda _number: None,
+        disk: Disk | None = None,
+    ) -> None:
+        self.config = config
+        self._stream = stream
+        self._identity = identity
+        self._now_ms = now_ms
+        self._on_failure = on_failure
+        self._on_segment = on_segment
+        self._disk = disk or Disk()
+        self._reader = stream.open_reader("append-log", holds=True)
+        self._counts = _Counts()
+        self._segment: _Segment | None = None
+        self._place = LogPlace()
+        self._epoch = 0
+        self._position = stream.head
+        self._synced_at = time.monotonic()
+        self._in_hand: Batch | None = None
+        self._lock = threading.Lock()
+        self._sync_up_to = 0
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="append-log")
+        self.failure: LogFailure | None = None
+
+    # --- for the service
+
+    def start(self, place: LogPlace, epoch: int) -> None:
+        """Begin the first segment of this start and the thread. Raises OSError."""
+        self._place, self._epoch = place, epoch
+        self._begin_segment()
+        self._stream.set_durable(self._position)  # what came before this log is not its to write
+        self._thread.start()
+
+    def sync(self, timeout_s: float) -> bool:
+        """Block until everything in the stream now is on disk. False if that failed or took too long."""
+        position = self._stream.head
+        with self._lock:
+            self._sync_up_to = max(self._sync_up_to, position)
+        self._stream.wake_readers()
+        deadline_ns = time.monotonic_ns() + int(timeout_s * 1e9)
+        return self._stream.wait_durable(position, deadline_ns) is StreamEnd.REACHED
+
+    def stop(self, timeout_s: float) -> bool:
+        """Write what the stream still holds, close the segment, end the thread. False if that took too long."""
+        self._stopping.set()
+        self._stream.wake_readers()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def stats(self) -> dict[str, int | str]:
+        """Counters since the start, and the current segment."""
+        counts, segment = self._counts, self._segment
+        return {
+            "fsync": self.config.policy.value,
+            "records": counts.records,
+            "bytes": counts.bytes,
+            "blocks": counts.blocks,
+            "fsyncs": counts.syncs,
+            "segments": counts.segments,
+            "records_not_on_disk": counts.unsynced_records,
+            "bytes_not_on_disk": counts.unsynced_bytes,
+            "segment": segment.path.name if segment else "",
+            "segment_number": segment.header.number if segment else 0,
+            "failure": str(self.failure) if self.failure else "",
+        }
+
+    # --- the thread
+
+    def _run(self) -> None:
+        """The thread's one catch-all: whatever ends the log, no writer may go on waiting for it."""
+        doing = "writing the append log"
+        try:
+            while not self._stopping.is_set():
+                self._round(IDLE_S)
+            doing = "closing the append log"
+            while self._round(0.0):
+                pass
+            self._close_segment()
+            self._stream.set_durable(self._position)
+        except OSError as error:
+            self._fail(error, doing)
+        except BaseException as error:
+            self._fail(OSError(f"unexpected: {error!r}"), doing)
+            raise
+        finally:
+            self._reader.close()
+
+    def _round(self, timeout_s: float) -> bool:
+        """One turn: take, write, make durable, look at the day. Returns whether there was anything."""
+        linger_s = 0.0 if self.config.policy is FsyncPolicy.ALWAYS or not timeout_s else LINGER_S
+        batch = self._in_hand = self._reader.take(BATCH_BYTES, self._timeout_s(timeout_s), linger_s)
+        if self._segment_is_over():
+            self._next_segment()
+        if batch.records:
+            self._write(batch)
+        if self._sync_is_due():
+            self._sync()
+        if batch.records:
+            self._reader.release(batch.position)
+        return bool(batch.records)
+
+    def _timeout_s(self, timeout_s: float) -> float:
+        """Not past the next fsync, if one is owed."""
+        if self.config.policy is FsyncPolicy.INTERVAL and self._counts.unsynced_records:
+            return max(0.0, min(timeout_s, self._synced_at + self.config.interval_s - time.monotonic()))
+        return timeout_s
+
+    def _write(self, batch: Batch) -> None:
+        segment = self._segment
+        assert segment is not None
+        body = b"".join(batch.records)
+        block = encode_block(segment.header.file_id, segment.blocks, body, len(batch.records))
+        counts = self._counts
+        if not counts.unsynced_records:
+            self._synced_at = max(self._synced_at, time.monotonic())
+        counts.unsynced_records += len(batch.records)
+        counts.unsynced_bytes += len(body)
+        self._in_hand = None
+        self._disk.write(segment.fd, block)  # invariant 1
+        segment.blocks += 1
+        segment.size += len(block)
+        self._position = batch.position
+        counts.records += len(batch.records)
+        counts.bytes += len(block)
+        counts.blocks += 1
+
+    def _sync_is_due(self) -> bool:
+        if not self._counts.unsynced_records:
+            return False
+        if self._sync_up_to > self._stream.durable or self.config.policy is FsyncPolicy.ALWAYS:
+            return True
+        due = time.monotonic() >= self._synced_at + self.config.interval_s
+        return self.config.policy is FsyncPolicy.INTERVAL and due
+
+    def _sync(self) -> None:
+        assert self._segment is not None
+        self._disk.sync(self._segment.fd)
+        self._note_synced()
+
+    def _note_synced(self) -> None:
+        self._counts.syncs += 1
+        self._counts.unsynced_records = self._counts.unsynced_bytes = 0
+        self._synced_at = time.monotonic()
+        self._stream.set_durable(self._position)
+
+    # --- segments
+
+    def _segment_is_over(self) -> bool:
+        segment = self._segment
+        assert segment is not None
+        return segment.size >= self.config.segment_bytes_max or segment.day != day_of(self._now_ms())
+
+    def _next_segment(self) -> None:
+        self._close_segment()
+        self._begin_segment()
+
+    def _begin_segment(self) -> None:
+        now_ms = self._now_ms()
+        header = FileHeader(
+            kind=FileKind.SEGMENT,
+            cluster_id=bytes.fromhex(self._identity.cluster_id),
+            data_dir_id=bytes.fromhex(self._identity.data_dir_id),
+            file_id=new_file_id(),
+            node=self._identity.node,
+            incarnation=self._identity.incarnation,
+            epoch=self._epoch,
+            number=self._place.number,
+            buckets=self._identity.buckets,
+            created_ms=now_ms,
+            predecessor=self._place.predecessor,
+        )
+        day = day_of(now_ms)
+        path = self.config.directory / segment_name(self._identity.node, day, header.number)
+        data = encode_header(header)
+        temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+        with contextlib.suppress(FileNotFoundError):
+            self._disk.remove(temporary)
+        fd = self._disk.create(temporary)
+        self._segment = _Segment(path, fd, header, day, len(data))
+        self._disk.write(fd, data)
+        self._disk.sync(fd)
+        self._disk.rename(temporary, path)  # invariant 3
+        self._disk.sync_directory(self.config.directory)
+        self._counts.segments += 1
+        self._on_segment(header.number)
+
+    def _close_segment(self) -> None:
+        """Invariant 2: the end block, fsync, close."""
+        segment = self._segment
+        assert segment is not None
+        self._disk.write(segment.fd, encode_end(segment.header.file_id, segment.blocks))
+        self._disk.sync(segment.fd)
+        self._note_synced()
+        self._place = LogPlace(segment.header.number + 1, segment.header.file_id)
+        self._segment = None
+        self._disk.close(segment.fd)
+
+    def _fail(self, error: OSError, doing: str) -> None:
+        """The end of the log: say so to everyone, once. Acknowledged is what did not have to wait for the disk."""
+        counts = self._counts
+        lost = lost_bytes = 0
+        if self.config.policy is not FsyncPolicy.ALWAYS:
+            waiting = [*(self._in_hand.records if self._in_hand else ()), *self._reader.take(EVERYTHING, 0.0).records]
+            lost = counts.unsynced_records + len(waiting)
+            lost_bytes = counts.unsynced_bytes + sum(map(len, waiting))
+        self.failure = LogFailure(error, doing, lost, lost_bytes)
+        self._stream.fail(str(self.failure))
+        if self._segment is not None:
+            with contextlib.suppress(OSError):
+                self._disk.close(self._segment.fd)
+        self._on_failure(self.failure)
+
+
+def segment_name(node: str, day: str, number: int) -> str:
+    """NODE-YYYYMMDD-NNNN.rcl; for people, the header gives the order."""
+    return f"{node}-{day}-{number:04d}{SEGMENT_SUFFIX}"
+
+
+def day_of(time_ms: int) -> str:
+    """The day of a time in ms since 1970, in UTC, as YYYYMMDD."""
+    return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y%m%d")

@@ -1,0 +1,237 @@
+"""Checkpoints, the savefile, and retention: what bounds the append log.
+
+What it is: `write_copy` writes all buckets into one file of records; the `Checkpointer` does so in the background at each new
+segment; `retain` deletes what a whole checkpoint covers.
+Which thread runs it: the checkpointer's own, `checkpoint`, from `start` to `stop`; `write_copy` and `retain` the caller's.
+What it owns: the file being written. It may lock: one stripe at a time, inside `copy_bucket`.
+What it must not know: requests, when a server stops and why.
+
+Invariants:
+1. A checkpoint is renamed to its place only after all its buckets were copied and the log is on disk up to the last of them.
+2. Every record after a bucket's copy began is in a segment from `first segment` on, since copying began after that segment.
+3. `retain` keeps the newest whole checkpoint, and the newest one older than the time to keep, with all segments from there on.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from rcache.records.files import FileHeader, FileKind
+from rcache.records.reader import DataDamaged
+from rcache.stream.append_log import day_of
+from rcache.stream.data_dir import CHECKPOINT_SUFFIX, SEGMENT_SUFFIX, Identity, ListedFile, read_headers
+from rcache.stream.disk import Disk
+from rcache.stream.record_file import RecordFileWriter, new_file_id
+
+SYNC_WAIT_S = 60.0
+"""How long a checkpoint waits for the log to be on disk; a disk slower than that has larger problems than a late checkpoint."""
+
+MS_A_DAY = 24 * 3600 * 1000
+
+
+class Copyable(Protocol):
+    """What is copied: an engine, as far as this module needs it."""
+
+    def copy_bucket(self, bucket: int) -> Iterator[bytes]: ...
+
+
+class Syncable(Protocol):
+    """The append log, as far as this module needs it."""
+
+    def sync(self, timeout_s: float) -> bool: ...
+
+
+class Stopped(Exception):
+    """Copying was given up because the server stops."""
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What a file written by `write_copy` holds. Sizes in bytes."""
+
+    path: Path
+    items: int
+    bytes: int
+    seconds: float
+
+
+def write_copy(
+    engine: Copyable,
+    path: Path,
+    header: FileHeader,
+    *,
+    disk: Disk | None = None,
+    before_finish: Callable[[], None] = lambda: None,
+    after_bucket: Callable[[int, float], None] = lambda _done, _seconds: None,
+) -> Copied:
+    """Copy all buckets of `engine` into `path`, there completely or not at all.
+
+    `after_bucket` is told how many are done and how long the last took, and may raise to give up; `before_finish` likewise
+    before the file takes its place. Raises OSError and what they raise. Blocks.
+    """
+    began = time.monotonic()
+    writer = RecordFileWriter(path, header, disk)
+    try:
+        for bucket in range(header.buckets):
+            bucket_began = time.monotonic()
+            for record in engine.copy_bucket(bucket):
+                writer.add(record)
+            after_bucket(bucket + 1, time.monotonic() - bucket_began)
+        before_finish()
+        writer.finish()
+    except BaseException:
+        writer.abandon()
+        raise
+    items = writer.records - 2 * header.buckets
+    return Copied(path, items, writer.bytes, time.monotonic() - began)
+
+
+def copy_header(kind: FileKind, identity: Identity, epoch: int, number: int, first_segment: int, now_ms: int) -> FileHeader:
+    """The header of a checkpoint or savefile."""
+    return FileHeader(
+        kind=kind,
+        cluster_id=bytes.fromhex(identity.cluster_id),
+        data_dir_id=bytes.fromhex(identity.data_dir_id),
+        file_id=new_file_id(),
+        node=identity.node,
+        incarnation=identity.incarnation,
+        epoch=epoch,
+        number=number,
+        buckets=identity.buckets,
+        created_ms=now_ms,
+        first_segment=first_segment,
+    )
+
+
+class Checkpointer:
+    """Makes a checkpoint whenever a segment has begun, and then lets go of old files. `report` takes a level and a text."""
+
+    def __init__(
+        self,
+        engine: Copyable,
+        log: Syncable,
+        directory: Path,
+        identity: Identity,
+        now_ms: Callable[[], int],
+        keep_days: int,
+        report: Callable[[str, str], None],
+    ) -> None:
+        self._engine = engine
+        self._log = log
+        self._directory = directory
+        self._identity = identity
+        self._now_ms = now_ms
+        self._keep_days = keep_days
+        self._report = report
+        self._wanted = threading.Condition()
+        self._segment = 0
+        self._done = 0
+        self._stopping = False
+        self._epoch = 0
+        self._thread = threading.Thread(target=self._run, name="checkpoint")
+        self.made = 0
+        self.failed = 0
+        self.last: Copied | None = None
+
+    def start(self, epoch: int) -> None:
+        self._epoch = epoch
+        self._thread.start()
+
+    def segment_began(self, number: int) -> None:
+        """Any thread: segment `number` has begun. Never blocks for long."""
+        with self._wanted:
+            self._segment = number
+            self._wanted.notify()
+
+    def stop(self, timeout_s: float) -> bool:
+        """Give up what is under way and end the thread. False if that took too long."""
+        with self._wanted:
+            self._stopping = True
+            self._wanted.notify()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def stats(self) -> dict[str, int | float | str]:
+        last = self.last
+        return {
+            "checkpoints": self.made,
+            "checkpoints_failed": self.failed,
+            "checkpoint": last.path.name if last else "",
+            "checkpoint_items": last.items if last else 0,
+            "checkpoint_bytes": last.bytes if last else 0,
+            "checkpoint_seconds": round(last.seconds, 3) if last else 0.0,
+        }
+
+    def _run(self) -> None:
+        """The thread's one catch-all: a checkpoint that fails is counted and reported; the log goes on without it."""
+        while (segment := self._next()) is not None:
+            try:
+                self._make(segment)
+                self.made += 1
+                removed = retain(self._directory, self._identity, self._now_ms() - self._keep_days * MS_A_DAY)
+                if removed:
+                    self._report("INFO", "retention: removed " + ", ".join(path.name for path in removed))
+            except Stopped:
+                self._report("INFO", f"checkpoint at segment {segment} given up: stopping")
+            except Exception as error:
+                self.failed += 1
+                self._report("ERROR", f"checkpoint at segment {segment} failed: {error!r}")
+
+    def _next(self) -> int | None:
+        with self._wanted:
+            self._wanted.wait_for(lambda: self._stopping or self._segment > self._done)
+            self._done = self._segment
+            return None if self._stopping else self._segment
+
+    def _make(self, segment: int) -> None:
+        now_ms = self._now_ms()
+        header = copy_header(FileKind.CHECKPOINT, self._identity, self._epoch, segment, segment, now_ms)
+        path = self._directory / f"{self._identity.node}-{day_of(now_ms)}-{segment:04d}{CHECKPOINT_SUFFIX}"
+        self.last = write_copy(
+            self._engine, path, header, before_finish=self._wait_for_log, after_bucket=lambda _done, took_s: self._pause(took_s)
+        )
+        made = self.last
+        self._report("INFO", f"checkpoint {path.name}: {made.items} items, {made.bytes} bytes, {made.seconds:.1f} s")
+
+    def _pause(self, took_s: float) -> None:
+        """Copy half of the time only, so that requests hardly feel it. Raises `Stopped`."""
+        with self._wanted:
+            if self._wanted.wait_for(lambda: self._stopping, took_s):
+                raise Stopped
+
+    def _wait_for_log(self) -> None:
+        if not self._log.sync(SYNC_WAIT_S):  # invariant 1
+            raise Stopped if self._stopping else OSError(f"the append log was not on disk within {SYNC_WAIT_S:.0f} s")
+
+
+def retain(directory: Path, identity: Identity, cutoff_ms: int) -> list[Path]:
+    """Remove segments and checkpoints that no state since `cutoff_ms` needs (invariant 3). Returns what was removed."""
+    own: list[ListedFile] = []
+    for path in sorted(directory.iterdir()):
+        if path.suffix in (SEGMENT_SUFFIX, CHECKPOINT_SUFFIX):
+            try:
+                own += [file for file in read_headers([path]) if file.header.data_dir_id.hex() == identity.data_dir_id]
+            except (DataDamaged, FileNotFoundError):
+                continue  # recovery speaks of it; retention leaves alone what it cannot read
+    checkpoints = [file for file in own if file.header.kind is FileKind.CHECKPOINT]
+    old = [file for file in checkpoints if file.header.created_ms <= cutoff_ms]
+    if not checkpoints:
+        return []
+    newest = max(checkpoints, key=lambda file: file.header.number)
+    base = max(old, key=lambda file: file.header.number, default=None)
+    oldest_kept = base.header.first_segment if base else 0
+    kept = {newest.path, base.path if base else newest.path}
+    removable = [
+        file.path
+        for file in own
+        if (file.header.number < oldest_kept if file.header.kind is FileKind.SEGMENT else file.path not in kept)
+    ]
+    for path in removable:
+        path.unlink(missing_ok=True)
+    return removable

@@ -1,0 +1,202 @@
+"""The calls on one key: the part of `Client` that reads and writes values.
+
+What it is: for each call the opcode, the payload and what its answer means to the user.
+Which thread runs it: the caller's; every call blocks to its budget at most.
+What it must not know: connections, retries.
+
+Every call takes `budget`, in seconds, in place of the client's own, and raises `RcacheError`; a bad argument raises
+`TypeError` or `ValueError` before anything is sent.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from hashlib import blake2b
+from typing import Any, Final, Generic, NamedTuple, TypeVar
+
+from rcache_client.answers import request_layout
+from rcache_client.arguments import COUNT_MAX, COUNT_MIN, VERSION_MAX, Key, key_bytes, whole_number
+from rcache_client.budget import ttl_in_ms
+from rcache_client.calls import Caller
+from rcache_client.errors import WrongFormat
+from rcache_client.serializers import Serializer
+from rcache_client.wire.grammar import COUNT_BY, EXTEND, KEY_AND_TTL, KEY_ONLY, STORE
+from rcache_client.wire.opcodes import TTL_MS_MAX, VALUE_HASH_BYTES, Opcode
+
+V = TypeVar("V")
+D = TypeVar("D")
+
+
+class _NotGiven(Enum):
+    """Stands for an argument that was left out, where None is a value like any other."""
+
+    TOKEN = 0
+
+
+NOT_GIVEN: Final = _NotGiven.TOKEN
+
+
+class ValueAndVersion(NamedTuple, Generic[V]):
+    """A value with the version to hand to `cas`; (None, 0) where there is none."""
+
+    value: V | None
+    version: int
+
+
+class Inspection(NamedTuple):
+    """What the server knows of an item beside its value; `ttl` in seconds, None where it never expires."""
+
+    version: int
+    flags: int
+    ttl: float | None
+    value_bytes: int
+
+
+class KeyCalls(Generic[V]):
+    """Calls on one key. `V` is the type of values, which the serializer gives."""
+
+    _caller: Caller
+    _serializer: Serializer[V]
+
+    def get(self, key: Key, default: D | None = None, *, budget: float | None = None) -> V | D | None:
+        """The value, or `default` if there is none."""
+        caller = self._caller
+        status, values = caller.call(Opcode.GET, KEY_ONLY.encode(key_bytes(key)), caller.deadline(budget))
+        return default if status else self._load(key, values[2], values[0])
+
+    def get_with_version(self, key: Key, *, budget: float | None = None) -> ValueAndVersion[V]:
+        """The value and its version; (None, 0) if there is none. Hand the version to `cas`."""
+        status, values = self._call(Opcode.GET, KEY_ONLY.encode(key_bytes(key)), budget)
+        return ValueAndVersion(None, 0) if status else ValueAndVersion(self._load(key, values[2], values[0]), values[1])
+
+    def get_and_touch(
+        self, key: Key, ttl: float | None, default: D | None = None, *, budget: float | None = None
+    ) -> V | D | None:
+        """The value, giving it a new time to live (None: for ever); `default` if there is none."""
+        payload = KEY_AND_TTL.encode(ttl_in_ms(ttl, TTL_MS_MAX), key_bytes(key))
+        status, values = self._call(Opcode.GET_AND_TOUCH, payload, budget)
+        return default if status else self._load(key, values[2], values[0])
+
+    def set(self, key: Key, value: V, ttl: float | None = None, *, budget: float | None = None) -> int:
+        """Store the value, for `ttl` seconds or for ever; return its version."""
+        return self._store(Opcode.SET, key, value, ttl, budget)
+
+    def add(self, key: Key, value: V, ttl: float | None = None, *, budget: float | None = None) -> int:
+        """Store the value only if there is none; return its version, or 0 if there is one."""
+        return self._store(Opcode.ADD, key, value, ttl, budget)
+
+    def replace(self, key: Key, value: V, ttl: float | None = None, *, budget: float | None = None) -> int:
+        """Store the value only if there is one already; return its version, or 0 if there is none."""
+        return self._store(Opcode.REPLACE, key, value, ttl, budget)
+
+    def cas(
+        self,
+        key: Key,
+        value: V,
+        *,
+        version: int | None = None,
+        previous: V | _NotGiven = NOT_GIVEN,
+        ttl: float | None = None,
+        budget: float | None = None,
+    ) -> int:
+        """Store the value only if the one there has not changed since; return its version, or 0 if it has.
+
+        Exactly one of `version` (from `get_with_version`; 0: there must be none) and `previous` (the value that was read).
+        By value, a change from A to B and back to A goes unnoticed; by version it does not.
+        """
+        if (version is None) == (previous is NOT_GIVEN):
+            raise TypeError("cas takes exactly one of version= and previous=")
+        data, flags = self._serializer.dump(value)
+        tail = (flags, ttl_in_ms(ttl, TTL_MS_MAX), key_bytes(key), data)
+        if version is not None:
+            opcode, mark = Opcode.CAS_VERSION, whole_number("version", version, 0, VERSION_MAX)
+            payload = request_layout(opcode).encode(mark, *tail)
+        else:
+            assert previous is not NOT_GIVEN
+            opcode = Opcode.CAS_HASH
+            payload = request_layout(opcode).encode(_value_hash(self._serializer.dump(previous)[0]), *tail)
+        status, values = self._call(opcode, payload, budget)
+        return 0 if status else int(values[0])
+
+    def append(self, key: Key, value: V, *, budget: float | None = None) -> int:
+        """Put bytes behind the value there; return the new version, or 0 if there is none. Its expiry stays."""
+        return self._extend(Opcode.APPEND, key, value, budget)
+
+    def prepend(self, key: Key, value: V, *, budget: float | None = None) -> int:
+        """Put bytes before the value there; return the new version, or 0 if there is none. Its expiry stays."""
+        return self._extend(Opcode.PREPEND, key, value, budget)
+
+    def delete(self, key: Key, *, budget: float | None = None) -> bool:
+        """Remove the value; return whether there was one."""
+        status, _ = self._call(Opcode.DELETE, KEY_ONLY.encode(key_bytes(key)), budget)
+        return not status
+
+    def touch(self, key: Key, ttl: float | None = None, *, budget: float | None = None) -> bool:
+        """Give the value a new time to live (None: for ever); return whether there was one."""
+        status, _ = self._call(Opcode.TOUCH, KEY_AND_TTL.encode(ttl_in_ms(ttl, TTL_MS_MAX), key_bytes(key)), budget)
+        return not status
+
+    def incr(
+        self, key: Key, delta: int = 1, initial: int | None = None, ttl: float | None = None, *, budget: float | None = None
+    ) -> int | None:
+        """Add `delta` to the number there and return the sum.
+
+        If there is none: store and return `initial`, with `ttl`; with no `initial` return None. Raises `NotANumber`, and
+        `OutOfRange` where the sum leaves a signed 64-bit integer.
+        """
+        return self._count(Opcode.INCREMENT, key, delta, initial, ttl, budget)
+
+    def decr(
+        self, key: Key, delta: int = 1, initial: int | None = None, ttl: float | None = None, *, budget: float | None = None
+    ) -> int | None:
+        """Subtract `delta` from the number there; otherwise as `incr`."""
+        return self._count(Opcode.DECREMENT, key, delta, initial, ttl, budget)
+
+    def inspect(self, key: Key, *, budget: float | None = None) -> Inspection | None:
+        """Version, flags, time left and length of the value; None if there is none."""
+        status, values = self._call(Opcode.INSPECT, KEY_ONLY.encode(key_bytes(key)), budget)
+        if status:
+            return None
+        version, flags, left_ms, value_bytes = values
+        return Inspection(version, flags, left_ms / 1000 if left_ms else None, value_bytes)
+
+    def _call(self, opcode: Opcode, payload: bytes, budget: float | None) -> tuple[int, tuple[Any, ...]]:
+        return self._caller.call(opcode, payload, self._caller.deadline(budget))
+
+    def _load(self, key: Key, data: bytes, flags: int) -> V:
+        try:
+            return self._serializer.load(data, flags)
+        except WrongFormat as error:
+            error.operation = f"the value of {key!r}"
+            raise
+
+    def _store(self, opcode: Opcode, key: Key, value: V, ttl: float | None, budget: float | None) -> int:
+        caller = self._caller
+        data, flags = self._serializer.dump(value)
+        payload = STORE.encode(flags, 0 if ttl is None else ttl_in_ms(ttl, TTL_MS_MAX), key_bytes(key), data)
+        status, values = caller.call(opcode, payload, caller.deadline(budget))
+        return 0 if status else int(values[0])
+
+    def _extend(self, opcode: Opcode, key: Key, value: V, budget: float | None) -> int:
+        if not self._serializer.joinable:
+            kind = type(self._serializer).__name__
+            raise TypeError(f"two values of {kind} put together are not one; use cas to change a part of a value")
+        data, _ = self._serializer.dump(value)
+        status, values = self._call(opcode, EXTEND.encode(key_bytes(key), data), budget)
+        return 0 if status else int(values[0])
+
+    def _count(
+        self, opcode: Opcode, key: Key, delta: int, initial: int | None, ttl: float | None, budget: float | None
+    ) -> int | None:
+        if initial is None and ttl is not None:
+            raise ValueError(f"ttl={ttl!r} is for a counter that the call creates; give initial= too")
+        start = 0 if initial is None else whole_number("initial", initial, COUNT_MIN, COUNT_MAX)
+        step = whole_number("delta", delta, COUNT_MIN, COUNT_MAX)
+        payload = COUNT_BY.encode(step, initial is not None, start, ttl_in_ms(ttl, TTL_MS_MAX), key_bytes(key))
+        status, values = self._call(opcode, payload, budget)
+        return None if status else int(values[0])
+
+
+def _value_hash(data: bytes) -> bytes:
+    """What CAS_HASH compares: BLAKE2b of 128 bits over the value's bytes."""
+    return blake2b(data, digest_size=VALUE_HASH_BYTES).digest()
