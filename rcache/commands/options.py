@@ -38,6 +38,8 @@ VARIABLE_PREFIX = "RCACHE_"
 MEMORY_LIMIT_MIN = 16 * MIB
 """Below it the pages a size class takes at a time would be most of the memory."""
 BUCKETS_MAX = 65_536
+BUCKETS_DEFAULT = 1024
+"""Enough for a few dozen nodes to get an even share, few enough to look after one by one."""
 FRAME_OVERHEAD_BYTES = 128
 """What a frame holds beside one key and one value: its header and the fixed fields of any opcode, with room to spare."""
 FRAME_BYTES_CEILING = 2 * GIB
@@ -276,7 +278,7 @@ def _add_files(group: Any) -> None:
         group,
         "--buckets",
         values.power_of_two(BUCKETS_MAX),
-        "1024",
+        str(BUCKETS_DEFAULT),
         "N",
         f"buckets to divide the keys into: a power of two, 1 to {BUCKETS_MAX}; counts at the first start only",
     )

@@ -100,9 +100,7 @@ def _nothing_there(loaded: Loaded) -> ReplayExit:
 
 def _second_walk(options: ReplayOptions, loaded: Loaded) -> dict[int, RebuiltBucket]:
     with progress("rebuilding") as report:
-        return rebuild(
-            loaded.found.sources(), loaded.survey.plans, until_ms=options.until, skip_damaged=True, progress=report
-        )
+        return rebuild(loaded.found.sources(), loaded.survey.plans, until_ms=options.until, skip_damaged=True, progress=report)
 
 
 def _inject(options: ReplayOptions) -> ReplayExit:

@@ -4,9 +4,10 @@ What it is: the header that such a file gets, and the walk over the buckets.
 Which thread runs it: the main thread. What it owns: the file, until it is whole and in its place, or gone.
 What it must not know: how the buckets were rebuilt.
 
-A server takes a savefile for the present if its cluster id is the server's own and its buckets are on the chain. A rebuilt
-file therefore keeps the cluster id only if nothing is known to be missing from it; otherwise it gets one of its own, and only
-`--restore` takes it. Its epoch is the newest that any file knows of, whatever `--until` cut: an epoch is never used twice.
+A server takes a savefile for the present if its ids are the server's own and its history is the newest. A rebuilt file
+therefore keeps the ids of the newest file it was made from only if nothing is known to be missing from it; otherwise it gets
+ids of its own, and only `--restore` takes it. Its epoch is the newest that any file knows of, whatever `--until` cut: an epoch
+is never used twice.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def savefile_header(loaded: Loaded) -> FileHeader:
     return FileHeader(
         kind=FileKind.SAVEFILE,
         cluster_id=newest.cluster_id if whole else new_file_id(),
-        data_dir_id=newest.data_dir_id,
+        data_dir_id=newest.data_dir_id if whole else new_file_id(),
         file_id=new_file_id(),
         node=newest.node,
         incarnation=newest.incarnation,

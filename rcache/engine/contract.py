@@ -24,6 +24,7 @@ from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
 from rcache.cluster.bucket_state import BucketState
+from rcache.engine.clock import NodeClock
 from rcache_client.wire.frames import BadFrame, Request
 from rcache_client.wire.opcodes import Status
 
@@ -169,6 +170,7 @@ class Engine(Protocol):
 
     name: str
     config: EngineConfig
+    clock: NodeClock
     epoch: int
 
     @property
@@ -195,7 +197,7 @@ class Engine(Protocol):
         ...
 
     def set_state(self, bucket: int, state: BucketState) -> None:
-        """Another state for a bucket, FROZEN or ABSENT; an absent bucket holds nothing. Raises ValueError if it may not follow."""
+        """FROZEN or ABSENT for a bucket; an absent one holds nothing. Raises ValueError if it may not follow."""
         ...
 
     def state(self, bucket: int) -> BucketState: ...
@@ -205,11 +207,11 @@ class Engine(Protocol):
         ...
 
     def apply(self, body: bytes) -> None:
-        """Apply records (an import, or changes in chain order) to buckets that are not primary. Raises BadRecord, ChainError."""
+        """Apply records (imports, changes in chain order) to buckets that are not primary. Raises BadRecord, ChainError."""
         ...
 
     def copy_bucket(self, bucket: int) -> Iterator[bytes]:
-        """A copy of a bucket as records: IMPORT_BEGIN, ROWs, IMPORT_END; several records may come as one piece of bytes each."""
+        """A copy of a bucket: IMPORT_BEGIN, ROWs and IMPORT_END, a record each."""
         ...
 
     def flush(self, deadline_ns: int) -> int:

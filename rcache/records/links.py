@@ -10,7 +10,8 @@ Invariants:
    last ends without an end block or does not follow the one before it, and where damage was skipped.
 2. A bucket is in doubt if the last that a log said of it lies before such a place: a record later in the log would have
    proved, by its counter, which ones came before it. A DROP ends what a log has to say of a bucket.
-3. A base made at the beginning of segment N stands for all that lies before segment N.
+3. A base made at the beginning of segment N stands for all that lies before segment N. A checkpoint is made while segment N
+   is written, so without that segment what came after it is missing; a savefile is made when the log was closed.
 """
 
 from __future__ import annotations
@@ -68,6 +69,8 @@ class Links:
 
     def doubt(self, bucket: int, base: FileHeader | None, until_ms: int) -> str:
         """Why the last records of this bucket up to `until_ms` may be missing, or "". `base`: the file its base is in."""
+        if base is not None and base.kind is FileKind.CHECKPOINT and not self._goes_on(base):
+            return f"its end may be missing: log of {base.node}: no segment {base.first_segment}"  # invariant 3
         for log_id, places in self._places().items():
             covered = self._covered(log_id, bucket, base, until_ms)
             for place, why in places:
@@ -75,6 +78,11 @@ class Links:
                     number = place[0]
                     return f"its end may be missing: {why or f'log of {self._logs[log_id].node}: no segment {number}'}"
         return ""
+
+    def _goes_on(self, base: FileHeader) -> bool:
+        """Whether anything of the log that continues a base is here; gaps in it are found by their places."""
+        log = self._logs.get(log_of(base))
+        return log is not None and any(header.number >= base.first_segment for header, _ in log.segments)
 
     def _covered(self, log_id: LogId, bucket: int, base: FileHeader | None, until_ms: int) -> Place | None:
         """Up to where this log has said all about the bucket; None: it has nothing to say, or has gone beyond `until_ms`."""

@@ -84,6 +84,14 @@ class LogFailure:
         return f"{self.doing}: {self.error.strerror or self.error}; {lost}"
 
 
+@dataclass(frozen=True, slots=True)
+class LogHooks:
+    """Who is told what, on the log's own thread; neither may wait for the log."""
+
+    on_failure: Callable[[LogFailure], None]
+    on_segment: Callable[[int], None] = lambda _number: None
+
+
 @dataclass(slots=True)
 class _Counts:
     """What was written, and what of it is not on disk yet."""
@@ -110,8 +118,7 @@ class _Segment:
 
 
 class AppendLog:
-    """Writes the change stream to segments. `now_ms` is the node's clock; `on_failure` and `on_segment` are called on the
-    log's own thread and must not wait for it."""
+    """Writes the change stream to segments. `now_ms` is the node's clock."""
 
     def __init__(
         self,
@@ -119,17 +126,14 @@ class AppendLog:
         stream: ChangeStream,
         identity: Identity,
         now_ms: Callable[[], int],
-        *,
-        on_failure: Callable[[LogFailure], None],
-        on_segment: Callable[[int], None] = lambda _number: None,
+        hooks: LogHooks,
         disk: Disk | None = None,
     ) -> None:
         self.config = config
         self._stream = stream
         self._identity = identity
         self._now_ms = now_ms
-        self._on_failure = on_failure
-        self._on_segment = on_segment
+        self._hooks = hooks
         self._disk = disk or Disk()
         self._reader = stream.open_reader("append-log", holds=True)
         self._counts = _Counts()
@@ -170,6 +174,14 @@ class AppendLog:
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
+
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def next_segment(self) -> int:
+        """The number the next segment will have; for a savefile written after `stop`."""
+        return self._segment.header.number + 1 if self._segment else self._place.number
 
     def stats(self) -> dict[str, int | str]:
         """Counters since the start, and the current segment."""
@@ -306,7 +318,7 @@ class AppendLog:
         self._disk.rename(temporary, path)  # invariant 3
         self._disk.sync_directory(self.config.directory)
         self._counts.segments += 1
-        self._on_segment(header.number)
+        self._hooks.on_segment(header.number)
 
     def _close_segment(self) -> None:
         """Invariant 2: the end block, fsync, close."""
@@ -332,7 +344,7 @@ class AppendLog:
         if self._segment is not None:
             with contextlib.suppress(OSError):
                 self._disk.close(self._segment.fd)
-        self._on_failure(self.failure)
+        self._hooks.on_failure(self.failure)
 
 
 def segment_name(node: str, day: str, number: int) -> str:

@@ -108,25 +108,31 @@ def copy_header(kind: FileKind, identity: Identity, epoch: int, number: int, fir
     )
 
 
+@dataclass(frozen=True, slots=True)
+class CheckpointConfig:
+    """Where checkpoints go, and for how many days any state can be rebuilt."""
+
+    directory: Path
+    keep_days: int
+
+
 class Checkpointer:
     """Makes a checkpoint whenever a segment has begun, and then lets go of old files. `report` takes a level and a text."""
 
     def __init__(
         self,
+        config: CheckpointConfig,
         engine: Copyable,
         log: Syncable,
-        directory: Path,
         identity: Identity,
         now_ms: Callable[[], int],
-        keep_days: int,
         report: Callable[[str, str], None],
     ) -> None:
+        self.config = config
         self._engine = engine
         self._log = log
-        self._directory = directory
         self._identity = identity
         self._now_ms = now_ms
-        self._keep_days = keep_days
         self._report = report
         self._wanted = threading.Condition()
         self._segment = 0
@@ -174,7 +180,7 @@ class Checkpointer:
             try:
                 self._make(segment)
                 self.made += 1
-                removed = retain(self._directory, self._identity, self._now_ms() - self._keep_days * MS_A_DAY)
+                removed = retain(self.config.directory, self._identity, self._now_ms() - self.config.keep_days * MS_A_DAY)
                 if removed:
                     self._report("INFO", "retention: removed " + ", ".join(path.name for path in removed))
             except Stopped:
@@ -192,7 +198,7 @@ class Checkpointer:
     def _make(self, segment: int) -> None:
         now_ms = self._now_ms()
         header = copy_header(FileKind.CHECKPOINT, self._identity, self._epoch, segment, segment, now_ms)
-        path = self._directory / f"{self._identity.node}-{day_of(now_ms)}-{segment:04d}{CHECKPOINT_SUFFIX}"
+        path = self.config.directory / f"{self._identity.node}-{day_of(now_ms)}-{segment:04d}{CHECKPOINT_SUFFIX}"
         self.last = write_copy(
             self._engine, path, header, before_finish=self._wait_for_log, after_bucket=lambda _done, took_s: self._pause(took_s)
         )

@@ -174,7 +174,8 @@ def _survey(
         return None
     if found.newest_epoch < identity.epoch:
         recovered.notes.append(
-            f"cannot begin from {sources[0].name}: it ends in epoch {found.newest_epoch}, this node served epoch {identity.epoch}"
+            f"cannot begin from {sources[0].name}: it ends in epoch {found.newest_epoch}, but this node served epoch "
+            f"{identity.epoch}"
         )
         return None
     return found
@@ -203,9 +204,7 @@ def _last_resort(
     return _finish(recovered, sources, found, progress, skip_damaged=skip_damaged)
 
 
-def _finish(
-    recovered: Recovered, sources: list[Source], found: Survey, progress: Progress, *, skip_damaged: bool
-) -> Recovered:
+def _finish(recovered: Recovered, sources: list[Source], found: Survey, progress: Progress, *, skip_damaged: bool) -> Recovered:
     recovered.buckets = rebuild(sources, found.plans, skip_damaged=skip_damaged, progress=progress)
     recovered.newest_epoch = found.newest_epoch
     recovered.records = found.records

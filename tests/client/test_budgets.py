@@ -98,8 +98,8 @@ def test_a_large_write_that_is_not_taken_in() -> None:
     with ScriptedServer(play_deaf) as server, Client(server.address, read_timeout=0.3) as cache:
         server.service.frame_bytes_max = 1 << 28
         try:
-            with within(0.6), pytest.raises((BudgetSpent, ServersUnavailable)):
-                cache.set("key", bytes(1 << 26))  # an incomplete frame is surely not executed
+            with within(1), pytest.raises((BudgetSpent, ServersUnavailable)):
+                cache.set("key", bytes(1 << 24))  # an incomplete frame is surely not executed
         finally:
             stay.set()
 
@@ -188,6 +188,15 @@ def test_all_addresses_of_a_name_are_tried(server: ScriptedServer) -> None:
     with Client("some.name:1") as cache:
         cache._doors._doors[0].resolver = Resolver(Address("some.name", 1), lambda *_, **__: answers)
         assert cache.ping() > 0
+
+
+def test_an_address_of_a_name_that_swallows_connections_leaves_time_for_the_next(server: ScriptedServer) -> None:
+    with full_backlog() as dead, Client("some.name:1", connect_timeout=1) as cache:
+        targets = [("127.0.0.1", int(dead.rpartition(":")[2])), ("127.0.0.1", server.port)]
+        answers = [(socket.AF_INET, 1, 6, "", target) for target in targets]
+        cache._doors._doors[0].resolver = Resolver(Address("some.name", 1), lambda *_, **__: answers)
+        with within(0.5):
+            assert cache.ping() > 0
 
 
 def test_a_real_name_works(server: ScriptedServer) -> None:

@@ -150,6 +150,7 @@ def test_a_childs_end_does_not_end_the_parents_connections(server: ScriptedServe
 def test_a_child_closes_its_copies_so_that_the_parents_end_is_an_end(server: ScriptedServer) -> None:
     with Client(server.address) as cache:
         cache.ping()
+        pinned = list(cache._doors._doors[0].pool._connections)  # as a thread's frame would, which lives on in the child
         stay_reader, stay_writer = os.pipe()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -165,6 +166,7 @@ def test_a_child_closes_its_copies_so_that_the_parents_end_is_an_end(server: Scr
             os.close(stay_writer)
             os.close(stay_reader)
             os.waitpid(pid, 0)
+        assert pinned[0].closed
 
 
 def test_a_fork_during_a_call_of_another_thread() -> None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import Event
 
 import pytest
 
@@ -176,16 +177,19 @@ def test_a_giant_greeting_is_refused_before_it_is_kept() -> None:
 
 
 def test_a_server_that_answers_while_it_is_still_being_told() -> None:
+    told = Event()
+
     def play_early(line: Line) -> None:
         line.hello()
         line.socket.recv(1000)
         line.raw(encode_reply(Opcode.SET, Status.FRAME_TOO_LONG, 2, 1, b"\0\3too"))
-        line.hold()
+        assert told.wait(10)  # reads no more of it
 
     with ScriptedServer(play_early) as server, Client(server.address) as cache:
         server.service.frame_bytes_max = 1 << 28
         with pytest.raises(TooLarge, match="FRAME_TOO_LONG: too"):
-            cache.set("key", bytes(1 << 26))
+            cache.set("key", bytes(1 << 24))
+        told.set()
 
 
 def test_a_connection_lost_within_a_request_is_surely_not_executed() -> None:
@@ -196,7 +200,7 @@ def test_a_connection_lost_within_a_request_is_surely_not_executed() -> None:
     with ScriptedServer(play_cut, play) as server, Client(server.address) as cache:
         server.service.frame_bytes_max = 1 << 28
         server.service.value_bytes_max = 1 << 28
-        assert cache.set("key", bytes(1 << 26), budget=20)
+        assert cache.set("key", bytes(1 << 24), budget=20)
         assert server.connections == 2
 
 

@@ -238,8 +238,11 @@ def test_wait_for_servers_ends_with_the_client() -> None:
             with pytest.raises(ClientClosed):
                 cache.get("key")
 
-        with within(5), running(wait):
-            until(lambda: doors_of(cache)[0].failures > 0)
+        (door,) = doors_of(cache)
+        cache._doors.fail(door, "on purpose")
+        door.retry_at = monotonic() + 60
+        with within(0), running(wait):
+            until(lambda: len(cache._doors._changed._waiters) == 1)  # type: ignore[attr-defined]
             cache.close()
 
 

@@ -122,9 +122,25 @@ def test_segments_between_a_base_and_the_log(tmp_path: Path, log: list[Path]) ->
     assert look(tmp_path).problems == ["bucket 0: its end may be missing: log of n1: no segment 3"]
 
 
+def test_a_checkpoint_without_the_segment_it_was_made_in(tmp_path: Path, log: list[Path]) -> None:
+    log[2].unlink()
+    log[3].unlink()
+    parts = [imported(seq(1, 1), seq(1, 1), bucket=QUIET), imported(seq(1, 2), seq(1, 2), bucket=BUSY)]
+    header = header_of(3, kind=FileKind.CHECKPOINT, buckets=2, first_segment=3)
+    path = write_file(tmp_path, header, *parts)
+    lost = [f"bucket {bucket}: its end may be missing: log of n1: no segment 3" for bucket in (QUIET, BUSY)]
+    assert look(tmp_path).problems == lost
+    log[0].unlink()
+    log[1].unlink()
+    assert look(tmp_path).problems == lost
+    path.unlink()
+    write_file(tmp_path, replace(header, kind=FileKind.SAVEFILE), *parts)
+    assert look(tmp_path).problems == []
+
+
 def test_a_bucket_that_was_dropped_is_not_in_doubt(tmp_path: Path, log: list[Path]) -> None:
     log[1].unlink()
-    write_file(tmp_path, header_of(1, buckets=2), [opened(1, bucket=QUIET), dropped(seq(1, 0), bucket=QUIET)])
+    write_file(tmp_path, header_of(1, buckets=2), [opened(1, bucket=QUIET)], [dropped(seq(1, 0), bucket=QUIET)])
     assert look(tmp_path).problems == ["bucket 1: no base: the history does not go back to its birth"]
 
 

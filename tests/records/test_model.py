@@ -143,7 +143,7 @@ def tell(world: World, folder: Path) -> Told:
     copies = [copy for copy in world.copies if random.random() < 0.8]
     for number, copy in enumerate(copies):
         part = imported(copy.begin, copy.end, copy.rows, time_ms=copy.time_ms)
-        write_file(folder, header_of(number + 1, kind=FileKind.CHECKPOINT, node="c", first_segment=1), part)
+        write_file(folder, header_of(number + 1, kind=FileKind.SAVEFILE, node="c", first_segment=1), part)
     return Told(known, copies)
 
 

@@ -39,13 +39,15 @@ def read(place: Path, data: bytes, *, skip_damaged: bool = False) -> tuple[list[
 def test_a_whole_file(place: Path) -> None:
     bodies, findings = read(place, WHOLE)
     assert bodies == BODIES
-    assert findings == Findings(Tail.CLOSED, len(WHOLE), 0, len(BODIES), [])
+    assert (findings.tail, findings.whole_bytes, findings.torn_bytes) == (Tail.CLOSED, len(WHOLE), 0)
+    assert (findings.blocks, findings.next_number, findings.damage) == (3, 4, [])
 
 
 def test_a_file_that_is_still_written(place: Path) -> None:
     bodies, findings = read(place, WHOLE[: ENDS[2]])
     assert bodies == BODIES[:2]
-    assert findings == Findings(Tail.UNCLOSED, ENDS[2], 0, 2, [])
+    assert (findings.tail, findings.whole_bytes, findings.torn_bytes) == (Tail.UNCLOSED, ENDS[2], 0)
+    assert (findings.blocks, findings.next_number, findings.damage) == (2, 2, [])
 
 
 @pytest.mark.parametrize("skip_damaged", [False, True])
@@ -58,6 +60,23 @@ def test_cut_at_every_byte_it_gives_the_blocks_before_the_cut_and_says_where(pla
         assert findings.torn_bytes == length - ENDS[count]
         assert findings.tail is (Tail.UNCLOSED if length in ENDS else Tail.TORN)
         assert not findings.damage
+
+
+@pytest.mark.parametrize("length", range(HEADER_LENGTH, len(WHOLE) + 1))
+def test_a_torn_file_can_be_cut_and_closed_where_its_findings_say(place: Path, length: int) -> None:
+    bodies, findings = read(place, WHOLE[:length])
+    if findings.tail is Tail.CLOSED:
+        return
+    mended = WHOLE[: findings.whole_bytes] + encode_end(HEADER.file_id, findings.next_number)
+    again, after = read(place, mended)
+    assert (again, after.tail, after.damage) == (bodies, Tail.CLOSED, [])
+
+
+def test_whether_a_file_is_closed_shows_in_its_last_bytes(place: Path) -> None:
+    for length in range(HEADER_LENGTH, len(WHOLE) + 1):
+        place.write_bytes(WHOLE[:length])
+        with RecordFile(place) as file:
+            assert file.is_closed() is (length == len(WHOLE))
 
 
 def test_cut_within_its_header_it_says_so(place: Path) -> None:

@@ -126,7 +126,7 @@ def test_rows_whose_import_mark_was_lost_to_damage_are_left_out(tmp_path: Path) 
 def test_a_base_that_was_cut_is_damaged_wherever_it_was_cut(tmp_path: Path, kind: FileKind) -> None:
     path = write_file(tmp_path, header_of(1, kind=kind), imported(seq(1, 1), seq(1, 1)), imported(seq(1, 1), seq(1, 1), bucket=1))
     whole = path.read_bytes()
-    assert survey(sources(list_files(tmp_path))).problems == []
+    assert survey(sources(list_files(tmp_path))).damage == []
     for length in range(len(encode_header(header_of(1, kind=kind))), len(whole)):
         path.write_bytes(whole[:length])
         with pytest.raises(DataDamaged, match="before its end block"):

@@ -349,5 +349,3 @@ def _decode_group(call: Call) -> list[tuple[Any, ...]]:
     group = REQUESTS[call.opcode]
     assert isinstance(group, Group)
     return group.decode(call.payload)
-
-

@@ -187,7 +187,7 @@ class Ring:
         with self._lock:
             held = sum(len(record) for record in self._records[self._front :] if record is not None)
             assert held == self._head - self._tail, (held, self._head, self._tail)
-            assert 0 <= self._reserved
+            assert self._reserved >= 0
             assert held + self._reserved <= self.bytes_max
 
 

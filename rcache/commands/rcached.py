@@ -1,0 +1,108 @@
+"""`rcached`: the server's command line.
+
+What it is: from arguments to an exit code: options, the text log, signals, start, wait, stop.
+Which thread runs it: the main thread. What it must not know: how a node works.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from loguru import logger
+
+from rcache.commands.exit_codes import ExitCode
+from rcache.commands.options import ServerOptions, parse
+from rcache.commands.start_failed import StartFailed
+from rcache.commands.startup import boot
+from rcache.server.notify import Notifier
+from rcache.server.service import Service, Stopped
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+_LOG_FORMAT = "{time:YYYY-MM-DD HH:mm:ss.SSS} {level: <7} {thread.name}: {message}"
+
+TEXT_LOG_ROTATION = "100 MB"
+TEXT_LOG_RETENTION = 10
+"""Files of the text log that are kept beside the current one: a gigabyte in all."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a node until it is told to stop. Returns the exit code."""
+    options = parse(sys.argv[1:] if argv is None else argv, os.environ)
+    _set_up_log(options)
+    notifier = Notifier()
+    try:
+        return _run(options, notifier)
+    except StartFailed as error:
+        logger.error("{}", error)
+        return error.code
+    except Exception:
+        logger.exception("unhandled error")
+        return ExitCode.BUG
+
+
+def _set_up_log(options: ServerOptions) -> None:
+    logger.remove()
+    logger.add(sys.stderr, level=options.log_level, format=_LOG_FORMAT, diagnose=False)
+    if options.log_file is not None:
+        logger.add(
+            options.log_file,
+            level=options.log_level,
+            format=_LOG_FORMAT,
+            rotation=TEXT_LOG_ROTATION,
+            retention=TEXT_LOG_RETENTION,
+            diagnose=False,
+        )
+
+
+def _run(options: ServerOptions, notifier: Notifier) -> int:
+    release = version("rcache")
+    logger.info("rcached {} starts: node {}, engine {}, data in {}", release, options.name, options.engine, options.data_dir)
+    service = boot(options, release, notifier)
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda caught, _frame: service.request_stop(signal.Signals(caught).name))
+    try:
+        service.start()
+    except OSError as error:
+        service.stop()
+        raise StartFailed(ExitCode.CANNOT_LISTEN, f"cannot listen on {options.listen}: {error.strerror}") from None
+    host, port = service.address
+    shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    print(f"ready {shown}", flush=True)
+    notifier.ready()
+    notifier.status(f"serving on {shown}")
+    logger.info("serving on {}", shown)
+    why = service.wait()
+    return _stop(service, why, notifier)
+
+
+def _stop(service: Service, why: str, notifier: Notifier) -> int:
+    logger.info("stopping: {}", why)
+    notifier.stopping()
+    stopped = service.stop(notifier.status)
+    code = exit_code(stopped)
+    for problem in stopped.problems:
+        logger.error("{}", problem)
+    if stopped.log_failure is not None:
+        logger.error("the append log failed: {}", stopped.log_failure)
+    logger.info("stopped: exit code {} ({})", int(code), code.name.lower())
+    return code
+
+
+def exit_code(stopped: Stopped) -> ExitCode:
+    """What the way it stopped amounts to; the worst thing wins."""
+    if stopped.log_failure is not None:
+        return ExitCode.APPEND_LOG_FAILED
+    if stopped.not_saved:
+        return ExitCode.NOT_KEPT
+    if stopped.problems:
+        return ExitCode.BUG
+    return ExitCode.STOPPED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,279 @@
+"""Starting a node: from options to a service that is ready to serve, in the order that keeps the promises.
+
+What it is: the one place where a server's parts are put together.
+Which thread runs it: the main thread. What it owns: each part until the service has it; on failure all are let go.
+
+The order, and why: the data directory is locked first (two processes must not meet in one), the address is bound before
+anything is loaded (a taken port must not cost a load), recovery comes before the log's new segment (which names its
+predecessor), OPENs are on disk before the new epoch is written down, and that is written last: until then this start can be
+repeated from the same files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import socket
+import time
+from typing import Any
+
+from loguru import logger
+
+from rcache.commands.exit_codes import ExitCode
+from rcache.commands.options import BUCKETS_DEFAULT, ServerOptions
+from rcache.commands.restore import restore
+from rcache.commands.start_failed import StartFailed
+from rcache.engine.clock import NodeClock
+from rcache.engine.contract import ConnectionLimits, Engine, EngineConfig
+from rcache.engine.reference import ReferenceEngine
+from rcache.records.reader import DataDamaged
+from rcache.server.listener import bind
+from rcache.server.notify import Notifier, watchdog_interval_s
+from rcache.server.service import EXTEND_S, Parts, Service
+from rcache.stream.append_log import AppendLog, AppendLogConfig, LogHooks
+from rcache.stream.checkpoints import CheckpointConfig, Checkpointer
+from rcache.stream.data_dir import DataDir, DataDirLocked
+from rcache.stream.policy import FsyncPolicy
+from rcache.stream.recovery import HistoryIncomplete, Recovered, feed, recover
+
+SYNC_WAIT_S = 60.0
+"""How long a start waits for its OPENs to be on disk."""
+
+PROGRESS_EVERY_S = 1.0
+
+
+def boot(options: ServerOptions, version: str, notifier: Notifier) -> Service:
+    """A service that is recovered and durable in its new epoch, but not listening yet. Raises `StartFailed`."""
+    with contextlib.ExitStack() as cleanup:
+        data_dir = _open_data_dir(options)
+        cleanup.callback(data_dir.close)
+        sock = _bind(options)
+        cleanup.callback(sock.close)
+        service = _assemble(options, version, notifier, data_dir, sock, cleanup)
+        cleanup.pop_all()
+        return service
+
+
+def _open_data_dir(options: ServerOptions) -> DataDir:
+    try:
+        data_dir = DataDir(options.data_dir)
+    except DataDirLocked as error:
+        raise StartFailed(ExitCode.WRONG_USE, f"--data-dir: {error}") from None
+    except DataDamaged as error:
+        raise StartFailed(ExitCode.DAMAGED_FILE, str(error)) from None
+    except OSError as error:
+        raise StartFailed(ExitCode.WRONG_USE, f"--data-dir {options.data_dir}: {error.strerror}") from None
+    try:
+        identity = data_dir.be(options.name, options.buckets)
+        if options.buckets not in (BUCKETS_DEFAULT, identity.buckets):  # the default cannot be told from no word at all
+            raise ValueError(f"--buckets is {options.buckets}, but this data was born with {identity.buckets} buckets")
+        data_dir.begin_incarnation()
+    except ValueError as error:
+        data_dir.close()
+        raise StartFailed(ExitCode.WRONG_USE, str(error)) from None
+    except OSError as error:
+        data_dir.close()
+        raise StartFailed(ExitCode.APPEND_LOG_FAILED, f"--data-dir {options.data_dir}: {error.strerror}") from None
+    return data_dir
+
+
+def _bind(options: ServerOptions) -> socket.socket:
+    try:
+        return bind(options.listen.host, options.listen.port)
+    except OSError as error:
+        raise StartFailed(ExitCode.CANNOT_LISTEN, f"cannot listen on {options.listen}: {error.strerror}") from None
+
+
+def _assemble(
+    options: ServerOptions,
+    version: str,
+    notifier: Notifier,
+    data_dir: DataDir,
+    sock: socket.socket,
+    cleanup: contextlib.ExitStack,
+) -> Service:
+    clock = NodeClock()
+    began = time.monotonic()
+    recovered = _recover(options, data_dir, notifier)
+    engine = ReferenceEngine(_engine_config(options, data_dir), clock)
+    cleanup.callback(engine.close)
+    feed(recovered.buckets, engine.apply)
+    identity = data_dir.identity
+    assert identity is not None
+    epoch = max(identity.epoch, recovered.newest_epoch) + 1
+    stops: queue.SimpleQueue[str] = queue.SimpleQueue()
+    log, checkpointer = _begin_log(options, data_dir, engine, clock, stops, cleanup)
+    if log is not None:
+        _start_log(log, recovered, epoch)
+    engine.open_buckets(range(identity.buckets), epoch, identity.incarnation, identity.node)
+    restored = restore(options.restore, engine, _Progress(notifier, "restoring")) if options.restore else 0
+    _trim(options, engine)
+    _make_durable(data_dir, log, epoch)
+    if checkpointer is not None:
+        checkpointer.start(epoch)
+    items = engine.stats()["items"]["items"]
+    _report(recovered, items, restored, identity.epoch, epoch)
+    parts = Parts(
+        version=version,
+        data_dir=data_dir,
+        engine=engine,
+        clock=clock,
+        sock=sock,
+        log=log,
+        checkpointer=checkpointer,
+        stops=stops,
+        next_segment=recovered.place.number,
+        savefile=options.savefile,
+        notifier=notifier,
+        recovery=_recovery_stats(recovered, items, restored, time.monotonic() - began),
+        limits=ConnectionLimits(options.hello_timeout, options.idle_timeout, options.frame_timeout, options.send_timeout),
+        connections_max=min(options.max_connections, options.worker_threads or options.max_connections),
+        stop_timeout_s=options.stop_timeout,
+        persist=options.persist_on_shutdown,
+        secret=options.secret,
+    )
+    return Service(parts, watchdog_interval_s())
+
+
+def _recover(options: ServerOptions, data_dir: DataDir, notifier: Notifier) -> Recovered:
+    identity = data_dir.identity
+    assert identity is not None
+    try:
+        return recover(
+            options.data_dir,
+            options.savefile,
+            identity,
+            skip_damaged=options.skip_damaged,
+            progress=_Progress(notifier, "recovering"),
+        )
+    except (DataDamaged, HistoryIncomplete) as error:
+        hint = "rcache-replay verify tells more; --skip-damaged goes on with what can be read"
+        raise StartFailed(ExitCode.DAMAGED_FILE, f"{error}. {hint}") from None
+    except OSError as error:
+        raise StartFailed(ExitCode.APPEND_LOG_FAILED, f"--data-dir: {error}") from None
+
+
+def _engine_config(options: ServerOptions, data_dir: DataDir) -> EngineConfig:
+    assert data_dir.identity is not None
+    return EngineConfig(
+        buckets=data_dir.identity.buckets,
+        memory_bytes=options.memory_limit,
+        evict=not options.no_evict,
+        value_bytes_max=options.max_value_size,
+        frame_bytes_max=options.max_frame_size,
+        stream_bytes=options.change_stream_size,
+        commit=options.append_log and options.append_log_fsync is FsyncPolicy.ALWAYS,
+    )
+
+
+def _begin_log(
+    options: ServerOptions,
+    data_dir: DataDir,
+    engine: Engine,
+    clock: NodeClock,
+    stops: queue.SimpleQueue[str],
+    cleanup: contextlib.ExitStack,
+) -> tuple[AppendLog, Checkpointer] | tuple[None, None]:
+    """The append log and its checkpoints, ready to be started; None where none is kept."""
+    if not options.append_log:
+        return None, None
+    identity = data_dir.identity
+    assert identity is not None
+    config = AppendLogConfig(
+        options.data_dir,
+        options.append_log_fsync,
+        options.append_log_fsync_interval,
+        options.append_log_max_mb << 20,
+    )
+    log = AppendLog(
+        config,
+        engine.stream,
+        identity,
+        clock.now_ms,
+        LogHooks(
+            on_failure=lambda failure: stops.put(f"the append log failed: {failure}"),
+            on_segment=lambda number: checkpointer.segment_began(number),  # noqa: PLW0108 (made below)
+        ),
+    )
+    checkpointer = Checkpointer(
+        CheckpointConfig(options.data_dir, options.append_log_keep_days), engine, log, identity, clock.now_ms, logger.log
+    )
+    cleanup.callback(log.stop, SYNC_WAIT_S)
+    cleanup.callback(checkpointer.stop, SYNC_WAIT_S)
+    return log, checkpointer
+
+
+def _start_log(log: AppendLog, recovered: Recovered, epoch: int) -> None:
+    try:
+        log.start(recovered.place, epoch)
+    except OSError as error:
+        raise StartFailed(ExitCode.APPEND_LOG_FAILED, f"no segment could be begun: {error}") from None
+
+
+def _trim(options: ServerOptions, engine: Engine) -> None:
+    """What was recovered may be more than a smaller --memory-limit allows."""
+    memory = engine.stats()["memory"]
+    if memory["used_bytes"] <= memory["limit_bytes"]:
+        return
+    if options.no_evict:
+        why = f"the data takes {memory['used_bytes']} bytes, more than --memory-limit {memory['limit_bytes']}, with --no-evict"
+        raise StartFailed(ExitCode.WRONG_USE, why)
+    logger.warning("evicted {} items: the data was larger than --memory-limit", engine.trim())
+
+
+def _make_durable(data_dir: DataDir, log: AppendLog | None, epoch: int) -> None:
+    """The OPENs are on disk, and then the epoch is: until here this start can be repeated from the same files."""
+    if log is not None and not log.sync(SYNC_WAIT_S):
+        why = str(log.failure) if log.failure else f"the first records were not on disk within {SYNC_WAIT_S:.0f} s"
+        raise StartFailed(ExitCode.APPEND_LOG_FAILED, f"the append log could not be written: {why}")
+    try:
+        data_dir.begin_epoch(epoch)
+    except OSError as error:
+        raise StartFailed(ExitCode.APPEND_LOG_FAILED, f"the epoch could not be written down: {error}") from None
+
+
+def _report(recovered: Recovered, items: int, restored: int, served_epoch: int, epoch: int) -> None:
+    for warning in recovered.warnings:
+        logger.warning("{}", warning)
+    for note in recovered.notes:
+        logger.info("{}", note)
+    if recovered.stale:
+        logger.error(
+            "DATA SET ASIDE: the files end in epoch {}, but this node served epoch {} since and kept nothing of it on disk; "
+            "starting empty rather than with the past. --restore FILE into an empty --data-dir brings it back",
+            recovered.newest_epoch,
+            served_epoch,
+        )
+    if restored:
+        logger.info("restored {} items", restored)
+    logger.info("starting with {} items in epoch {}", items, epoch)
+
+
+def _recovery_stats(recovered: Recovered, items: int, restored: int, seconds: float) -> dict[str, Any]:
+    return {
+        "items": items,
+        "records_read": recovered.records,
+        "bytes_read": recovered.bytes,
+        "seconds": round(seconds, 3),
+        "stale_history_set_aside": recovered.stale,
+        "restored": restored,
+        "warnings": list(recovered.warnings),
+    }
+
+
+class _Progress:
+    """Tells the log and systemd, once in PROGRESS_EVERY_S, how far a long step is."""
+
+    def __init__(self, notifier: Notifier, what: str) -> None:
+        self._notifier = notifier
+        self._what = what
+        self._last = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        if time.monotonic() - self._last < PROGRESS_EVERY_S:
+            return
+        self._last = time.monotonic()
+        text = f"{self._what}: {done * 100 // max(1, total)} % of {total}"
+        logger.info("{}", text)
+        self._notifier.status(text)
+        self._notifier.extend_timeout(EXTEND_S)

@@ -1,0 +1,325 @@
+"""The service: one node's parts, started in order, stopped in order.
+
+What it is: the owner of everything that runs once a node has recovered, and the steps of an orderly stop.
+Which thread runs it: the main thread; the control calls (`flush`, `stats_json`, `persist`) any worker.
+What it owns: the engine, the append log, the checkpointer, the listener, all workers, the housekeeper, the data directory.
+What it must not know: options and their sources; exit codes.
+
+The steps of a stop, in this order:
+1. nobody new is accepted; 2. workers answer what they have received, say GOODBYE and close; 3. the housekeeper and the
+checkpointer end; 4. buckets are frozen: nothing changes any more; 5. the append log writes what the stream still holds,
+closes its segment and ends; 6. with persist on, the savefile is written; 7. buckets are released, the data directory's lock
+is let go.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import resource
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loguru import logger
+
+from rcache.cluster.bucket_state import BucketState
+from rcache.engine.clock import NodeClock
+from rcache.engine.contract import ConnectionLimits, Engine, RequestRefused
+from rcache.records.files import FileKind
+from rcache.server.housekeeper import Housekeeper, Task
+from rcache.server.listener import Listener
+from rcache.server.notify import Notifier
+from rcache.server.session import Welcome
+from rcache.server.worker import Connections, WorkerRun
+from rcache.stream.append_log import AppendLog, LogFailure
+from rcache.stream.checkpoints import Checkpointer, copy_header, write_copy
+from rcache.stream.data_dir import DataDir
+from rcache_client.wire.opcodes import PersistMode, Status
+
+CONNECTIONS_RESERVED = 16
+"""Places beyond the limit that only nodes and administrators get: whoever must look at a full server can."""
+
+EXPIRE_EVERY_S = 0.25
+EXPIRE_ITEMS_MAX = 5000
+"""Expired items removed in one round: at most 20,000 a second, so that a mass expiry does not starve requests."""
+
+JOIN_S = 5.0
+"""How long any thread but the workers has to end; each needs one round of its loop."""
+
+EXTEND_S = 60.0
+"""What systemd is asked to wait at each step of a long stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a service is made of. `log` and `checkpointer` are None where no append log is kept.
+
+    `stops` takes reasons to stop."""
+
+    version: str
+    data_dir: DataDir
+    engine: Engine
+    clock: NodeClock
+    sock: socket.socket
+    log: AppendLog | None
+    checkpointer: Checkpointer | None
+    stops: queue.SimpleQueue[str]
+    next_segment: int
+    savefile: Path
+    notifier: Notifier
+    recovery: dict[str, Any]
+    limits: ConnectionLimits
+    connections_max: int
+    stop_timeout_s: float
+    persist: bool
+    secret: bytes | None = field(repr=False, default=None)
+
+
+@dataclass(slots=True)
+class Stopped:
+    """How a stop went. `problems` is empty after an orderly one; `not_saved` says why no savefile could be written."""
+
+    problems: list[str] = field(default_factory=list)
+    not_saved: str = ""
+    log_failure: LogFailure | None = None
+    crashes: int = 0
+
+
+class Service:
+    """A node that serves. `Control` for its sessions."""
+
+    def __init__(self, parts: Parts, watchdog_s: float | None = None) -> None:
+        self.parts = parts
+        self._began = time.monotonic()
+        self._persist = parts.persist
+        self._persist_lock = threading.Lock()
+        self.connections = Connections(parts.connections_max, CONNECTIONS_RESERVED)
+        self._housekeeper = Housekeeper(self._tasks(watchdog_s))
+        run = WorkerRun(parts.engine, self.connections, self, self._welcome(), parts.limits, parts.secret)
+        self._listener = Listener(parts.sock, self.connections, run)
+
+    def _welcome(self) -> Welcome:
+        parts, identity = self.parts, self.parts.data_dir.identity
+        assert identity is not None
+        return Welcome(
+            cluster_id=bytes.fromhex(identity.cluster_id),
+            incarnation=identity.incarnation,
+            buckets=identity.buckets,
+            frame_bytes_max=parts.engine.config.frame_bytes_max,
+            value_bytes_max=parts.engine.config.value_bytes_max,
+            idle_ms=int(parts.limits.idle_s * 1000),
+            node=identity.node,
+            server_version=parts.version,
+        )
+
+    def _tasks(self, watchdog_s: float | None) -> list[Task]:
+        tasks = [
+            Task("expiry", EXPIRE_EVERY_S, self._expire),
+            Task("clock", 1.0, self._watch_clock),
+            Task("buckets", 1.0, self._reopen_exhausted),
+        ]
+        if watchdog_s is not None:
+            tasks.append(Task("watchdog", watchdog_s, self._show_life))
+        return tasks
+
+    # --- running
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, port = self.parts.sock.getsockname()[:2]
+        return host, port
+
+    def start(self) -> None:
+        """Begin to serve. Raises OSError where the address cannot be listened on."""
+        self._listener.start()
+        self._housekeeper.start()
+
+    def request_stop(self, why: str) -> None:
+        """Any thread, and signal handlers: the node is to stop."""
+        self.parts.stops.put(why)
+
+    def wait(self) -> str:
+        """Block until a stop is asked for. Returns why."""
+        return self.parts.stops.get()
+
+    # --- control, for sessions
+
+    @property
+    def epoch(self) -> int:
+        return self.parts.engine.epoch
+
+    def flush(self, deadline_ns: int) -> int:
+        removed = self.parts.engine.flush(deadline_ns)
+        logger.info("flush: {} items removed", removed)
+        return removed
+
+    def persist(self, mode: PersistMode) -> tuple[bool, str]:
+        with self._persist_lock:
+            if mode is not PersistMode.ASK:
+                self._persist = mode is PersistMode.ON
+                logger.info("persist on shutdown: {}", "on" if self._persist else "off")
+            return self._persist, str(self.parts.savefile)
+
+    def stats_json(self, section: str) -> bytes:
+        stats = self.stats()
+        if section and section not in stats:
+            raise RequestRefused(Status.BAD_ARGUMENT, f"no section {section!r}; there are: {', '.join(stats)}")
+        return json.dumps({section: stats[section]} if section else stats).encode()
+
+    def stats(self) -> dict[str, dict[str, Any]]:
+        parts, identity = self.parts, self.parts.data_dir.identity
+        assert identity is not None
+        engine = parts.engine.stats()
+        engine["memory"]["process_bytes"] = _resident_bytes()
+        return {
+            "server": {
+                "name": identity.node,
+                "version": parts.version,
+                "engine": parts.engine.name,
+                "pid": os.getpid(),
+                "uptime_s": round(time.monotonic() - self._began, 1),
+                "cluster_id": identity.cluster_id,
+                "incarnation": identity.incarnation,
+                "epoch": self.epoch,
+                "threads": threading.active_count(),
+                "housekeeper_errors": self._housekeeper.errors,
+                "clock_stepped_ms": parts.clock.stepped_ms,
+                "cpu_s": round(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]), 2),
+            },
+            "connections": self.connections.stats(),
+            **engine,
+            "append_log": dict(parts.log.stats()) if parts.log else {"fsync": "off"},
+            "checkpoints": dict(parts.checkpointer.stats()) if parts.checkpointer else {},
+            "persist": {"on_shutdown": self._persist, "savefile": str(parts.savefile)},
+            "recovery": parts.recovery,
+        }
+
+    # --- upkeep
+
+    def _expire(self) -> None:
+        self.parts.engine.expire_due(EXPIRE_ITEMS_MAX)
+
+    def _show_life(self) -> None:
+        """The watchdog's sign of life; withheld where the log's thread has gone without a word."""
+        log = self.parts.log
+        if log is None or log.is_alive():
+            self.parts.notifier.alive()
+
+    def _watch_clock(self) -> None:
+        stepped_ms = self.parts.clock.adjust()
+        if stepped_ms:
+            logger.warning("the wall clock stepped by {} ms; this node does not follow", stepped_ms)
+
+    def _reopen_exhausted(self) -> None:
+        """A bucket whose counter ran out goes on in a new epoch, on disk before anything is counted in it."""
+        buckets = self.parts.engine.exhausted_buckets()
+        if not buckets:
+            return
+        identity = self.parts.data_dir.identity
+        assert identity is not None
+        epoch = self.epoch + 1
+        self.parts.data_dir.begin_epoch(epoch)
+        self.parts.engine.open_buckets(buckets, epoch, identity.incarnation, identity.node)
+        logger.info("buckets {} opened anew in epoch {}", buckets, epoch)
+
+    # --- stopping
+
+    def stop(self, progress: Callable[[str], object] = lambda _text: None) -> Stopped:
+        """The steps of a stop, all of them whatever goes wrong in one. Blocks up to about `stop_timeout_s`, and for as long
+        as the log and the savefile take to write."""
+        stopped = Stopped()
+        parts = self.parts
+        deadline = time.monotonic() + parts.stop_timeout_s
+        self._end_connections(stopped, deadline, progress)
+        parts.notifier.extend_timeout(EXTEND_S)
+        if not self._housekeeper.stop(JOIN_S):
+            stopped.problems.append("the housekeeper did not end")
+        if parts.checkpointer is not None and not parts.checkpointer.stop(JOIN_S):
+            stopped.problems.append("the checkpointer did not end")
+        self._set_buckets(BucketState.PRIMARY, BucketState.FROZEN)
+        self._end_log(stopped, progress)
+        if self._persist:
+            self._save(stopped, progress)
+        released = self._set_buckets(BucketState.FROZEN, BucketState.ABSENT)
+        logger.info("{} buckets released", released)
+        parts.engine.close()
+        parts.data_dir.close()
+        stopped.crashes = self.connections.crashes + self._housekeeper.errors
+        return stopped
+
+    def _end_connections(self, stopped: Stopped, deadline: float, progress: Callable[[str], object]) -> None:
+        count = len(self.connections.workers())
+        progress(f"stopping: {count} connections are told goodbye")
+        if not self._listener.stop(JOIN_S):
+            stopped.problems.append("the listener did not end")
+        self.parts.engine.stop_serving()
+        late = self.connections.join_all(deadline)
+        for worker in late:
+            worker.break_off()
+        stuck = self.connections.join_all(time.monotonic() + JOIN_S) if late else []
+        if late:
+            logger.warning("{} connections were cut off at the deadline of {} s", len(late), self.parts.stop_timeout_s)
+        if stuck:
+            stopped.problems.append(f"{len(stuck)} workers did not end")
+
+    def _end_log(self, stopped: Stopped, progress: Callable[[str], object]) -> None:
+        log = self.parts.log
+        if log is None:
+            return
+        progress("stopping: closing the append log")
+        if not log.stop(EXTEND_S):
+            stopped.problems.append("the append log did not end")
+        stopped.log_failure = log.failure
+
+    def _save(self, stopped: Stopped, progress: Callable[[str], object]) -> None:
+        parts, identity = self.parts, self.parts.data_dir.identity
+        assert identity is not None
+        first_segment = parts.next_segment
+        if parts.log is not None:
+            first_segment = parts.log.next_segment()
+        header = copy_header(FileKind.SAVEFILE, identity, self.epoch, first_segment, first_segment, parts.clock.now_ms())
+        report = _Every(1.0, lambda done: self._report_saving(done, header.buckets, progress))
+        try:
+            saved = write_copy(parts.engine, parts.savefile, header, after_bucket=lambda done, _took_s: report(done))
+        except OSError as error:
+            stopped.not_saved = f"{parts.savefile}: {error.strerror or error}"
+            logger.error("the savefile could not be written: {}", stopped.not_saved)
+            return
+        logger.info("saved {} items, {} bytes, to {} in {:.1f} s", saved.items, saved.bytes, saved.path, saved.seconds)
+
+    def _report_saving(self, done: int, buckets: int, progress: Callable[[str], object]) -> None:
+        self.parts.notifier.extend_timeout(EXTEND_S)
+        progress(f"stopping: saving, {done} of {buckets} buckets")
+
+    def _set_buckets(self, now: BucketState, then: BucketState) -> int:
+        engine = self.parts.engine
+        buckets = [bucket for bucket in range(engine.config.buckets) if engine.state(bucket) is now]
+        for bucket in buckets:
+            engine.set_state(bucket, then)
+        return len(buckets)
+
+
+class _Every:
+    """Calls at most once in `seconds`."""
+
+    def __init__(self, seconds: float, call: Callable[[int], None]) -> None:
+        self._seconds = seconds
+        self._call = call
+        self._last = time.monotonic()
+
+    def __call__(self, done: int) -> None:
+        if time.monotonic() - self._last >= self._seconds:
+            self._last = time.monotonic()
+            self._call(done)
+
+
+def _resident_bytes() -> int:
+    """The process's resident memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()

@@ -1,0 +1,208 @@
+"""Workers: one thread for each connection, from accept to close.
+
+What it is: the loop that lets the engine serve and does what it hands back; the polite and the impolite ways to close; and
+the register of all connections, with its limit.
+Which thread runs it: each connection's own, `worker-N`. Started by the listener, joined by the service through `Connections`.
+What it owns: the connection's socket. It may lock: the register, for moments; never with I/O.
+What it must not know: what requests mean.
+
+Closing: the last frame is sent, then FIN, then the worker reads on until the peer closes (bounded), because closing with
+unread bytes makes the kernel send a reset, and a reset can destroy replies the peer has not read yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from loguru import logger
+
+from rcache.engine.contract import ConnectionLimits, Ended, Engine, EngineConnection, Handback
+from rcache.engine.reference.serving import set_kernel_timeout
+from rcache.server.session import Control, Session, Welcome
+from rcache_client.wire.opcodes import Opcode, Status
+
+FAREWELL_S = 2.0
+"""How long a worker reads on after FIN. A peer that reads its replies closes within a round trip."""
+
+RESERVED_HELLO_S = 1.0
+"""How long a newcomer beyond the limit has to show that it is an administrator or a node."""
+
+DISCARD_BYTES = 64 << 10
+
+_GOODBYES = {
+    Ended.HELLO_TIMEOUT: (Status.HELLO_TIMEOUT, "nothing was said in time"),
+    Ended.IDLE_TIMEOUT: (Status.IDLE_TIMEOUT, "idle for too long"),
+    Ended.FRAME_TIMEOUT: (Status.FRAME_TIMEOUT, "a frame did not come in whole in time"),
+    Ended.STOPPING: (Status.SHUTTING_DOWN, "this node stops; nothing after the named request was executed"),
+}
+
+
+class Connections:
+    """All connections of this node: how many there may be, who serves them, and how they ended."""
+
+    def __init__(self, limit: int, reserve: int) -> None:
+        self.limit = limit
+        self.reserve = reserve
+        self._lock = threading.Lock()
+        self._workers: dict[int, Worker] = {}
+        self._next = 0
+        self.accepted = 0
+        self.refused = 0
+        self.crashes = 0
+        self.ended: Counter[str] = Counter()
+        self._requests_of_ended = 0
+
+    def enter(self, make: Callable[[int, bool], Worker]) -> Worker | None:
+        """A new worker, or None where there is no place. `make` gets its number and whether its place is a reserved one."""
+        with self._lock:
+            count = len(self._workers)
+            if count >= self.limit + self.reserve:
+                self.refused += 1
+                return None
+            self._next += 1
+            worker = self._workers[self._next] = make(self._next, count >= self.limit)
+            self.accepted += 1
+            return worker
+
+    def leave(self, worker: Worker, how: str) -> None:
+        with self._lock:
+            if self._workers.pop(worker.number, None) is not None:
+                self.ended[how] += 1
+                self._requests_of_ended += worker.connection.requests
+
+    def note_crash(self) -> None:
+        with self._lock:
+            self.crashes += 1
+
+    def workers(self) -> list[Worker]:
+        with self._lock:
+            return list(self._workers.values())
+
+    def stats(self) -> dict[str, object]:
+        with self._lock:
+            requests = self._requests_of_ended + sum(worker.connection.requests for worker in self._workers.values())
+            return {
+                "connections": len(self._workers),
+                "connections_max": self.limit,
+                "accepted": self.accepted,
+                "refused": self.refused,
+                "requests": requests,
+                "unhandled_errors": self.crashes,
+                "ended": dict(self.ended),
+            }
+
+    def join_all(self, deadline: float) -> list[Worker]:
+        """Wait for all workers until `deadline` (time.monotonic). Returns those that are still there."""
+        for worker in self.workers():
+            worker.thread.join(max(0.0, deadline - time.monotonic()))
+        return [worker for worker in self.workers() if worker.thread.is_alive()]
+
+
+class Worker:
+    """One connection and its thread."""
+
+    def __init__(self, number: int, sock: socket.socket, peer: str, connection: EngineConnection, session: Session) -> None:
+        self.number = number
+        self.peer = peer
+        self.connection = connection
+        self.session = session
+        self.sock = sock
+        self.thread = threading.Thread(target=lambda: None)
+
+    def start(self, run: Callable[[Worker], None]) -> None:
+        """Raises RuntimeError where no thread can be had."""
+        self.thread = threading.Thread(target=run, args=(self,), name=f"worker-{self.number}")
+        self.thread.start()
+
+    def break_off(self) -> None:
+        """Any thread: end the connection now; its worker wakes up with an error."""
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+
+
+class WorkerRun:
+    """What every worker does; shared by all of them."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        connections: Connections,
+        control: Control,
+        welcome: Welcome,
+        limits: ConnectionLimits,
+        secret: bytes | None,
+    ) -> None:
+        self._engine = engine
+        self._connections = connections
+        self._control = control
+        self._welcome = welcome
+        self._limits = limits
+        self._secret = secret
+
+    def make(self, number: int, sock: socket.socket, peer: str, *, reserved: bool) -> Worker:
+        limits = self._limits
+        if reserved:
+            hello_s = min(RESERVED_HELLO_S, limits.hello_s)
+            limits = ConnectionLimits(hello_s, limits.idle_s, limits.frame_s, limits.send_s)
+        connection = self._engine.connect(sock, limits)
+        session = Session(connection, self._control, self._welcome, self._secret, reserved=reserved)
+        return Worker(number, sock, peer, connection, session)
+
+    def __call__(self, worker: Worker) -> None:
+        """The thread's one catch-all: an unhandled error ends this connection, is logged and counted."""
+        how = "error"
+        try:
+            how = self._serve(worker)
+        except Exception:
+            self._connections.note_crash()
+            logger.exception("worker {} ({}): unhandled error; the connection is closed", worker.number, worker.peer)
+        finally:
+            worker.sock.close()
+            self._connections.leave(worker, how)
+
+    def _serve(self, worker: Worker) -> str:
+        """Until the connection is to be closed. Returns how it ended."""
+        while True:
+            handback = self._engine.serve(worker.connection)
+            if handback.ended is not Ended.FRAME:
+                return self._end(worker, handback)
+            assert handback.request is not None
+            response = worker.session.respond(handback.request)
+            if response.close:
+                said = handback.request.opcode == Opcode.GOODBYE
+                self._part(worker, response.frame)
+                return "goodbye" if said else "refused"
+            lost = worker.connection.send(response.frame)
+            if lost is not None:
+                return lost.name.lower()
+
+    def _end(self, worker: Worker, handback: Handback) -> str:
+        ended = handback.ended
+        if handback.bad is not None:
+            logger.warning("{}: {} ({}); closed", worker.peer, handback.bad.status.name, handback.bad.reason)
+            self._part(worker, worker.session.reject(handback.bad).frame)
+        elif ended in _GOODBYES:
+            status, reason = _GOODBYES[ended]
+            if not worker.connection.data_allowed and ended is Ended.HELLO_TIMEOUT and worker.session.reserved:
+                status, reason = Status.TOO_MANY_CONNECTIONS, "all places for clients are taken; try again later"
+            self._part(worker, worker.session.goodbye(status, reason))
+        return ended.name.lower()
+
+    @staticmethod
+    def _part(worker: Worker, frame: bytes) -> None:
+        """Send the last frame, then FIN, then read on until the peer closes or FAREWELL_S are over."""
+        sock = worker.sock
+        if worker.connection.send(frame) is not None:
+            return
+        deadline = time.monotonic() + FAREWELL_S
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_WR)
+            while (left_s := deadline - time.monotonic()) > 0:
+                set_kernel_timeout(sock, socket.SO_RCVTIMEO, left_s)
+                if not sock.recv(DISCARD_BYTES):
+                    return
