@@ -20,6 +20,9 @@ ANSWER_SHARE = 0.1
 ANSWER_SECONDS_MAX = 0.05
 """More than that is never kept back: a reply crosses a data centre in far less."""
 
+DOUBLINGS_MAX = 32
+"""More would reach any limit anyhow, and at last overflow a float."""
+
 
 def checked_seconds(name: str, seconds: float) -> float:
     """The duration as a float. Raises `TypeError` or `ValueError` naming the argument and the value."""
@@ -33,6 +36,11 @@ def checked_seconds(name: str, seconds: float) -> float:
 def seconds_left(deadline: float) -> float:
     """What is left until the deadline, in seconds; never below 0."""
     return max(0.0, deadline - monotonic())
+
+
+def back_off_seconds(first_s: float, longest_s: float, failures: int) -> float:
+    """How long to leave something alone that has failed so many times before: twice as long each time, to a limit."""
+    return min(first_s * 2.0 ** min(failures, DOUBLINGS_MAX), longest_s)
 
 
 def told_ms(wait_s: float) -> int:

@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Any
 
 from rcache_client.answers import reason_of
-from rcache_client.budget import SECONDS_MAX, checked_seconds
+from rcache_client.budget import SECONDS_MAX, back_off_seconds, checked_seconds
 from rcache_client.connection import Setback, Trouble
 from rcache_client.errors import (
     BudgetSpent,
@@ -107,6 +107,7 @@ class Caller:
         return _error_of_status(opcode, status, reason_of(values), door.name)
 
     def _note_setback(self, door: Door, setback: Setback) -> None:
+        setback.name_limit(f"read_timeout of {self._read_timeout:g} s", in_full=setback.waited_in_full)
         if setback.trouble is Trouble.SILENT:
             self._doors.fell_silent(door, setback)
         elif setback.status in _LEAVING:
@@ -148,7 +149,7 @@ def _better_known(trouble: RcacheError | None, no_way: RcacheError, opcode: int)
 
 def _wait_before_next(tries: int, deadline: float, trouble: RcacheError) -> None:
     """Back off, unless a lost connection needs only to be made anew. Raises the trouble if no other try may follow."""
-    wait_s = min(BACK_OFF_FIRST_SECONDS * 2.0 ** (tries - 1), BACK_OFF_MAX_SECONDS)
+    wait_s = back_off_seconds(BACK_OFF_FIRST_SECONDS, BACK_OFF_MAX_SECONDS, tries - 1)
     wait_s = random.uniform(wait_s / 2, wait_s)  # noqa: S311 - spreads clients, guards nothing
     if tries == 1 and isinstance(trouble, (ConnectionLost, TimedOut)):
         wait_s = 0.0

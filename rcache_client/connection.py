@@ -84,6 +84,12 @@ class Setback(Exception):
         self.waited_in_full = waited_in_full
         self.status = status
 
+    def name_limit(self, limit: str, *, in_full: bool) -> None:
+        """Add what ended the wait, if it was a wait that ended: `limit`, or the budget where that was shorter."""
+        self.waited_in_full = in_full
+        if self.trouble is Trouble.SILENT:
+            self.reason = f"{self.reason} ({limit if in_full else 'the budget of the call'})"
+
 
 class Connection:
     """A connected socket and the request under way on it. Not thread-safe."""
@@ -280,8 +286,7 @@ class Connection:
 
     def _silence(self, reason: str) -> Setback:
         in_full = monotonic() < self._deadline
-        limit = f"read_timeout of {self._read_timeout:g} s" if in_full else "the call's budget"
-        return Setback(Trouble.SILENT, f"{reason} ({limit})", maybe_executed=self._sent_whole, waited_in_full=in_full)
+        return Setback(Trouble.SILENT, reason, maybe_executed=self._sent_whole, waited_in_full=in_full)
 
 
 def connect(endpoints: Sequence[Endpoint], server: str, deadline: float) -> Connection:

@@ -36,7 +36,7 @@ class ManyCalls(Generic[V]):
     def get_many(self, keys: Iterable[K], *, budget: float | None = None) -> dict[K, V]:
         """The values of those keys that have one."""
         deadline = self._caller.deadline(budget)
-        asked = {key: KEY_ONLY.encode(key_bytes(key)) for key in keys}
+        asked = _key_entries(keys)
         gathering: Gathering[K, V] = Gathering("GET_MANY")
         entries_max = MANY_KEYS_MAX
         while asked:
@@ -67,7 +67,7 @@ class ManyCalls(Generic[V]):
     def delete_many(self, keys: Iterable[K], *, budget: float | None = None) -> dict[K, bool]:
         """Remove all values; return for each key whether there was one. Not atomic over the keys."""
         deadline = self._caller.deadline(budget)
-        asked = {key: KEY_ONLY.encode(key_bytes(key)) for key in keys}
+        asked = _key_entries(keys)
         gathering: Gathering[K, bool] = Gathering("DELETE_MANY")
         for key, (status, _) in self._entries(Opcode.DELETE_MANY, asked, gathering, MANY_KEYS_MAX, deadline):
             if status in (Status.OK, Status.NOT_FOUND):
@@ -146,6 +146,12 @@ _REPLY_ENTRY_BYTES = {
     Opcode.DELETE_MANY: CHANGE_ENTRY.bytes_min,
 }
 """What each key takes up in a reply at the least."""
+
+
+def _key_entries(keys: Iterable[K]) -> dict[K, bytes]:
+    if isinstance(keys, (str, bytes)):
+        raise TypeError(f"keys must be several, not the single {keys!r}; a str would be taken letter by letter")
+    return {key: KEY_ONLY.encode(key_bytes(key)) for key in keys}
 
 
 def _entry_error(opcode: Opcode, status: int) -> RcacheError:

@@ -31,6 +31,7 @@ from threading import Condition, Lock
 from time import monotonic
 
 from rcache_client.address import Address, Endpoint, LookupFailed, Resolver
+from rcache_client.budget import back_off_seconds
 from rcache_client.connection import Connection, Setback, Trouble, connect
 from rcache_client.errors import BudgetSpent, ClientClosed, PoolExhausted, ServersUnavailable
 from rcache_client.handshake import Greeter, Welcome
@@ -87,7 +88,7 @@ class Door:
                 raise
         except Setback as setback:
             setback.maybe_executed = False  # nothing of the user's has left
-            setback.waited_in_full = limit < deadline
+            setback.name_limit(f"connect_timeout of {self._connect_timeout:g} s", in_full=limit < deadline)
             raise
         return connection
 
@@ -247,21 +248,22 @@ class Doors:
         return deadline
 
     def _note_failure(self, door: Door, probing: bool, trouble: Setback | PoolExhausted) -> None:
-        why, cause = str(trouble), trouble.__cause__
+        why = trouble.reason if isinstance(trouble, Setback) else trouble.what
+        cause = trouble.__cause__
         if probing:
             with self._changed:
                 self._fail_locked(door, why, cause)
         elif isinstance(trouble, Setback):
+            door.why = why  # even where it has not failed
             if trouble.status == Status.TOO_MANY_CONNECTIONS and door.pool.connections:
-                door.why = why  # but not failed: the connections we have still work
-                return
+                return  # the connections we have still work
             if trouble.trouble is Trouble.SILENT:
                 self.fell_silent(door, trouble)
             else:
                 self.fail(door, why, cause)
 
     def _fail_locked(self, door: Door, why: str, cause: BaseException | None) -> None:
-        back_off = min(BACK_OFF_FIRST_SECONDS * 2.0**door.failures, BACK_OFF_MAX_SECONDS)
+        back_off = back_off_seconds(BACK_OFF_FIRST_SECONDS, BACK_OFF_MAX_SECONDS, door.failures)
         door.failures += 1
         door.state = DoorState.FAILED
         door.retry_at = monotonic() + self._jitter(back_off / 2, back_off)

@@ -112,7 +112,7 @@ def _assemble(
     if checkpointer is not None:
         checkpointer.start(epoch)
     items = engine.stats()["items"]["items"]
-    _report(recovered, items, restored, identity.epoch, epoch)
+    _report(recovered, items, restored, identity.start_epoch, epoch)
     parts = Parts(
         version=version,
         data_dir=data_dir,
@@ -227,7 +227,7 @@ def _make_durable(data_dir: DataDir, log: AppendLog | None, epoch: int) -> None:
         why = str(log.failure) if log.failure else f"the first records were not on disk within {SYNC_WAIT_S:.0f} s"
         raise StartFailed(ExitCode.APPEND_LOG_FAILED, f"the append log could not be written: {why}")
     try:
-        data_dir.begin_epoch(epoch)
+        data_dir.begin_serving(epoch)
     except OSError as error:
         raise StartFailed(ExitCode.APPEND_LOG_FAILED, f"the epoch could not be written down: {error}") from None
 

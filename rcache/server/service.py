@@ -224,7 +224,7 @@ class Service:
         identity = self.parts.data_dir.identity
         assert identity is not None
         epoch = self.epoch + 1
-        self.parts.data_dir.begin_epoch(epoch)
+        self.parts.data_dir.use_epoch(epoch)
         self.parts.engine.open_buckets(buckets, epoch, identity.incarnation, identity.node)
         logger.info("buckets {} opened anew in epoch {}", buckets, epoch)
 

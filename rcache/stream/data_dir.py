@@ -41,13 +41,18 @@ class DataDirLocked(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who the node of a data directory is. Ids are 16 bytes, in hex; epoch and incarnation count up from 0."""
+    """Who the node of a data directory is. Ids are 16 bytes, in hex; epochs and incarnation count up from 0.
+
+    `epoch` is the highest ever used, so that none is used twice. `start_epoch` is the one in which the last start began to
+    serve: a history on disk that ends before it is not the present.
+    """
 
     cluster_id: str
     data_dir_id: str
     node: str
     buckets: int
     epoch: int = 0
+    start_epoch: int = 0
     incarnation: int = 0
 
 
@@ -131,8 +136,13 @@ class DataDir:
         self.write(replace(self.identity, incarnation=self.identity.incarnation + 1))
         return self.identity
 
-    def begin_epoch(self, epoch: int) -> None:
+    def begin_serving(self, epoch: int) -> None:
         """Serving begins in `epoch`; on disk when this returns."""
+        assert self.identity is not None
+        self.write(replace(self.identity, epoch=epoch, start_epoch=epoch))
+
+    def use_epoch(self, epoch: int) -> None:
+        """A bucket will go on in `epoch` while the node serves; on disk when this returns."""
         assert self.identity is not None
         self.write(replace(self.identity, epoch=epoch))
 

@@ -172,10 +172,10 @@ def _survey(
     if found.problems:
         recovered.notes.append(f"cannot begin from {sources[0].name}: {found.problems[0]}")
         return None
-    if found.newest_epoch < identity.epoch:
+    if found.newest_epoch < identity.start_epoch:
         recovered.notes.append(
             f"cannot begin from {sources[0].name}: it ends in epoch {found.newest_epoch}, but this node served epoch "
-            f"{identity.epoch}"
+            f"{identity.start_epoch}"
         )
         return None
     return found
@@ -192,7 +192,7 @@ def _last_resort(
         *_log([file for file in files if file.header.kind is FileKind.SEGMENT]),
     ]
     found = survey(sources, skip_damaged=skip_damaged, progress=progress)
-    if found.newest_epoch < identity.epoch:  # invariant 2
+    if found.newest_epoch < identity.start_epoch:  # invariant 2
         recovered.stale = True
         recovered.newest_epoch = found.newest_epoch
         return recovered

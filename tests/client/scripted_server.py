@@ -110,7 +110,8 @@ class Line:
         """The server's own GOODBYE, then FIN; read on until the client closes."""
         last = self.last_executed if last_executed is None else last_executed
         self.raw(encode_reply(Opcode.GOODBYE, status, last, 1, GOODBYE_REPLY.encode(last, "on purpose")))
-        self.socket.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):  # the client may be gone already
+            self.socket.shutdown(socket.SHUT_WR)
         self.hold()
 
     def hold(self) -> None:

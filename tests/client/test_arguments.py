@@ -55,6 +55,8 @@ BAD_CALLS: list[tuple[type[Exception], str, Callable[[Client[Any]], object]]] = 
     (ValueError, "1 to 65535 bytes, not 65536", lambda c: c.get("ü" * 32_768)),
     (TypeError, "key must be str or bytes, not 7", lambda c: c.get(7)),
     (TypeError, "key must be str or bytes, not None", lambda c: c.get_many(["a", None])),  # type: ignore[type-var, list-item]
+    (TypeError, "letter by letter", lambda c: c.get_many("abc")),
+    (TypeError, "letter by letter", lambda c: c.delete_many("abc")),
     (TypeError, "StrSerializer", lambda c: c.set("k", "text")),
     (TypeError, "not int", lambda c: c.set_many({"a": b"1", "k": 7})),
     (ValueError, "ttl must be above 0 .*not 0", lambda c: c.set("k", b"v", ttl=0)),

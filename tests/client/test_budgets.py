@@ -46,7 +46,7 @@ def test_a_write_to_a_silent_server_is_of_unknown_outcome_and_not_sent_again() -
 
 def test_the_budget_of_a_call_goes_before_that_of_the_client() -> None:
     with ScriptedServer(play_silence) as server, Client(server.address, read_timeout=30, budget=60) as cache:
-        with within(0.2), pytest.raises(TimedOut, match="the call's budget"):
+        with within(0.2), pytest.raises(TimedOut, match="the budget of the call"):
             cache.get("key", budget=0.2)
 
 
@@ -72,7 +72,7 @@ def test_an_answer_byte_by_byte_within_the_budget_is_taken_whole() -> None:
 
 def test_a_server_that_does_not_greet() -> None:
     with ScriptedServer(lambda line: line.hold()) as server, Client(server.address, connect_timeout=0.2) as cache:
-        with within(0.2), pytest.raises(ServersUnavailable, match=f"{server.address}: no answer came in time"):
+        with within(0.2), pytest.raises(ServersUnavailable, match=r"no answer came in time \(connect_timeout of 0.2 s\)"):
             cache.set("key", b"value")
 
 

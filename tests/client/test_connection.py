@@ -48,9 +48,7 @@ def test_an_exchange(ends: Ends) -> None:
         (encode_reply(Opcode.PING, Status.OK, 1, 1, b"!"), Trouble.GARBLED),
     ],
 )
-def test_a_setback_closes_it_and_says_that_the_request_may_have_been_executed(
-    ends: Ends, reply: bytes, trouble: Trouble
-) -> None:
+def test_a_setback_closes_it_and_says_that_the_request_may_be_executed(ends: Ends, reply: bytes, trouble: Trouble) -> None:
     connection, theirs = ends
     theirs.sendall(reply)
     with pytest.raises(Setback) as caught:

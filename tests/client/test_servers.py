@@ -166,6 +166,15 @@ def test_back_off_doubles_to_a_limit_and_falls_back_only_after_an_answer() -> No
         assert door.failures == 0
 
 
+def test_an_outage_of_days_ends_like_any_other(server: ScriptedServer, cache: Client[bytes]) -> None:
+    (door,) = doors_of(cache)
+    door.failures = 100_000
+    cache._doors.fail(door, "on purpose")
+    assert door.retry_at - monotonic() <= BACK_OFF_MAX_SECONDS
+    make_due(door)
+    assert cache.get("key") is None
+
+
 def test_jitter_spreads_the_probes() -> None:
     with Client(free_address()) as cache:
         (door,) = doors_of(cache)

@@ -76,7 +76,7 @@ def test_incarnation_and_epoch_are_on_disk_when_their_begin_returns(tmp_path: Pa
     try:
         directory.be("n1", 64)
         assert directory.begin_incarnation().incarnation == 1
-        directory.begin_epoch(7)
+        directory.begin_serving(7)
         stored = json.loads((tmp_path / IDENTITY_FILE).read_text())
         assert (stored["incarnation"], stored["epoch"], stored["format"]) == (1, 7, 1)
     finally:
@@ -90,9 +90,9 @@ def test_an_epoch_never_goes_back(tmp_path: Path) -> None:
     directory = DataDir(tmp_path)
     try:
         directory.be("n1", 64)
-        directory.begin_epoch(7)
+        directory.begin_serving(7)
         with pytest.raises(AssertionError):
-            directory.begin_epoch(6)
+            directory.begin_serving(6)
     finally:
         directory.close()
 
@@ -104,7 +104,7 @@ def test_a_full_disk_leaves_the_old_identity(tmp_path: Path) -> None:
     full = DataDir(tmp_path, FullDisk())
     try:
         with pytest.raises(OSError, match="No space left"):
-            full.begin_epoch(1)
+            full.begin_serving(1)
         assert full.identity == made
     finally:
         full.close()
