@@ -79,17 +79,17 @@ def _rebuild(options: ReplayOptions) -> ReplayExit:
         return _finish(options, summary, [], code or _nothing_there(loaded))
     buckets = _second_walk(options, loaded)
     with progress("writing") as report:
-        written = write_savefile(options.output, loaded, buckets, report)
+        written = write_savefile(options, loaded, buckets, report)
     summary["wrote"] = {
         "file": str(options.output),
         "items": written.items,
         "buckets": written.buckets,
         "bytes": written.bytes,
-        "same_cluster": written.same_cluster,
+        "is_present": written.is_present,
     }
     lines = [f"wrote      {options.output}: {written.items:,} items, {show_size(written.bytes)}"]
-    if not written.same_cluster:
-        lines.append("           it is incomplete, so it has a cluster id of its own: give it to rcached with --restore")
+    if not written.is_present:
+        lines.append("           it is not all that the files hold, so no node takes it for its own: use rcached --restore")
     return _finish(options, summary, lines, ReplayExit.DONE)
 
 

@@ -17,7 +17,8 @@ from rcache.commands.replay_exit import ReplayExit, ReplayStopped
 from rcache.commands.replay_options import ReplayOptions
 from rcache.commands.replay_progress import progress
 from rcache.records.files import FileHeader, FileKind
-from rcache.records.reader import DataDamaged, HeaderCut
+from rcache.records.links import log_of
+from rcache.records.reader import DataDamaged, HeaderCut, Tail
 from rcache.records.rebuild import Source, Survey, survey
 from rcache.stream.data_dir import SEGMENT_SUFFIX, SUFFIXES, ListedFile, read_headers, sources
 
@@ -39,14 +40,6 @@ class FoundFiles:
         """The header that speaks for all: of the newest epoch, and of its files the one begun last."""
         return max((file.header for file in self.files), key=lambda header: (header.epoch, header.created_ms, header.number))
 
-    @property
-    def segment_after(self) -> int:
-        """The number with which the newest header's log goes on."""
-        newest = self.newest
-        ours = [file.header for file in self.files if file.header.data_dir_id == newest.data_dir_id]
-        segments = [header.number + 1 for header in ours if header.kind is FileKind.SEGMENT]
-        return max(segments + [header.first_segment for header in ours])
-
 
 @dataclass(slots=True)
 class Loaded:
@@ -66,6 +59,15 @@ class Loaded:
         segments = {file.path for file in self.found.files if file.header.kind is FileKind.SEGMENT}
         torn = [(path, found) for path, found in self.survey.torn if path in segments]
         return cut + [(path, found.whole_bytes, found.torn_bytes) for path, found in torn]
+
+    @property
+    def segment_after(self) -> int:
+        """The number of the segment in which the newest header's log goes on: the newest itself while it is not closed."""
+        log = log_of(self.found.newest)
+        closed = {path for path, found in self.survey.findings if found.tail is Tail.CLOSED}
+        ours = [file for file in self.found.files if log_of(file.header) == log]
+        segments = [file.header.number + (file.path in closed) for file in ours if file.header.kind is FileKind.SEGMENT]
+        return max(segments + [file.header.first_segment for file in ours])
 
 
 def find_files(paths: tuple[Path, ...]) -> FoundFiles:

@@ -58,6 +58,17 @@ class Field:
     def fixed_bytes(self) -> bool:
         return self.code.endswith("s")
 
+    @property
+    def bounded(self) -> bool:
+        """Whether it is a number whose bounds are narrower than what its code can hold."""
+        return not self.string and not self.fixed_bytes and (self.low, self.high) != _code_range(self.code)
+
+
+def _code_range(code: str) -> tuple[int, int]:
+    """The least and the greatest number that a struct code holds; lower case codes are signed."""
+    bits = 8 * Struct(">" + code).size
+    return (-(1 << bits - 1), (1 << bits - 1) - 1) if code.islower() else (0, (1 << bits) - 1)
+
 
 def u8(name: str, low: int = 0, high: int = 0xFF) -> Field:
     return Field(name, "B", low, high)
@@ -102,7 +113,7 @@ class Layout:
         self.name = name
         self.fields = fields
         self._struct = Struct(">" + "".join(f.code for f in fields))
-        self._numbers = tuple((i, f) for i, f in enumerate(fields) if not f.string and not f.fixed_bytes)
+        self._bounded = tuple((i, f) for i, f in enumerate(fields) if f.bounded)
         self._strings = tuple((i, f) for i, f in enumerate(fields) if f.string)
         self._fixed = tuple((i, f) for i, f in enumerate(fields) if f.fixed_bytes)
 
@@ -133,7 +144,7 @@ class Layout:
         """Read one such group from `body`, leaving what follows it. Raises `BadPayload`."""
         try:
             values = body.unpack(self._struct)
-            for i, field in self._numbers:
+            for i, field in self._bounded:
                 if not field.low <= values[i] <= field.high:
                     raise BadPayload(f"{self.name}: {field.name} is {values[i]}, not {field.low} to {field.high}")
             if not self._strings:

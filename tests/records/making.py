@@ -9,7 +9,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rcache.records.files import NO_FILE, FileHeader, FileKind, encode_block, encode_end, encode_header
-from rcache.records.record import Cause, ImportEnd, Kind, Opening, Record, encode, encode_import_end, encode_opening, make_sequence
+from rcache.records.record import (
+    Cause,
+    ImportEnd,
+    Kind,
+    Opening,
+    Record,
+    encode,
+    encode_import_end,
+    encode_opening,
+    make_sequence,
+)
 
 CLUSTER = bytes(range(16))
 NODE = "n1"

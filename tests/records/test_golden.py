@@ -1,4 +1,4 @@
-"""The bytes on disk are pinned: here, and in `docs/records.md`, which shows the same ones. A change of either is a new format."""
+"""The bytes on disk are pinned, here and in `docs/records.md`, which shows the same. A change of either is a new format."""
 
 from __future__ import annotations
 

@@ -37,7 +37,9 @@ def test_what_lies_beyond_the_point_an_open_names_is_dead() -> None:
 
 
 def test_an_epoch_that_no_later_one_continues_is_dead_as_a_whole() -> None:
-    plan = plan_of(LOG, [opened(2, seq(1, 5)), stored(seq(2, 1), b"k", b"x")], [opened(3, seq(1, 5)), stored(seq(3, 1), b"k", b"y")])
+    plan = plan_of(
+        LOG, [opened(2, seq(1, 5)), stored(seq(2, 1), b"k", b"x")], [opened(3, seq(1, 5)), stored(seq(3, 1), b"k", b"y")]
+    )
     assert plan.problems == ()
     assert plan.dead == 2
     assert not plan.is_live(seq(2, 1))

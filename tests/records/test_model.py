@@ -1,4 +1,4 @@
-"""History and rebuild against a naive model: random histories of a bucket, told by files that overlap, lack things, and lie dead.
+"""History and rebuild against a naive model: random histories of a bucket, told by files that overlap and lack things.
 
 The model knows the truth: the line of records that the newest epoch stands on. Two things are held against it, each in both
 directions: a plan has a problem if and only if something of that line that matters is in no file; and a plan without

@@ -84,7 +84,11 @@ def test_until_is_a_prefix(tmp_path: Path) -> None:
 
 
 def test_what_was_rebuilt_can_be_written_as_an_import_and_rebuilt_from_that(tmp_path: Path) -> None:
-    write_file(tmp_path, header_of(1), [opened(1), stored(seq(1, 1), b"a", b"1", time_ms=4, flags=3), removed(seq(1, 2), b"x", time_ms=5)])
+    write_file(
+        tmp_path,
+        header_of(1),
+        [opened(1), stored(seq(1, 1), b"a", b"1", time_ms=4, flags=3), removed(seq(1, 2), b"x", time_ms=5)],
+    )
     bucket = rebuilt(tmp_path)
     records = list(bucket.records())
     assert [record.kind for record in scan(b"".join(records))] == [Kind.IMPORT_BEGIN, Kind.ROW, Kind.IMPORT_END]
@@ -124,7 +128,9 @@ def test_rows_whose_import_mark_was_lost_to_damage_are_left_out(tmp_path: Path) 
 
 @pytest.mark.parametrize("kind", [FileKind.CHECKPOINT, FileKind.SAVEFILE])
 def test_a_base_that_was_cut_is_damaged_wherever_it_was_cut(tmp_path: Path, kind: FileKind) -> None:
-    path = write_file(tmp_path, header_of(1, kind=kind), imported(seq(1, 1), seq(1, 1)), imported(seq(1, 1), seq(1, 1), bucket=1))
+    path = write_file(
+        tmp_path, header_of(1, kind=kind), imported(seq(1, 1), seq(1, 1)), imported(seq(1, 1), seq(1, 1), bucket=1)
+    )
     whole = path.read_bytes()
     assert survey(sources(list_files(tmp_path))).damage == []
     for length in range(len(encode_header(header_of(1, kind=kind))), len(whole)):
@@ -180,5 +186,7 @@ def test_a_file_that_grew_between_the_walks_adds_no_unknown_bucket(tmp_path: Pat
     write_file(tmp_path, header_of(1), [opened(1)], closed=False)
     read = sources(list_files(tmp_path))
     plans = survey(read).plans
-    write_file(tmp_path, header_of(1), [opened(1)], [opened(1, bucket=5), stored(seq(1, 1), b"a", b"1", bucket=5)], closed=False)
+    write_file(
+        tmp_path, header_of(1), [opened(1)], [opened(1, bucket=5), stored(seq(1, 1), b"a", b"1", bucket=5)], closed=False
+    )
     assert list(rebuild(read, plans)) == [0]

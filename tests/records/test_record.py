@@ -101,7 +101,8 @@ def test_what_follows_a_record_is_never_a_part_of_it(record: Record, more: bytes
 
 
 @pytest.mark.parametrize(
-    ("kind", "key"), [(Kind.SET, b""), (Kind.REMOVE, b""), (Kind.ROW, b""), (Kind.OPEN, b"k"), (Kind.FLUSH, b"k"), (0, b""), (9, b"k")]
+    ("kind", "key"),
+    [(Kind.SET, b""), (Kind.REMOVE, b""), (Kind.ROW, b""), (Kind.OPEN, b"k"), (Kind.FLUSH, b"k"), (0, b""), (9, b"k")],
 )
 def test_a_kind_with_a_key_it_cannot_have_is_refused(kind: int, key: bytes) -> None:
     body = bytes(draft(kind, 0, key))

@@ -265,7 +265,7 @@ class Operations:
     def _get_many(self, call: Call) -> Answer:
         entries, position = [], 0
         keys = _decode_group(call)
-        room = self._demand_reply_room(len(keys), ITEM_ENTRY, self._value_bytes_max)
+        room = self._demand_reply_room(len(keys), ITEM_ENTRY)
         for (key,) in keys:
             try:
                 item, reached, _ = self._store.read(key, call.deadline_ns)
@@ -295,17 +295,17 @@ class Operations:
 
         return self._change_many(call, one)
 
-    def _demand_reply_room(self, count: int, entry: Layout, value_bytes: int) -> int:
-        """What the reply has left beside `count` entries: at least `value_bytes`, so that one value always fits."""
+    def _demand_reply_room(self, count: int, entry: Layout) -> int:
+        """What a reply has left for values beside the fixed parts of `count` entries, in bytes."""
         room = self._reply_bytes_max - Group.bytes_min - count * entry.bytes_min
-        if room < value_bytes:
+        if room < 0:
             raise RequestRefused(Status.TOO_LARGE, f"{count} keys are more than one reply holds; ask in several requests")
         return room
 
     def _change_many(self, call: Call, one: Callable[[tuple[Any, ...]], Changed]) -> Answer:
         entries, position = [], 0
         keys = _decode_group(call)
-        self._demand_reply_room(len(keys), CHANGE_ENTRY, 0)
+        self._demand_reply_room(len(keys), CHANGE_ENTRY)
         for entry in keys:
             try:
                 changed = one(entry)
