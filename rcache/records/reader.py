@@ -32,7 +32,7 @@ from rcache.records.files import (
     decode_block_head,
     decode_header,
 )
-from rcache.records.record import BadRecord, heads
+from rcache.records.record import BadRecord, Head, heads
 
 SEARCH_BYTES = 1 << 20
 """How much is read at once when looking for the next block behind damage."""
@@ -63,12 +63,13 @@ class Tail(Enum):
 
 
 class Block(NamedTuple):
-    """One whole block: where it begins in the file, its number, and its records' bytes."""
+    """One whole block: where it begins in the file, its number, its records' bytes, and where each of them lies in `body`."""
 
     offset: int
     number: int
     records: int
     body: bytes
+    heads: list[Head]
 
 
 @dataclass(slots=True)
@@ -181,12 +182,12 @@ class RecordFile:
         if not block_is_whole(self.header.file_id, head_bytes, head, body):
             return None, None, "the block's checksum does not fit"
         try:
-            counted = sum(1 for _ in heads(body))
+            found = list(heads(body))
         except BadRecord as error:
             return None, None, str(error)
-        if counted != head.records:
-            return None, None, f"{counted} records in a block of {head.records}"
-        return head, Block(at, head.number, head.records, body), ""
+        if len(found) != head.records:
+            return None, None, f"{len(found)} records in a block of {head.records}"
+        return head, Block(at, head.number, head.records, body, found), ""
 
     def _find_block(self, start: int, number: int) -> int | None:
         """Where the next whole block of this file begins at or after `start`, or None."""

@@ -34,7 +34,6 @@ from rcache.records.record import (
     decode,
     encode,
     encode_import_end,
-    heads,
 )
 
 Progress = Callable[[int, int], None]
@@ -155,11 +154,10 @@ def survey(
         for path in source.paths:
             with RecordFile(path) as file:
                 for block in file.blocks(skip_damaged=skip_damaged):
-                    found = list(heads(block.body))
-                    records += len(found)
+                    records += len(block.heads)
                     with _bad_record_is_damage(file, block, skip_damaged=skip_damaged):
-                        history.note_all(number, block.body, found)
-                        links.note_block(file.header, block.offset, found)
+                        history.note_all(number, block.body, block.heads)
+                        links.note_block(file.header, block.offset, block.heads)
                     progress(done + block.offset, total)
                 _check_closed(file, skip_damaged=skip_damaged)
                 headers[number] = file.header
@@ -226,8 +224,7 @@ def rebuild(
         for path in source.paths:
             with RecordFile(path) as file:
                 for block in file.blocks(skip_damaged=skip_damaged):
-                    for head in heads(block.body):
-                        builder.take(number, block.body, head)
+                    builder.take_all(number, block)
                     progress(done + block.offset, total)
                 done += file.size
     progress(total, total)
@@ -243,16 +240,18 @@ class _Builder:
         self._ordinals: dict[tuple[int, int], int] = {}
         self._buckets = {bucket: RebuiltBucket(bucket) for bucket in plans}
 
-    def take(self, source: int, body: bytes, head: Head) -> None:
-        if head.kind == Kind.IMPORT_BEGIN:
-            place = (source, head.bucket)
-            self._ordinals[place] = self._ordinals.get(place, 0) + 1
-        elif head.kind == Kind.ROW:
-            plan = self._plans.get(head.bucket)  # none: a row without its IMPORT_BEGIN, which damage took
-            if plan is not None and self._is_base_row(plan.base, source, head.bucket):
-                self._put(decode(body, head.start, head.end))
-        elif head.kind in HISTORY_KINDS:
-            self._take_change(body, head)
+    def take_all(self, source: int, block: Block) -> None:
+        """Take in the records of one block."""
+        for head in block.heads:
+            if head.kind in HISTORY_KINDS:
+                self._take_change(block.body, head)
+            elif head.kind == Kind.ROW:
+                plan = self._plans.get(head.bucket)  # none: a row without its IMPORT_BEGIN, which damage took
+                if plan is not None and self._is_base_row(plan.base, source, head.bucket):
+                    self._put(decode(block.body, head.start, head.end))
+            elif head.kind == Kind.IMPORT_BEGIN:
+                place = (source, head.bucket)
+                self._ordinals[place] = self._ordinals.get(place, 0) + 1
 
     def _is_base_row(self, base: Base | None, source: int, bucket: int) -> bool:
         return base is not None and base.source == source and base.ordinal == self._ordinals.get((source, bucket))

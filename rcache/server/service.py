@@ -14,6 +14,7 @@ is let go.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -51,6 +52,10 @@ EXPIRE_ITEMS_MAX = 5000
 
 JOIN_S = 5.0
 """How long any thread but the workers has to end; each needs one round of its loop."""
+
+SIGNAL_LOOK_S = 0.2
+"""How late a signal may be noticed. One that comes in the instant before the main thread falls asleep does not wake it, and
+Python runs a handler only in that thread, once it runs again."""
 
 EXTEND_S = 60.0
 """What systemd is asked to wait at each step of a long stop."""
@@ -145,8 +150,10 @@ class Service:
         self.parts.stops.put(why)
 
     def wait(self) -> str:
-        """Block until a stop is asked for. Returns why."""
-        return self.parts.stops.get()
+        """Block until a stop is asked for. Returns why. Looks up now and then: see SIGNAL_LOOK_S."""
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return self.parts.stops.get(timeout=SIGNAL_LOOK_S)
 
     # --- control, for sessions
 

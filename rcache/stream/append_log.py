@@ -154,7 +154,11 @@ class AppendLog:
     def start(self, place: LogPlace, epoch: int) -> None:
         """Begin the first segment of this start and the thread. Raises OSError."""
         self._place, self._epoch = place, epoch
-        self._begin_segment()
+        try:
+            self._begin_segment()
+        except OSError:
+            self._let_go()
+            raise
         self._stream.set_durable(self._position)  # what came before this log is not its to write
         self._thread.start()
 
@@ -165,7 +169,10 @@ class AppendLog:
             self._sync_up_to = max(self._sync_up_to, position)
         self._stream.wake_readers()
         deadline_ns = time.monotonic_ns() + int(timeout_s * 1e9)
-        return self._stream.wait_durable(position, deadline_ns) is StreamEnd.REACHED
+        end = self._stream.wait_durable(position, deadline_ns)
+        if end is StreamEnd.FAILED:
+            self._thread.join(timeout_s)  # it is about to end; then `failure` says why
+        return end is StreamEnd.REACHED
 
     def stop(self, timeout_s: float) -> bool:
         """Write what the stream still holds, close the segment, end the thread. False if that took too long."""
@@ -331,8 +338,15 @@ class AppendLog:
         self._segment = None
         self._disk.close(segment.fd)
 
+    def _let_go(self) -> None:
+        """Close the segment as it is, after a failure."""
+        if self._segment is not None:
+            with contextlib.suppress(OSError):
+                self._disk.close(self._segment.fd)
+
     def _fail(self, error: OSError, doing: str) -> None:
         """The end of the log: say so to everyone, once. Acknowledged is what did not have to wait for the disk."""
+        self._stream.fail(f"{doing}: {error.strerror or error}")  # first: what is counted below must be all there will be
         counts = self._counts
         lost = lost_bytes = 0
         if self.config.policy is not FsyncPolicy.ALWAYS:
@@ -340,10 +354,7 @@ class AppendLog:
             lost = counts.unsynced_records + len(waiting)
             lost_bytes = counts.unsynced_bytes + sum(map(len, waiting))
         self.failure = LogFailure(error, doing, lost, lost_bytes)
-        self._stream.fail(str(self.failure))
-        if self._segment is not None:
-            with contextlib.suppress(OSError):
-                self._disk.close(self._segment.fd)
+        self._let_go()
         self._hooks.on_failure(self.failure)
 
 

@@ -14,10 +14,11 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -114,6 +115,7 @@ class CheckpointConfig:
 
     directory: Path
     keep_days: int
+    disk: Disk = field(default_factory=Disk)
 
 
 class Checkpointer:
@@ -180,7 +182,8 @@ class Checkpointer:
             try:
                 self._make(segment)
                 self.made += 1
-                removed = retain(self.config.directory, self._identity, self._now_ms() - self.config.keep_days * MS_A_DAY)
+                cutoff_ms = self._now_ms() - self.config.keep_days * MS_A_DAY
+                removed = retain(self.config.directory, self._identity, cutoff_ms, self.config.disk)
                 if removed:
                     self._report("INFO", "retention: removed " + ", ".join(path.name for path in removed))
             except Stopped:
@@ -200,7 +203,12 @@ class Checkpointer:
         header = copy_header(FileKind.CHECKPOINT, self._identity, self._epoch, segment, segment, now_ms)
         path = self.config.directory / f"{self._identity.node}-{day_of(now_ms)}-{segment:04d}{CHECKPOINT_SUFFIX}"
         self.last = write_copy(
-            self._engine, path, header, before_finish=self._wait_for_log, after_bucket=lambda _done, took_s: self._pause(took_s)
+            self._engine,
+            path,
+            header,
+            disk=self.config.disk,
+            before_finish=self._wait_for_log,
+            after_bucket=lambda _done, took_s: self._pause(took_s),
         )
         made = self.last
         self._report("INFO", f"checkpoint {path.name}: {made.items} items, {made.bytes} bytes, {made.seconds:.1f} s")
@@ -216,7 +224,7 @@ class Checkpointer:
             raise Stopped if self._stopping else OSError(f"the append log was not on disk within {SYNC_WAIT_S:.0f} s")
 
 
-def retain(directory: Path, identity: Identity, cutoff_ms: int) -> list[Path]:
+def retain(directory: Path, identity: Identity, cutoff_ms: int, disk: Disk | None = None) -> list[Path]:
     """Remove segments and checkpoints that no state since `cutoff_ms` needs (invariant 3). Returns what was removed."""
     own: list[ListedFile] = []
     for path in sorted(directory.iterdir()):
@@ -238,6 +246,8 @@ def retain(directory: Path, identity: Identity, cutoff_ms: int) -> list[Path]:
         for file in own
         if (file.header.number < oldest_kept if file.header.kind is FileKind.SEGMENT else file.path not in kept)
     ]
+    disk = disk or Disk()
     for path in removable:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            disk.remove(path)
     return removable

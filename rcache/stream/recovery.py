@@ -19,11 +19,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rcache.records.files import FileKind, encode_end
+from rcache.records.files import NO_FILE, FileKind, encode_end
 from rcache.records.reader import DataDamaged, RecordFile, Tail
 from rcache.records.rebuild import Progress, RebuiltBucket, Source, Survey, no_progress, rebuild, survey
 from rcache.stream.append_log import LogPlace
-from rcache.stream.data_dir import SUFFIXES, Identity, ListedFile, read_headers
+from rcache.stream.data_dir import CHECKPOINT_SUFFIX, SUFFIXES, Identity, ListedFile, read_headers
 from rcache.stream.disk import Disk
 from rcache.stream.record_file import TEMPORARY_SUFFIX
 
@@ -72,8 +72,7 @@ def recover(
     segments = [file for file in files if file.header.kind is FileKind.SEGMENT]
     if segments:
         _close_last(segments, recovered, skip_damaged, disk)
-        last = segments[-1].header
-        recovered.place = LogPlace(last.number + 1, last.file_id)
+    recovered.place = _place(files)
     for candidate in _candidates(files):
         found = _survey(candidate, identity, recovered, progress, skip_damaged=False)
         if found is not None:
@@ -101,7 +100,7 @@ def _own_files(
         try:
             file = read_headers([path])[0]
         except DataDamaged as damage:
-            if not skip_damaged:
+            if not skip_damaged and path.suffix != CHECKPOINT_SUFFIX:  # without a checkpoint, what is left is whole or is not
                 raise
             recovered.warnings.append(f"left out: {damage}")
             continue
@@ -110,6 +109,17 @@ def _own_files(
         else:
             recovered.warnings.append(f"left out: {path} is of node {file.header.node} and another data directory")
     return sorted(own, key=lambda file: (file.header.kind, file.header.number, file.header.created_ms))
+
+
+def _place(files: list[ListedFile]) -> LogPlace:
+    """Where the log goes on: behind everything there is, so that no number is used twice even where segments are gone."""
+    number, predecessor = 1, NO_FILE
+    for file in files:
+        header = file.header
+        number = max(number, header.first_segment if header.kind is FileKind.SAVEFILE else header.number + 1)
+        if header.kind is FileKind.SEGMENT:
+            predecessor = header.file_id
+    return LogPlace(number, predecessor)
 
 
 def _close_last(segments: list[ListedFile], recovered: Recovered, skip_damaged: bool, disk: Disk) -> None:

@@ -26,7 +26,7 @@ ITEM_BYTES = 400
 """What an item costs beside key and value, in bytes: the item, its two entries in hash tables, their share of the tables'
 spare room, and the headers of the bytes objects. Measured: `tests/contract/test_memory.py` holds it to the process's growth."""
 
-EXPIRY_BYTES = 200
+EXPIRY_BYTES = 130
 """What an expiry costs in the sorted list, in bytes."""
 
 
@@ -113,14 +113,32 @@ class Bucket:
     def position_locked(self, sequence: int, durable: int) -> int:
         """The position up to which the stream must be on disk before `sequence` may be revealed; 0: it is already."""
         pending = self.pending
-        while pending and pending[0][1] <= durable:
-            pending.popleft()
+        self._forget_durable_locked(durable)
         if not pending or sequence < pending[0][0]:
             return 0
         first = pending[0][0]
         if epoch_of(first) == epoch_of(sequence):
             return pending[sequence - first][1]  # counters have no holes
         return next(position for at, position in pending if at >= sequence)
+
+    def pend_locked(self, sequence: int, position: int, durable: int) -> None:
+        """The newest record, `sequence`, ends at `position` of a stream that is on disk up to `durable` (invariant 3)."""
+        self._forget_durable_locked(durable)
+        self.pending.append((sequence, position))
+
+    def _forget_durable_locked(self, durable: int) -> None:
+        pending = self.pending
+        while pending and pending[0][1] <= durable:
+            pending.popleft()
+
+    def begin_locked(self, sequence: int) -> int:
+        """Let go of everything and stand at `sequence`: an import begins, or (BORN_EMPTY) the bucket leaves this node. Returns
+        how much the accounts shrink, in bytes."""
+        freed = self.clear_locked()
+        self.sequence = self.import_begin = self.last_removal = sequence
+        self.import_rows = 0
+        self.pending.clear()
+        return freed
 
     def put_locked(self, key: bytes, item: Item) -> int:
         """Put an item in its place. Returns by how much the accounts grow, in bytes (negative if they shrink)."""

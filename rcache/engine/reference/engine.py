@@ -34,18 +34,17 @@ from rcache.records.record import (
     Cause,
     ImportEnd,
     Kind,
-    Opening,
     Record,
     counter_of,
     decode_import_end,
     decode_opening,
     encode,
     encode_import_end,
-    encode_opening,
     make_sequence,
     scan,
 )
 from rcache_client.wire.frames import Request
+from rcache_client.wire.opcodes import Status
 
 OPEN_WAIT_S = 30.0
 """How long opening a bucket waits for room in the stream. The log writer drains the whole ring in far less."""
@@ -97,7 +96,15 @@ class ReferenceEngine:
         self._server.stop.close()
 
     def flush(self, deadline_ns: int) -> int:
-        removed = sum(self._store.flush(bucket, deadline_ns) for bucket in self._store.buckets)
+        removed = 0
+        for bucket in self._store.buckets:
+            try:
+                removed += self._store.flush(bucket, deadline_ns)
+            except RequestRefused as refusal:
+                if not removed:
+                    raise
+                why = f"{removed} items were removed, the rest was not: {refusal.reason}"
+                raise RequestRefused(Status.NOT_COMMITTED, why) from None
         if self.config.commit:
             end = self._ring.wait_durable(self._ring.head, deadline_ns)
             if end is not StreamEnd.REACHED:
@@ -116,16 +123,12 @@ class ReferenceEngine:
                 raise ValueError(f"bucket {bucket} is {held.state.value}; it cannot become {state.value} by itself")
             held.state = state
             if state is BucketState.ABSENT:
-                self._store.memory.force(-held.clear_locked())
+                self._store.memory.force(-held.begin_locked(BORN_EMPTY))
 
     def open_buckets(self, buckets: Sequence[int], epoch: int, incarnation: int, node: str) -> None:
         deadline_ns = time.monotonic_ns() + int(OPEN_WAIT_S * 1e9)
         for number in buckets:
-            bucket = self._store.buckets[number]
-            if not may_follow(bucket.state, BucketState.PRIMARY):
-                raise ValueError(f"bucket {number} is {bucket.state.value}; it cannot become primary")
-            opening = encode_opening(Opening(bucket.sequence, incarnation, node))
-            self._store.open(bucket, opening, make_sequence(epoch, 0), deadline_ns)
+            self._store.open(self._store.buckets[number], incarnation, node, make_sequence(epoch, 0), deadline_ns)
         self.epoch = max(self.epoch, epoch)
 
     def exhausted_buckets(self) -> list[int]:
@@ -139,6 +142,8 @@ class ReferenceEngine:
             if record.bucket >= len(self._store.buckets):
                 raise BadRecord(f"bucket {record.bucket} of {len(self._store.buckets)}")
             bucket = self._store.buckets[record.bucket]
+            if record.key and self._store.bucket_of(record.key) is not bucket:
+                raise BadRecord(f"key {record.key!r} is not of bucket {record.bucket}")
             with bucket.stripe.lock:
                 if bucket.state in (BucketState.PRIMARY, BucketState.FROZEN):
                     raise ChainError(f"bucket {bucket.number} is {bucket.state.value}; records of others do not apply to it")
@@ -156,15 +161,14 @@ class ReferenceEngine:
             self._put_newer_locked(bucket, record)
         elif record.kind == Kind.IMPORT_END:
             end = decode_import_end(record.value)
-            if bucket.state is not BucketState.IMPORTING or end != (bucket.import_begin, bucket.import_rows):
+            fits = end == (bucket.import_begin, bucket.import_rows) and record.sequence <= bucket.sequence
+            if bucket.state is not BucketState.IMPORTING or not fits:
                 raise ChainError(f"bucket {bucket.number}: the end of an import that does not fit its beginning")
             bucket.state = BucketState.BACKUP
         else:
-            self._store.memory.force(-bucket.clear_locked())
-            bucket.sequence = bucket.import_begin = record.sequence if record.kind == Kind.IMPORT_BEGIN else BORN_EMPTY
-            bucket.last_removal = bucket.sequence
-            bucket.import_rows = 0
-            bucket.state = BucketState.IMPORTING if record.kind == Kind.IMPORT_BEGIN else BucketState.ABSENT
+            begins = record.kind == Kind.IMPORT_BEGIN
+            self._store.memory.force(-bucket.begin_locked(record.sequence if begins else BORN_EMPTY))
+            bucket.state = BucketState.IMPORTING if begins else BucketState.ABSENT
 
     def _apply_change_locked(self, bucket: Bucket, record: Record) -> None:
         """One change, in chain order. A row of a running import may already be newer than it."""

@@ -109,7 +109,7 @@ class Ring:
         """Give back room that was not used."""
         with self._lock:
             self._reserved -= count
-            self._room.notify()
+            self._room.notify_all()  # the first in line may need more than this, another less
 
     def append(self, record: bytes, reserved: int) -> int:
         """Place a record, using up `reserved` bytes of room set aside before (at least its length). Returns the position
@@ -120,6 +120,8 @@ class Ring:
                 raise StreamFailed(self._failure)
             self._records.append(record)
             self._head += len(record)
+            if reserved > len(record):
+                self._room.notify_all()
             if self._sleeping:
                 self._readable.notify_all()
             return self._head

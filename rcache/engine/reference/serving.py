@@ -81,6 +81,7 @@ class Connection:
         self._stop = stop
         self._began_ns = time.monotonic_ns()
         self._frame_began_ns = 0
+        self._received_ns = 0
         self._poller = select.poll()
         self._poller.register(sock, select.POLLIN)
         self._poller.register(stop.fd, select.POLLIN)
@@ -96,6 +97,8 @@ class Connection:
         """
         if self._stop.is_set:
             return Ended.STOPPING
+        if self.reader.mid_frame and self._limit()[1] <= 0:  # a peer that sends byte by byte is never quiet
+            return Ended.FRAME_TIMEOUT
         try:
             try:
                 data = self.sock.recv(RECEIVE_BYTES)
@@ -110,10 +113,18 @@ class Connection:
             return Ended.LOST
         if not data:
             return Ended.CLOSED
+        self._received_ns = time.monotonic_ns()
         if not self.reader.mid_frame:
-            self._frame_began_ns = time.monotonic_ns()
+            self._frame_began_ns = self._received_ns
         self.reader.feed(data)
         return None
+
+    def next(self) -> Request | None:
+        """The next whole request held, or None. Raises `BadFrame`. What is left behind it began with the last read."""
+        request = self.reader.next()
+        if request is not None:
+            self._frame_began_ns = self._received_ns
+        return request
 
     def _limit(self) -> tuple[Ended, float]:
         """Which limit applies to the next read, and what is left of it in seconds."""
@@ -181,7 +192,7 @@ class Server:
         latest_ns = 0
         while True:
             try:
-                request = connection.reader.next()
+                request = connection.next()
             except BadFrame as bad:
                 return Handback(Ended.BAD_FRAME, bad=bad), self._flush(connection, replies, latest_ns)
             if request is None:

@@ -14,17 +14,29 @@ Invariants:
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
-from rcache.cluster.bucket_state import BucketState
+from rcache.cluster.bucket_state import BucketState, may_follow
 from rcache.engine.clock import NodeClock
 from rcache.engine.contract import EngineConfig, RequestRefused
 from rcache.engine.reference.buckets import ITEM_BYTES, Bucket, Item, Stripe, item_bytes
 from rcache.engine.reference.memory import MemoryAccount
 from rcache.engine.reference.ring import Ring, StreamFailed
-from rcache.records.record import COUNTER_MAX, Cause, Kind, counter_of, draft, record_bytes, stamp
+from rcache.records.record import (
+    COUNTER_MAX,
+    Cause,
+    Kind,
+    Opening,
+    counter_of,
+    draft,
+    encode_opening,
+    record_bytes,
+    show_sequence,
+    stamp,
+)
 from rcache_client.wire.opcodes import Status
 
 TRIES_MAX = 8
@@ -181,28 +193,27 @@ class Store:
         record = draft(
             Kind.SET, bucket.number, key, new.value, cause=new.cause, flags=new.flags, expires_at_ms=new.expires_at_ms
         )
-        version, position = self._record_locked(bucket, record, now_ms, reserved)
+        version, position = self._record_locked(bucket, record, bucket.sequence + 1, now_ms, reserved)
         item = Item(new.value, new.flags, new.expires_at_ms, version)
         bucket.stripe.sets += 1
         return bucket.put_locked(key, item), Changed(version, position, item)
 
     def _remove_locked(self, bucket: Bucket, key: bytes, cause: Cause, now_ms: int, reserved: int) -> Changed:
         record = draft(Kind.REMOVE, bucket.number, key, cause=cause)
-        version, position = self._record_locked(bucket, record, now_ms, reserved)
+        version, position = self._record_locked(bucket, record, bucket.sequence + 1, now_ms, reserved)
         bucket.last_removal = version
         self.memory.force(-bucket.drop_locked(key))
         _count_removed(bucket.stripe, cause, 1)
         return Changed(version, position, None)
 
-    def _record_locked(self, bucket: Bucket, record: bytearray, now_ms: int, reserved: int) -> tuple[int, int]:
+    def _record_locked(self, bucket: Bucket, record: bytearray, sequence: int, now_ms: int, reserved: int) -> tuple[int, int]:
         """Give a record its place, in the bucket and in the stream. Raises `StreamFailed` before anything has changed."""
-        sequence = bucket.sequence + 1
         stamp(record, sequence, now_ms)
         position = self.ring.append(bytes(record), reserved)
         bucket.place_locked(sequence, now_ms)
         if not self.config.commit:
             return sequence, 0
-        bucket.pending.append((sequence, position))
+        bucket.pend_locked(sequence, position, self.ring.durable)
         return sequence, position
 
     def _position_locked(self, bucket: Bucket, sequence: int) -> int:
@@ -227,7 +238,8 @@ class Store:
     def _take_memory(self, bucket: Bucket, key: bytes, room: int, deadline_ns: int, decide: Decide) -> int:
         """Memory for an item with a value of `room` bytes, by eviction where needed. Returns the bytes taken.
 
-        Nothing is evicted for a change that will be refused, or that only removes, as things stand.
+        Nothing is evicted for a change that will be refused, or that only removes, as things stand; and for another, what it
+        will really take counts: a full store can still overwrite in place.
         """
         cost = item_bytes(len(key), room, expires=True)
         if self.memory.try_take(cost):
@@ -236,41 +248,46 @@ class Store:
             held = bucket.items.get(key)
             now_ms = bucket.now_locked(self.clock.now_ms())
             live = None if held is None or _is_expired(held, now_ms) else held
-            if isinstance(decide(live, now_ms), Refusal):
-                return 0
-        if held is not None:  # what the old value gives back counts, or a full store could not even overwrite
-            cost = max(0, cost - item_bytes(len(key), len(held.value), held.expires_at_ms > 0))
+            decision = decide(live, now_ms)
+        if isinstance(decision, Refusal):
+            return 0
+        whole = item_bytes(len(key), len(decision.value), decision.expires_at_ms > 0)
+        if whole > self.memory.limit:
+            raise RequestRefused(Status.NO_ROOM, f"the item alone would pass the memory limit of {self.memory.limit} bytes")
+        cost = whole if held is None else max(0, whole - item_bytes(len(key), len(held.value), held.expires_at_ms > 0))
         self._make_room(cost, deadline_ns)
         return cost
 
     def _make_room(self, cost: int, deadline_ns: int) -> None:
         """Take `cost` bytes; expired items go first, then the least recently used. Raises `RequestRefused` (NO_ROOM)."""
-        if cost > self.memory.limit:
-            raise RequestRefused(Status.NO_ROOM, f"the item alone would pass the memory limit of {self.memory.limit} bytes")
-        self.expire_due(EXPIRE_BEFORE_EVICT, deadline_ns)
-        victims_max = 2 * (cost // ITEM_BYTES) + TRIES_MAX if self.config.evict else 0
-        for _ in range(victims_max):
+        expired = True
+        for _ in range(2 * (cost // ITEM_BYTES) + TRIES_MAX):
             if self.memory.try_take(cost):
                 return
-            if not self.evict_one(deadline_ns):
+            expired = expired and self.expire_due(EXPIRE_BEFORE_EVICT, deadline_ns) > 0
+            if not expired and not (self.config.evict and self.evict_one(deadline_ns)):
                 break
         if not self.memory.try_take(cost):
             why = "nothing is left to evict" if self.config.evict else "and eviction is switched off (--no-evict)"
             raise RequestRefused(Status.NO_ROOM, f"the memory limit of {self.memory.limit} bytes is reached, {why}")
 
     def evict_one(self, deadline_ns: int) -> bool:
-        """Remove the least recently used item of this node. False if there is none. Raises `RequestRefused`."""
-        oldest: tuple[int, Stripe, bytes] | None = None
+        """Remove the least recently used item this node is primary of. False if there is none. Raises `RequestRefused`."""
+        oldest: tuple[int, bytes] | None = None
         for stripe in self.stripes:
             with stripe.lock:
-                for key, used_ns in stripe.recency.items():
-                    if oldest is None or used_ns < oldest[0]:
-                        oldest = (used_ns, stripe, key)
-                    break
+                found = next(((used_ns, key) for key, used_ns in stripe.recency.items() if self._is_ours(key)), None)
+            if found is not None and (oldest is None or found < oldest):
+                oldest = found
         if oldest is None:
             return False
-        self._remove_if(self.bucket_of(oldest[2]), oldest[2], Cause.EVICTED, deadline_ns, lambda _item, _now_ms: True)
+        key = oldest[1]
+        self._remove_if(self.bucket_of(key), key, Cause.EVICTED, deadline_ns, lambda _item, _now_ms: True)
         return True
+
+    def _is_ours(self, key: bytes) -> bool:
+        """Whether this node may remove a key by itself: a backup's items go when their primary says so."""
+        return self.bucket_of(key).state is BucketState.PRIMARY
 
     # --- expiry
 
@@ -307,7 +324,8 @@ class Store:
                 break
             with stripe.lock:
                 now_ms = self.clock.now_ms()
-                due = [key for at, key in stripe.expiries[: items_max - removed] if at <= now_ms]
+                past = itertools.takewhile(lambda expiry: expiry[0] <= now_ms, stripe.expiries)  # noqa: B023 (used up here)
+                due = list(itertools.islice((key for _, key in past if self._is_ours(key)), items_max - removed))
             for key in due:
                 removed += self._expire(self.bucket_of(key), key, deadline_ns)
         return removed
@@ -328,7 +346,7 @@ class Store:
                     used = True
                     now_ms = bucket.now_locked(self.clock.now_ms())
                     record = draft(Kind.FLUSH, bucket.number, cause=Cause.FLUSHED)
-                    bucket.last_removal, _ = self._record_locked(bucket, record, now_ms, reserved)
+                    bucket.last_removal, _ = self._record_locked(bucket, record, bucket.sequence + 1, now_ms, reserved)
                     self.memory.force(-bucket.clear_locked())
                     _count_removed(bucket.stripe, Cause.FLUSHED, count)
                 return count
@@ -338,21 +356,30 @@ class Store:
             if not used:
                 self.ring.unreserve(reserved)
 
-    def open(self, bucket: Bucket, opening: bytes, epoch_begin: int, deadline_ns: int) -> None:
-        """Become primary of a bucket: an OPEN with `epoch_begin` as its sequence. `opening` is the record's value, which
-        names the bucket's present sequence. Raises `RequestRefused`."""
-        reserved = record_bytes(0, len(opening))
+    def open(self, bucket: Bucket, incarnation: int, node: str, epoch_begin: int, deadline_ns: int) -> None:
+        """Become primary of a bucket: an OPEN with `epoch_begin` as its sequence, which names the bucket's newest record.
+        Raises `RequestRefused`, and ValueError if the bucket's state or epoch does not allow it."""
+        reserved = record_bytes(0, len(encode_opening(Opening(0, incarnation, node))))
         self._reserve_stream(reserved, deadline_ns)
-        with bucket.stripe.lock:
-            now_ms = bucket.now_locked(self.clock.now_ms())
-            record = draft(Kind.OPEN, bucket.number, value=opening)
-            stamp(record, epoch_begin, now_ms)
-            position = self.ring.append(bytes(record), reserved)
-            bucket.place_locked(epoch_begin, now_ms)
-            if self.config.commit:
-                bucket.pending.append((epoch_begin, position))
-            bucket.last_removal = epoch_begin
-            bucket.state = BucketState.PRIMARY
+        used = False
+        try:
+            with bucket.stripe.lock:
+                if not may_follow(bucket.state, BucketState.PRIMARY) or epoch_begin <= bucket.sequence:
+                    raise ValueError(
+                        f"bucket {bucket.number} is {bucket.state.value} at {show_sequence(bucket.sequence)}; it cannot become "
+                        f"primary at {show_sequence(epoch_begin)}"
+                    )
+                used = True
+                opening = encode_opening(Opening(bucket.sequence, incarnation, node))
+                now_ms = bucket.now_locked(self.clock.now_ms())
+                record = draft(Kind.OPEN, bucket.number, value=opening)
+                bucket.last_removal, _ = self._record_locked(bucket, record, epoch_begin, now_ms, reserved)
+                bucket.state = BucketState.PRIMARY
+        except StreamFailed as failed:
+            raise RequestRefused(Status.STOPPING, f"the append log failed: {failed}") from None
+        finally:
+            if not used:
+                self.ring.unreserve(reserved)
 
 
 def _is_expired(item: Item, now_ms: int) -> bool:

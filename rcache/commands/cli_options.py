@@ -1,0 +1,312 @@
+"""The command line of rcache-cli: the one place where its commands and options are named, typed and explained.
+
+What it is: what `argv` and the environment may say, and `CliOptions`, which is all that the commands see of it. Options may
+stand anywhere, before the command word too.
+Which thread runs it: the main thread, once.
+What it owns: nothing; the result is frozen.
+What it must not know: what the commands do.
+
+Any wrong use ends the program with exit code 2 and one message that names the option, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import NoReturn
+
+from rcache.commands import option_values as values
+from rcache.commands.cli_exit import EXIT_CODES, CliExit
+from rcache_client.arguments import COUNT_MAX, COUNT_MIN, parse_servers
+from rcache_client.budget import SECONDS_MAX
+from rcache_client.wire.opcodes import DEFAULT_PORT, KEY_BYTES_MAX, TTL_MS_MAX
+
+PROGRAM = "rcache-cli"
+SERVER_VARIABLE = "RCACHE_SERVER"
+SECRET_VARIABLE = "RCACHE_SECRET_FILE"  # noqa: S105 - the name of a variable that names a file
+SERVER_DEFAULT = f"127.0.0.1:{DEFAULT_PORT}"
+
+BUDGET_MIN_S = 0.001
+
+PERSIST_WORDS = ("on", "off", "status")
+
+COMMANDS = {
+    "ping": "ask every server whether it answers, and how fast",
+    "get": "write the value of a key to standard output",
+    "set": "store a value, whatever is there",
+    "add": "store a value if there is none",
+    "replace": "store a value if there is one already",
+    "delete": "remove keys",
+    "incr": "add to a number",
+    "decr": "subtract from a number",
+    "ttl": "show how long a key stays, or change it",
+    "stats": "show the server's figures",
+    "persist": "have the server save its data when it stops, or not",
+    "flush": "remove everything",
+    "load": "store every file of a directory, its path as the key",
+}
+
+_DESCRIPTION = """\
+Look into a running rcache server, and change what it holds.
+
+commands:
+{commands}
+
+'{program} COMMAND --help' shows the options of each."""
+
+_EXAMPLES = f"""\
+examples:
+  {PROGRAM} set greeting hello --ttl 10m
+  {PROGRAM} get greeting
+  {PROGRAM} set page - < page.html        a value from standard input
+  {PROGRAM} get page > copy.html          the same bytes come back
+  {PROGRAM} incr visits --initial 1
+  {PROGRAM} load site/ --prefix www/
+  {PROGRAM} --server cache1:{DEFAULT_PORT} --server cache2:{DEFAULT_PORT} ping
+  {PROGRAM} stats memory --json"""
+
+_TTL = re.compile(r"(\d{1,10}(?:\.\d{0,3})?|\.\d{1,3})([smhdw]?)", re.ASCII)
+_TTL_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CliOptions:
+    """What rcache-cli was told. A field is called as its option or argument; times in seconds.
+
+    `budget` None: each command's own. `ttl` None: for ever, or not given. `secret` is what the secret file holds.
+    """
+
+    command: str
+    servers: tuple[str, ...]
+    secret: bytes | None = field(default=None, repr=False)
+    budget: float | None = None
+    json: bool = False
+    key: bytes = b""
+    keys: tuple[bytes, ...] = ()
+    value: str = ""
+    ttl: float | None = None
+    forever: bool = False
+    delta: int = 1
+    initial: int | None = None
+    section: str = ""
+    mode: str = ""
+    yes: bool = False
+    directory: Path = Path()
+    prefix: bytes = b""
+
+
+def parse(argv: Sequence[str], environ: Mapping[str, str]) -> CliOptions:
+    """The options that `argv` (without the program's name) and `environ` amount to. Exits with 2 on any wrong use."""
+    command, rest = _split(argv)
+    if command not in COMMANDS:
+        _parse_alone(command, rest)
+    parser = _parser_of(command)
+    # The one lets options stand between arguments; the other knows that behind -- there are none.
+    parse_rest = parser.parse_args if "--" in rest else parser.parse_intermixed_args
+    given = vars(parse_rest(rest))
+    if given.get("forever") and given["ttl"] is not None:
+        parser.error("--forever and a time were both given; one of them is allowed")
+    given["servers"] = _servers(parser, given.pop("server"), environ)
+    given["secret"] = _secret(parser, given.pop("secret_file"), environ)
+    if "keys" in given:
+        given["keys"] = tuple(dict.fromkeys(given["keys"]))
+    return CliOptions(command=command, **given)
+
+
+_TAKE_VALUE = ("--server", "--secret-file", "--budget")
+"""Common options whose value is an argument of its own; it is not the command word."""
+
+
+def _split(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """The command word ("" if there is none), and all the rest."""
+    place = 0
+    while place < len(argv) and argv[place].startswith("-"):
+        place += 2 if argv[place] in _TAKE_VALUE else 1
+    return "".join(argv[place : place + 1]), [*argv[:place], *argv[place + 1 :]]
+
+
+class _Parser(ArgumentParser):
+    """A parser whose errors are one message, not a page of usage with a message below."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message.removeprefix('argument ')}\nTry '{self.prog} --help'.", file=sys.stderr)
+        raise SystemExit(CliExit.WRONG_USE)
+
+
+def _new_parser(prog: str, usage: str, description: str, epilog: str) -> _Parser:
+    parser = _Parser(
+        prog=prog,
+        usage=usage,
+        description=description,
+        epilog=epilog,
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {version('rcache')}")
+    group = parser.add_argument_group("options of every command")
+    server = (
+        f"a server to ask; repeatable, all of one service (variable {SERVER_VARIABLE}, commas between; default: %(default)s)"
+    )
+    group.add_argument("--server", action="append", metavar="HOST:PORT", help=server.replace("%(default)s", SERVER_DEFAULT))
+    secret = f"the secret that the server asks for (variable {SECRET_VARIABLE})"
+    group.add_argument("--secret-file", type=values.path, metavar="FILE", help=secret)
+    budget = "the longest that a request may take (default: 5; 60 for flush and load)"
+    group.add_argument("--budget", type=values.seconds(BUDGET_MIN_S, SECONDS_MAX), metavar="SECONDS", help=budget)
+    group.add_argument("--json", action="store_true", help="answer in JSON, one object on one line, for programs")
+    return parser
+
+
+def _parse_alone(command: str, rest: list[str]) -> NoReturn:
+    """--help and --version without a command; anything else is wrong use."""
+    commands = "\n".join(f"  {name:8} {text}" for name, text in COMMANDS.items())
+    description = _DESCRIPTION.format(commands=commands, program=PROGRAM)
+    usage = f"{PROGRAM} COMMAND [arguments] [options]"
+    parser = _new_parser(PROGRAM, usage, description, f"{_EXAMPLES}\n\n{EXIT_CODES}")
+    if command:
+        parser.error(f"there is no command {command!r}; there are: {', '.join(COMMANDS)}")
+    parser.parse_known_args(rest)
+    parser.error(f"a command is needed: {', '.join(COMMANDS)}")
+
+
+def _parser_of(command: str) -> _Parser:
+    usage, notes, add = _ARGUMENTS[command]
+    text = f"{COMMANDS[command].capitalize()}.{notes and ' '}{notes}"
+    parser = _new_parser(f"{PROGRAM} {command}", f"{PROGRAM} {command} {usage}[options]", text, EXIT_CODES)
+    add(parser)
+    return parser
+
+
+def _add_nothing(_parser: _Parser) -> None:
+    pass
+
+
+def _add_key(parser: _Parser) -> None:
+    parser.add_argument("key", type=_key, metavar="KEY", help="the key, byte for byte")
+
+
+def _add_keys(parser: _Parser) -> None:
+    parser.add_argument("keys", type=_key, nargs="+", metavar="KEY", help="a key, byte for byte")
+
+
+def _add_store(parser: _Parser) -> None:
+    _add_key(parser)
+    parser.add_argument("value", metavar="VALUE", help="the value; - reads it from standard input")
+    _add_ttl(parser)
+
+
+def _add_ttl(parser: _Parser) -> None:
+    parser.add_argument("--ttl", type=_ttl, metavar="TIME", help="how long it stays: 90, 0.5, 10m, 2h, 7d (default: for ever)")
+
+
+def _add_count(parser: _Parser) -> None:
+    _add_key(parser)
+    parser.add_argument("delta", type=_count, nargs="?", default=1, metavar="NUMBER", help="by how much (default: 1)")
+    initial = "what to store if there is no such key (without it: exit code 4)"
+    parser.add_argument("--initial", type=_count, metavar="NUMBER", help=initial)
+    parser.add_argument("--ttl", type=_ttl, metavar="TIME", help="how long it then stays: 90, 0.5, 10m, 2h, 7d")
+
+
+def _add_lifetime(parser: _Parser) -> None:
+    _add_key(parser)
+    time = "stay this long from now: 90, 0.5, 10m, 2h, 7d (without it: show)"
+    parser.add_argument("ttl", type=_ttl, nargs="?", metavar="TIME", help=time)
+    parser.add_argument("--forever", action="store_true", help="never expire")
+
+
+def _add_section(parser: _Parser) -> None:
+    parser.add_argument("section", nargs="?", default="", metavar="SECTION", help="one section only (default: all)")
+
+
+def _add_mode(parser: _Parser) -> None:
+    text = "switch it on or off, or ask how it stands (default)"
+    kind = values.word(*PERSIST_WORDS)
+    parser.add_argument("mode", type=kind, nargs="?", default="status", metavar="on|off|status", help=text)
+
+
+def _add_yes(parser: _Parser) -> None:
+    parser.add_argument("--yes", action="store_true", help="do not ask first (asked only where standard input is a terminal)")
+
+
+def _add_load(parser: _Parser) -> None:
+    parser.add_argument("directory", type=_directory, metavar="DIR", help="the directory; searched at any depth")
+    text = "put in front of every path (default: nothing)"
+    parser.add_argument("--prefix", type=os.fsencode, default=b"", metavar="TEXT", help=text)
+    _add_ttl(parser)
+
+
+_LOAD_NOTES = """A file's key is its
+path below DIR, with '/' between its parts. Files that fail are named, and the
+rest goes on. Running it again is safe: it stores the same again."""
+
+_ARGUMENTS: dict[str, tuple[str, str, Callable[[_Parser], None]]] = {
+    "ping": ("", "", _add_nothing),
+    "get": ("KEY ", "To a terminal,\nwhat is not text is shown as escapes; a file or a pipe gets the very bytes.", _add_key),
+    "set": ("KEY VALUE ", "", _add_store),
+    "add": ("KEY VALUE ", "", _add_store),
+    "replace": ("KEY VALUE ", "", _add_store),
+    "delete": ("KEY... ", "", _add_keys),
+    "incr": ("KEY [NUMBER] ", "", _add_count),
+    "decr": ("KEY [NUMBER] ", "", _add_count),
+    "ttl": ("KEY [TIME | --forever] ", "", _add_lifetime),
+    "stats": ("[SECTION] ", "", _add_section),
+    "persist": ("[on|off|status] ", "It lasts\nuntil the server stops.", _add_mode),
+    "flush": ("", "", _add_yes),
+    "load": ("DIR ", _LOAD_NOTES, _add_load),
+}
+"""For each command: its arguments in the usage line, what else is to be said, and what adds them."""
+
+
+def _key(text: str) -> bytes:
+    key = os.fsencode(text)
+    if not 1 <= len(key) <= KEY_BYTES_MAX:
+        raise ArgumentTypeError(f"a key of {len(key)} bytes; 1 to {KEY_BYTES_MAX} are allowed")
+    return key
+
+
+def _ttl(text: str) -> float:
+    """A time to live in seconds."""
+    match = _TTL.fullmatch(text)
+    seconds = float(match[1]) * _TTL_UNITS[match[2]] if match else 0.0
+    if not 0 < seconds <= TTL_MS_MAX / 1000:
+        raise ArgumentTypeError(
+            f"{text!r} is not a time: seconds (90, 0.5), or with a unit s, m, h, d or w (10m, 2h); above 0, at most 100 years"
+        )
+    return seconds
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[+-]?\d{1,19}", text, re.ASCII) or not COUNT_MIN <= int(text) <= COUNT_MAX:
+        raise ArgumentTypeError(f"{text!r} is not a whole number from {COUNT_MIN} to {COUNT_MAX}")
+    return int(text)
+
+
+def _directory(text: str) -> Path:
+    directory = values.existing_path(text)
+    if not directory.is_dir():
+        raise ArgumentTypeError(f"{text!r} is not a directory")
+    return directory
+
+
+def _servers(parser: _Parser, given: list[str] | None, environ: Mapping[str, str]) -> tuple[str, ...]:
+    source = "--server" if given else SERVER_VARIABLE
+    texts = given or [part.strip() for part in environ.get(SERVER_VARIABLE, "").split(",") if part.strip()]
+    try:
+        return tuple(map(str, parse_servers(texts or SERVER_DEFAULT)))
+    except ValueError as error:
+        parser.error(f"{source}: {error}")
+
+
+def _secret(parser: _Parser, given: Path | None, environ: Mapping[str, str]) -> bytes | None:
+    source = "--secret-file" if given else SECRET_VARIABLE
+    try:
+        if given is None and environ.get(SECRET_VARIABLE):
+            given = values.path(environ[SECRET_VARIABLE])
+        return None if given is None else values.read_secret(given)
+    except ArgumentTypeError as error:
+        parser.error(f"{source}: {error}")

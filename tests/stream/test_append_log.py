@@ -1,0 +1,396 @@
+"""The append log's writer: what is on disk when it says so, segments and their chain, and how it fails."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from rcache.engine.contract import StreamEnd
+from rcache.engine.reference.ring import StreamFailed
+from rcache.records.files import NO_FILE, FileKind
+from rcache.records.reader import Tail
+from rcache.stream import append_log, disk
+from rcache.stream.append_log import LogPlace, day_of, segment_name
+from rcache.stream.policy import FsyncPolicy
+from tests.stream.harness import (
+    DAY_MS,
+    IDENTITY,
+    NOON_MS,
+    PATIENCE_S,
+    LogUnderTest,
+    ScriptedDisk,
+    read_segment,
+    segments_of,
+    wait_until,
+)
+
+FOREVER_S = 10_000.0
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer looks around more often than in life."""
+    monkeypatch.setattr(append_log, "IDLE_S", 0.01)
+
+
+def all_records(directory: Path) -> bytes:
+    """The records of all segments, in their order."""
+    return b"".join(body for path in segments_of(directory) for body in read_segment(path)[1])
+
+
+# --- writing
+
+
+def test_a_segment_is_named_headed_and_closed(tmp_path: Path) -> None:
+    run = LogUnderTest(tmp_path, place=LogPlace(7, b"p" * 16)).start()
+    records = run.add(3)
+    run.wait_durable()
+    run.stop()
+    (path,) = segments_of(tmp_path)
+    assert path.name == "n1-20231209-0007.rcl"
+    header, bodies, tail = read_segment(path)
+    assert (header.kind, header.node, header.number, header.predecessor) == (FileKind.SEGMENT, "n1", 7, b"p" * 16)
+    assert (header.cluster_id.hex(), header.data_dir_id.hex()) == (IDENTITY.cluster_id, IDENTITY.data_dir_id)
+    assert (header.epoch, header.incarnation, header.buckets, header.created_ms) == (1, 1, 4, NOON_MS)
+    assert (b"".join(bodies), tail) == (b"".join(records), Tail.CLOSED)
+    assert run.segments == [7]
+    assert run.log.next_segment() == 8
+
+
+def test_what_came_before_the_log_is_not_its_to_write(tmp_path: Path) -> None:
+    run = LogUnderTest(tmp_path)
+    run.start()
+    assert run.stream.durable == run.stream.head
+    run.stop()
+    assert all_records(tmp_path) == b""
+
+
+def test_always_a_block_is_synced_before_it_counts_as_durable(tmp_path: Path) -> None:
+    scripted = ScriptedDisk()
+    run = LogUnderTest(tmp_path, scripted).start()
+    scripted.gate.clear()
+    run.add()
+    run.wait_written(1)
+    assert run.stream.durable < run.stream.head
+    scripted.gate.set()
+    run.wait_durable()
+    run.stop()
+    begin = ["create", "write", "sync", "rename", "sync directory"]
+    assert scripted.calls == [*begin, "write", "sync", "write", "sync", "close"]
+
+
+def test_what_gathers_while_the_disk_is_busy_is_one_block_and_one_sync(tmp_path: Path) -> None:
+    scripted = ScriptedDisk()
+    run = LogUnderTest(tmp_path, scripted).start()
+    scripted.gate.clear()
+    first = run.add()
+    run.wait_written(1)
+    rest = run.add(50)
+    scripted.gate.set()
+    run.wait_durable()
+    run.stop()
+    assert read_segment(segments_of(tmp_path)[0])[1] == [b"".join(first), b"".join(rest)]
+    assert scripted.calls.count("sync") == 1 + 2 + 1
+
+
+def test_a_block_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(append_log, "BATCH_BYTES", 200)
+    run = LogUnderTest(tmp_path)
+    records = run.add(10)
+    run.start()
+    run.wait_durable()
+    run.stop()
+    bodies = read_segment(segments_of(tmp_path)[0])[1]
+    assert b"".join(bodies) == b"".join(records)
+    assert max(map(len, bodies)) <= 200
+
+
+def test_at_an_interval_records_are_written_at_once_and_synced_later(tmp_path: Path) -> None:
+    scripted = ScriptedDisk()
+    run = LogUnderTest(tmp_path, scripted, policy=FsyncPolicy.INTERVAL, interval_s=0.1).start()
+    began = time.monotonic()
+    scripted.calls.clear()
+    run.add(5)
+    run.wait_written(5)
+    written = scripted.calls.count("sync")
+    run.wait_durable()
+    assert time.monotonic() - began >= 0.1
+    assert written == 0 or time.monotonic() - began > 0.1
+    wait_until(lambda: run.log.stats()["records_not_on_disk"] == 0, "the counts")
+    assert scripted.calls.count("sync") == 1
+    run.stop()
+
+
+@pytest.mark.parametrize("policy", [FsyncPolicy.INTERVAL, FsyncPolicy.NEVER])
+def test_sync_does_not_wait_for_the_policy(tmp_path: Path, policy: FsyncPolicy) -> None:
+    run = LogUnderTest(tmp_path, policy=policy, interval_s=FOREVER_S).start()
+    run.add(3)
+    run.wait_written(3)
+    assert run.stream.durable < run.stream.head
+    assert (run.log.stats()["records_not_on_disk"], run.log.stats()["bytes_not_on_disk"]) == (3, 3 * 63)
+    assert run.log.sync(PATIENCE_S)
+    assert run.stream.durable == run.stream.head
+    assert run.log.sync(PATIENCE_S), "there is nothing to sync, and it does not hang"
+    run.stop()
+
+
+def test_sync_gives_up_in_time(tmp_path: Path) -> None:
+    scripted = ScriptedDisk()
+    run = LogUnderTest(tmp_path, scripted).start()
+    scripted.gate.clear()
+    run.add()
+    assert not run.log.sync(0.02)
+    scripted.gate.set()
+    assert run.log.sync(PATIENCE_S)
+    run.stop()
+
+
+@pytest.mark.parametrize("policy", list(FsyncPolicy))
+def test_stopping_writes_what_the_stream_still_holds(tmp_path: Path, policy: FsyncPolicy) -> None:
+    run = LogUnderTest(tmp_path, policy=policy, interval_s=FOREVER_S).start()
+    records = run.add(200)
+    run.stop()
+    assert run.stream.durable == run.stream.head
+    assert all_records(tmp_path) == b"".join(records)
+    assert read_segment(segments_of(tmp_path)[-1])[2] is Tail.CLOSED
+    assert not run.log.is_alive()
+    assert run.stream.stats()["readers"] == 0
+    run.stop()
+
+
+def test_the_stream_is_released_as_it_is_written(tmp_path: Path) -> None:
+    run = LogUnderTest(tmp_path, policy=FsyncPolicy.NEVER).start()
+    records = run.add(200, size=20_000)  # four times what the stream holds
+    run.stop()
+    assert all_records(tmp_path) == b"".join(records)
+
+
+def test_a_disk_that_takes_a_few_bytes_at_a_time_gets_them_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real_write = os.write
+    monkeypatch.setattr(disk.os, "write", lambda fd, data: real_write(fd, data[:7]))
+    run = LogUnderTest(tmp_path).start()
+    records = run.add(5)
+    run.wait_durable()
+    run.stop()
+    assert all_records(tmp_path) == b"".join(records)
+
+
+# --- segments
+
+
+def assert_chain(directory: Path, first: int = 1) -> None:
+    """Numbers without a gap, each naming the one before, all closed."""
+    before = NO_FILE
+    for number, path in enumerate(segments_of(directory), first):
+        header, _, tail = read_segment(path)
+        assert (header.number, header.predecessor, tail) == (number, before, Tail.CLOSED)
+        before = header.file_id
+
+
+def test_a_full_segment_is_followed_by_the_next(tmp_path: Path) -> None:
+    run = LogUnderTest(tmp_path, segment_bytes_max=1000).start()
+    records = []
+    for _ in range(30):
+        records += run.add(3)
+        run.wait_durable()
+    run.stop()
+    assert all_records(tmp_path) == b"".join(records)
+    assert len(segments_of(tmp_path)) > 4
+    assert_chain(tmp_path)
+    assert run.segments == list(range(1, len(segments_of(tmp_path)) + 1))
+    assert all(path.stat().st_size < 1000 + 3 * 63 + 48 for path in segments_of(tmp_path)), "a block more at most"
+
+
+def test_the_day_turns_on_an_idle_log(tmp_path: Path) -> None:
+    run = LogUnderTest(tmp_path).start()
+    run.now_ms += DAY_MS // 2 - 1
+    assert day_of(run.now_ms) == "20231209"
+    run.add()
+    run.wait_durable()
+    assert len(run.segments) == 1
+    run.now_ms += 1
+    wait_until(lambda: len(run.segments) == 2, "the new day's segment")
+    run.stop()
+    assert [path.name for path in segments_of(tmp_path)] == ["n1-20231209-0001.rcl", "n1-20231210-0002.rcl"]
+    assert_chain(tmp_path)
+
+
+def test_the_day_turns_on_a_busy_log(tmp_path: Path) -> None:
+    run = LogUnderTest(tmp_path, policy=FsyncPolicy.NEVER).start()
+    records = []
+    for _ in range(3):
+        for _ in range(40):
+            records += run.add(5)
+        run.now_ms += DAY_MS
+    records += run.add(5)
+    run.wait_written(len(records))
+    run.stop()
+    assert all_records(tmp_path) == b"".join(records)
+    assert_chain(tmp_path)
+    assert segments_of(tmp_path)[-1].name.startswith("n1-20231212-")
+
+
+def test_before_the_next_segment_all_of_the_last_is_on_disk(tmp_path: Path) -> None:
+    scripted = ScriptedDisk()
+    run = LogUnderTest(tmp_path, scripted, policy=FsyncPolicy.NEVER).start()
+    run.add()
+    run.wait_written(1)
+    scripted.calls.clear()
+    run.now_ms += DAY_MS
+    wait_until(lambda: len(run.segments) == 2, "the new day's segment")
+    end, begin = ["write", "sync", "close"], ["create", "write", "sync", "rename", "sync directory"]
+    assert scripted.calls[:8] == [*end, *begin]
+    assert run.stream.durable == run.stream.head
+    run.stop()
+
+
+def test_what_a_crash_left_of_a_segment_is_in_nobodys_way(tmp_path: Path) -> None:
+    (tmp_path / "n1-20231209-0001.rcl.tmp").write_bytes(b"half a header")
+    run = LogUnderTest(tmp_path).start()
+    run.stop()
+    assert os.listdir(tmp_path) == ["n1-20231209-0001.rcl"]
+
+
+def test_names_are_for_people() -> None:
+    assert segment_name("n1", "20231209", 12) == "n1-20231209-0012.rcl"
+    assert segment_name("n1", "20231209", 123456) == "n1-20231209-123456.rcl"
+    assert day_of(0) == "19700101"
+
+
+# --- failure
+
+
+def assert_failed(run: LogUnderTest, lost: int, lost_bytes: int, why: str) -> None:
+    """The log has ended, everybody knows, and the report is exact."""
+    wait_until(lambda: not run.log.is_alive(), "the thread to end")
+    assert run.failures == [run.log.failure]
+    failure = run.failures[0]
+    assert (failure.acknowledged_lost, failure.bytes_lost) == (lost, lost_bytes)
+    assert why in str(failure)
+    assert (str(lost) in str(failure)) if lost else ("nothing that was acknowledged is missing" in str(failure))
+    assert why in run.stream.failure
+    with pytest.raises(StreamFailed):
+        run.stream.reserve(1, 0)
+    assert run.log.sync(PATIENCE_S) is (run.stream.durable == run.stream.head)
+    assert run.log.stats()["failure"] == str(failure)
+    run.stop()
+    assert len(run.failures) == 1, "it is reported once"
+
+
+def test_a_full_disk_with_always_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    scripted = ScriptedDisk()
+    run = LogUnderTest(tmp_path, scripted).start()
+    durable = run.add(5)
+    run.wait_durable()
+    scripted.room = 50  # not all of the next block
+    before = run.stream.durable
+    ends: list[StreamEnd] = []
+    deadline_ns = time.monotonic_ns() + int(PATIENCE_S * 1e9)
+    waiters = [
+        threading.Thread(target=lambda: ends.append(run.stream.wait_durable(before + 1, deadline_ns))) for _ in range(5)
+    ]
+    for waiter in waiters:
+        waiter.start()
+    run.add(3)
+    for waiter in waiters:
+        waiter.join(PATIENCE_S)
+    assert ends == [StreamEnd.FAILED] * 5
+    assert_failed(run, 0, 0, "No space left on device")
+    assert run.stream.durable == before
+    _, bodies, tail = read_segment(segments_of(tmp_path)[0])
+    assert (b"".join(bodies), tail) == (b"".join(durable), Tail.TORN)
+
+
+@pytest.mark.parametrize("policy", [FsyncPolicy.INTERVAL, FsyncPolicy.NEVER])
+def test_otherwise_it_says_how_much_that_was_acknowledged_is_not_on_disk(tmp_path: Path, policy: FsyncPolicy) -> None:
+    scripted = ScriptedDisk()
+    run = LogUnderTest(tmp_path, scripted, policy=policy, interval_s=FOREVER_S).start()
+    run.add(4)
+    assert run.log.sync(PATIENCE_S)
+    unsynced = run.add(3)
+    run.wait_written(7)
+    scripted.room = 0
+    failing = run.add(2)
+    assert_failed(run, 5, len(b"".join(unsynced + failing)), "No space left on device")
+
+
+def test_records_that_were_still_in_the_stream_are_counted(tmp_path: Path) -> None:
+    scripted = ScriptedDisk()
+    run = LogUnderTest(tmp_path, scripted, policy=FsyncPolicy.INTERVAL, interval_s=0.0).start()
+    scripted.gate.clear()
+    written = run.add(2)
+    run.wait_written(2)
+    scripted.break_call("sync")
+    waiting = run.add(6)
+    scripted.gate.set()
+    assert_failed(run, 8, len(b"".join(written + waiting)), "Input/output error")
+
+
+def test_a_sync_that_fails_is_not_tried_again(tmp_path: Path) -> None:
+    scripted = ScriptedDisk()
+    run = LogUnderTest(tmp_path, scripted).start()
+    scripted.break_call("sync")
+    scripted.calls.clear()
+    run.add()
+    assert_failed(run, 0, 0, "Input/output error")
+    assert scripted.calls == ["write", "sync", "close"]
+    assert run.stream.durable < run.stream.head
+
+
+@pytest.mark.parametrize("call", ["create", "rename", "sync directory", "close"])
+def test_a_segment_that_cannot_be_begun_ends_the_log(tmp_path: Path, call: str) -> None:
+    scripted = ScriptedDisk()
+    run = LogUnderTest(tmp_path, scripted, policy=FsyncPolicy.NEVER).start()
+    run.add(3)
+    run.wait_written(3)
+    scripted.break_call(call)
+    run.now_ms += DAY_MS
+    assert_failed(run, 0, 0, "Input/output error")
+    assert read_segment(segments_of(tmp_path)[0])[2] is Tail.CLOSED, "what was written is closed and on disk"
+
+
+def test_an_end_that_cannot_be_written_is_a_failure(tmp_path: Path) -> None:
+    scripted = ScriptedDisk()
+    run = LogUnderTest(tmp_path, scripted, policy=FsyncPolicy.NEVER).start()
+    run.add(3)
+    run.wait_written(3)
+    scripted.room = 3
+    run.stop()
+    assert_failed(run, 3, 3 * 63, "closing the append log: No space left on device")
+
+
+@pytest.mark.parametrize("call", ["create", "write", "sync", "rename", "sync directory"])
+def test_a_log_that_cannot_begin_says_so_to_who_starts_it(tmp_path: Path, call: str) -> None:
+    scripted = ScriptedDisk()
+    scripted.break_call(call)
+    run = LogUnderTest(tmp_path, scripted)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match="Input/output error"):
+        run.start()
+    assert not run.log.is_alive()
+    run.stop()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_bug_of_the_writer_leaves_nobody_waiting(tmp_path: Path) -> None:
+    scripted = ScriptedDisk()
+    run = LogUnderTest(tmp_path, scripted).start()
+    scripted.break_call("write", RuntimeError("a bug"))
+    run.add()
+    assert_failed(run, 0, 0, "unexpected: RuntimeError")
+
+
+def test_the_reason_is_there_when_sync_comes_back(tmp_path: Path) -> None:
+    scripted = ScriptedDisk()
+    run = LogUnderTest(tmp_path, scripted).start()
+    scripted.break_call("write", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    run.add()
+    assert not run.log.sync(PATIENCE_S)
+    assert run.log.failure is not None
+    run.stop()
