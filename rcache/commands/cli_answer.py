@@ -1,6 +1,6 @@
 """What a command of rcache-cli has to say, and how it gets to standard output: for people, or as JSON for programs.
 
-What it is: `Answer`, which every command returns, and the forms in which bytes, sizes and times are shown.
+What it is: `Answer`, which every command returns.
 Which thread runs it: the main thread.
 What it owns: standard output, while it writes.
 What it must not know: servers and commands.
@@ -22,7 +22,6 @@ from rcache.commands.cli_exit import CliExit
 PIPED_COLUMNS = 200
 """Where nobody's terminal sets a limit, nothing is folded below this width."""
 
-_TIME_UNITS = ((86_400, "d"), (3600, "h"), (60, "min"))
 
 _KEEP = {"\n", "\t"}
 """What a terminal may get beside printable characters; anything else could be a command to it."""
@@ -44,49 +43,6 @@ def text_or_base64(name: str, data: bytes) -> dict[str, str]:
         return {name: data.decode(), f"{name}_encoding": "utf-8"}
     except UnicodeDecodeError:
         return {name: b64encode(data).decode(), f"{name}_encoding": "base64"}
-
-
-def show_bytes(data: bytes) -> str:
-    """A key for people: text in quotes where it is printable, else as Python writes bytes."""
-    try:
-        text = data.decode()
-    except UnicodeDecodeError:
-        return repr(data)
-    return repr(text) if text.isprintable() else repr(data)
-
-
-def show_size(count: int) -> str:
-    """A number of bytes for people."""
-    size = float(count)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"
-        size /= 1024
-    return f"{size:,.1f} TiB"
-
-
-def show_count(number: int, one: str) -> str:
-    """A number of things for people."""
-    return f"{number:,} {one}{'' if number == 1 else 's'}"
-
-
-def show_seconds(seconds: float) -> str:
-    """A duration for people: its two largest units."""
-    if seconds < 0:
-        return f"-{show_seconds(-seconds)}"
-    if 0 < seconds < 0.001:
-        return f"{seconds * 1_000_000:.0f} us"
-    if 0 < seconds < 1:
-        return f"{seconds * 1000:.3g} ms"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    left = round(seconds)
-    parts: list[str] = []
-    for unit_s, unit in _TIME_UNITS:
-        if left >= unit_s or parts:
-            parts.append(f"{left // unit_s} {unit}")
-            left %= unit_s
-    return " ".join([*parts, f"{left} s"][:2])
 
 
 def write(answer: Answer, command: str, *, as_json: bool) -> None:

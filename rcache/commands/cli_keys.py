@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 import sys
 
-from rcache.commands.cli_answer import Answer, show_bytes, show_seconds, show_size, text_or_base64
+from rcache.commands.cli_answer import Answer, text_or_base64
 from rcache.commands.cli_exit import CliExit
 from rcache.commands.cli_options import CliOptions
+from rcache.commands.show import show_bytes, show_seconds, show_size
 from rcache_client import Client, SomeKeysFailed
 
 STANDARD_INPUT = "-"

@@ -19,10 +19,11 @@ from pathlib import Path
 from time import monotonic
 from typing import NamedTuple
 
-from rcache.commands.cli_answer import Answer, complain, show_bytes, show_count, show_seconds, show_size, text_or_base64
+from rcache.commands.cli_answer import Answer, complain, text_or_base64
 from rcache.commands.cli_exit import CliExit
 from rcache.commands.cli_options import CliOptions
-from rcache.commands.replay_progress import progress
+from rcache.commands.progress_bar import progress
+from rcache.commands.show import show_bytes, show_count, show_seconds, show_size
 from rcache.records.rebuild import Progress
 from rcache_client import Client, NotExecuted, OutcomeUnknown, RcacheError, ServersUnavailable, SomeKeysFailed
 from rcache_client.wire.opcodes import KEY_BYTES_MAX, VALUE_BYTES_CEILING

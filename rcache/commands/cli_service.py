@@ -16,9 +16,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from rcache.commands.cli_answer import Answer, show_count, show_seconds, show_size
+from rcache.commands.cli_answer import Answer
 from rcache.commands.cli_exit import CliExit, CliStopped, code_of, explain
 from rcache.commands.cli_options import CliOptions
+from rcache.commands.show import show_count, show_seconds, show_size
 from rcache_client import Client, RcacheError
 
 OpenClient = Callable[[CliOptions, tuple[str, ...]], Client[bytes]]

@@ -16,14 +16,15 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from rcache.commands.progress_bar import progress
 from rcache.commands.replay_exit import INTERRUPTED, ReplayExit, ReplayStopped
 from rcache.commands.replay_files import Loaded, find_files, load
 from rcache.commands.replay_inject import Injected, chosen_rows, inject, open_client
 from rcache.commands.replay_options import PROGRAM, ReplayOptions, parse
 from rcache.commands.replay_print import Listing, Shown, key_history, show_record
-from rcache.commands.replay_progress import progress
-from rcache.commands.replay_report import Summary, advice, show_size, show_summary, summarise, verdict
+from rcache.commands.replay_report import Summary, advice, show_summary, summarise, verdict
 from rcache.commands.replay_savefile import write_savefile
+from rcache.commands.show import show_size
 from rcache.records.reader import DataDamaged, Tail
 from rcache.records.rebuild import RebuiltBucket, rebuild
 

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rcache.commands.progress_bar import progress
 from rcache.commands.replay_exit import ReplayExit, ReplayStopped
 from rcache.commands.replay_options import ReplayOptions
-from rcache.commands.replay_progress import progress
 from rcache.records.files import FileHeader, FileKind
 from rcache.records.links import log_of
 from rcache.records.reader import DataDamaged, HeaderCut, Tail

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple, Protocol
 
 from rcache.commands.replay_exit import ReplayExit, ReplayStopped
 from rcache.commands.replay_options import ReplayOptions
-from rcache.commands.replay_print import show_bytes
 from rcache.commands.replay_times import now_ms
+from rcache.commands.show import show_bytes
 from rcache.records.rebuild import Progress, RebuiltBucket, Row
 from rcache_client import Client, OutcomeUnknown, RcacheError, Refused, SomeKeysFailed
 from rcache_client.wire.opcodes import TTL_MS_MAX

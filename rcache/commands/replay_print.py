@@ -20,6 +20,7 @@ from zlib import crc32
 from rcache.commands.replay_files import FoundFiles, Loaded
 from rcache.commands.replay_options import ReplayOptions
 from rcache.commands.replay_times import show_time
+from rcache.commands.show import show_bytes
 from rcache.records.files import FileHeader
 from rcache.records.history import BucketPlan
 from rcache.records.reader import Findings, RecordFile
@@ -207,15 +208,6 @@ def _details(record: Record) -> dict[str, Any]:
     except BadRecord as error:
         return {"unreadable": str(error)}
     return {}
-
-
-def show_bytes(data: bytes) -> str:
-    """Bytes for people: text where it is printable, else as Python writes bytes."""
-    try:
-        text = data.decode()
-    except UnicodeDecodeError:
-        return repr(data)
-    return repr(text) if text.isprintable() else repr(data)
 
 
 def kind_name(kind: int) -> str:

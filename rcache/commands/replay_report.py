@@ -16,6 +16,7 @@ from rcache.commands.replay_exit import ReplayExit
 from rcache.commands.replay_files import Loaded
 from rcache.commands.replay_options import ReplayOptions
 from rcache.commands.replay_times import show_time
+from rcache.commands.show import show_size
 from rcache.records.files import FileKind
 from rcache.records.history import NO_LIMIT, BucketPlan
 
@@ -145,13 +146,3 @@ def _count(number: int, one: str, many: str = "") -> str:
 
 def _join(names: list[str]) -> str:
     return ", ".join(names)
-
-
-def show_size(count: int) -> str:
-    """A number of bytes for people."""
-    size = float(count)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"
-        size /= 1024
-    return f"{size:,.1f} TiB"

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from loguru import logger
 
 from rcache.engine.contract import ConnectionLimits, Ended, Engine, EngineConnection, Handback
-from rcache.engine.reference.serving import set_kernel_timeout
+from rcache.engine.sockets import set_kernel_timeout
 from rcache.server.session import Control, Session, Welcome
 from rcache_client.wire.opcodes import Opcode, Status
 

@@ -191,7 +191,7 @@ class AppendLog:
         return self._segment.header.number + 1 if self._segment else self._place.number
 
     def stats(self) -> dict[str, int | str]:
-        """Counters since the start, and the current segment."""
+        """Counters since the start, and the current segment. `bytes_not_on_disk` counts what is still in the stream, too."""
         counts, segment = self._counts, self._segment
         return {
             "fsync": self.config.policy.value,
@@ -200,8 +200,8 @@ class AppendLog:
             "blocks": counts.blocks,
             "fsyncs": counts.syncs,
             "segments": counts.segments,
-            "records_not_on_disk": counts.unsynced_records,
-            "bytes_not_on_disk": counts.unsynced_bytes,
+            "records_unsynced": counts.unsynced_records,
+            "bytes_not_on_disk": self._stream.head - self._stream.durable,
             "segment": segment.path.name if segment else "",
             "segment_number": segment.header.number if segment else 0,
             "failure": str(self.failure) if self.failure else "",

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from rcache.commands import cli_load
-from rcache.commands.cli_answer import show_seconds, show_size
 from rcache.commands.cli_exit import EXIT_CODES, CliExit
 from rcache.commands.cli_load import Loaded, find_files
 from rcache.commands.cli_options import COMMANDS, parse
 from rcache.commands.cli_service import show_figure
+from rcache.commands.show import show_seconds, show_size
 from rcache_client import Client, Role
 from rcache_client.wire.grammar import REQUESTS
 from rcache_client.wire.opcodes import Opcode

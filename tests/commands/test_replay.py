@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from rcache.commands import replay_inject
+from rcache.commands.progress_bar import progress
 from rcache.commands.rcache_replay import main
 from rcache.commands.replay_exit import EPILOG, ReplayExit
 from rcache.commands.replay_options import parse
-from rcache.commands.replay_progress import progress
 from rcache.commands.replay_times import parse_time, show_time
 from rcache.records.files import BLOCK_HEADER_BYTES, FileHeader, FileKind, encode_header
 from rcache.records.reader import RecordFile, Tail

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from rcache.commands.cli_load import Found
 from rcache_client import Client
-from soak.demo import Demo, DemoFailed, _all_on_disk, compare, connected, find, store, wait_until_on_disk
+from soak.demo import Demo, DemoFailed, compare, connected, find, store, wait_until_on_disk
 from soak.server_process import ServerFailed, ServerProcess
 
 ROOT = Path(__file__).parents[2]
@@ -193,16 +193,6 @@ def test_it_waits_until_the_append_log_is_on_disk(server: ServerProcess, tmp_pat
     server.start()
     with Client(server.address) as cache:
         assert cache.get("k") == b"v"
-
-
-@pytest.mark.parametrize(
-    ("not_on_disk", "on_disk", "written", "all_there"),
-    [(0, 10, 10, True), (1, 9, 10, False), (0, 9, 10, False)],
-    ids=["all", "not forced yet", "not taken yet"],
-)
-def test_what_is_still_in_the_stream_counts_too(not_on_disk: int, on_disk: int, written: int, all_there: bool) -> None:
-    stream = {"bytes_on_disk": on_disk, "bytes_written": written}
-    assert _all_on_disk({"append_log": {"records_not_on_disk": not_on_disk}, "stream": stream}) is all_there
 
 
 # --- the server as a process

@@ -121,7 +121,7 @@ def test_at_an_interval_records_are_written_at_once_and_synced_later(tmp_path: P
     run.wait_durable()
     assert time.monotonic() - began >= 0.1
     assert written == 0 or time.monotonic() - began > 0.1
-    wait_until(lambda: run.log.stats()["records_not_on_disk"] == 0, "the counts")
+    wait_until(lambda: run.log.stats()["records_unsynced"] == 0, "the counts")
     assert scripted.calls.count("sync") == 1
     run.stop()
 
@@ -132,7 +132,7 @@ def test_sync_does_not_wait_for_the_policy(tmp_path: Path, policy: FsyncPolicy) 
     run.add(3)
     run.wait_written(3)
     assert run.stream.durable < run.stream.head
-    assert (run.log.stats()["records_not_on_disk"], run.log.stats()["bytes_not_on_disk"]) == (3, 3 * 63)
+    assert (run.log.stats()["records_unsynced"], run.log.stats()["bytes_not_on_disk"]) == (3, 3 * 63)
     assert run.log.sync(PATIENCE_S)
     assert run.stream.durable == run.stream.head
     assert run.log.sync(PATIENCE_S), "there is nothing to sync, and it does not hang"
@@ -291,9 +291,7 @@ def test_a_full_disk_with_always_loses_nothing_that_was_acknowledged(tmp_path: P
     before = run.stream.durable
     ends: list[StreamEnd] = []
     deadline_ns = time.monotonic_ns() + int(PATIENCE_S * 1e9)
-    waiters = [
-        threading.Thread(target=lambda: ends.append(run.stream.wait_durable(before + 1, deadline_ns))) for _ in range(5)
-    ]
+    waiters = [threading.Thread(target=lambda: ends.append(run.stream.wait_durable(before + 1, deadline_ns))) for _ in range(5)]
     for waiter in waiters:
         waiter.start()
     run.add(3)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
 import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from rcache.stream import append_log
 from rcache.stream.append_log import LogPlace
 from rcache.stream.policy import FsyncPolicy
 from rcache.stream.recovery import HistoryIncomplete, feed, recover
-from tests.stream.harness import DAY_MS, IDENTITY, NOON_MS, PhotographedDisk, read_segment, segments_of
+from tests.stream.harness import DAY_MS, IDENTITY, NOON_MS, read_segment, segments_of
 from tests.stream.node import Items, Node, items_of, recover_items
 
 
@@ -33,6 +31,11 @@ def home(tmp_path: Path) -> Path:
     path = tmp_path / "home"
     path.mkdir()
     return path
+
+
+def is_part_of(items: Items, expected: Items) -> bool:
+    """Whether nothing was invented; the value of `turn` may be an older one."""
+    return all(expected.get(key) == value or key == b"turn" for key, value in items.items())
 
 
 def fill(node: Node, count: int = 10, tag: bytes = b"") -> Items:
@@ -87,8 +90,9 @@ def test_start_after_start_each_epoch_is_new_and_segments_follow_each_other(home
         assert node.epoch == number
         assert items_of(node.recovered) == expected
         expected |= fill(node, 3, b"start %d " % number)
-        node.flush() if number == 3 else None
-        expected = {} if number == 3 else expected
+        if number == 3:
+            node.flush()
+            expected = {}
         identity = node.stop()
     before = NO_FILE
     for number, path in enumerate(segments_of(home), 1):
@@ -145,7 +149,7 @@ def test_the_log_cut_at_every_byte_of_a_large_block_of_many_records(home: Path, 
     before = path.stat().st_size
     fill(node, 30)
     identity = node.stop()
-    closed, name = path.read_bytes(), path.name
+    closed = path.read_bytes()
     seen = set()
     for cut in range(before, len(closed), 3):
         path.write_bytes(closed[:cut])
@@ -153,8 +157,7 @@ def test_the_log_cut_at_every_byte_of_a_large_block_of_many_records(home: Path, 
         assert items.pop(b"first") == b"value"
         assert items == {b"%d" % number: b"value %d" % number for number in range(len(items))}, "a prefix"
         seen.add(len(items))
-    assert {0, 30} <= seen or len(seen) > 1
-    assert name
+    assert len(seen) > 1
 
 
 @pytest.mark.parametrize("garbage", [b"\0" * 500, b"rBLK" + b"\xff" * 60, b"rEND", b"\x00rBLK\x00\x00\x00\x10" * 20])
@@ -206,13 +209,13 @@ def test_a_missing_segment_is_noticed(home: Path, missing: int) -> None:
     identity = node.stop()
     segments_of(home)[missing].unlink()
     if missing == 2:  # the newest: what is left is a whole history, of which nothing says that it went on
-        assert items_of(recover(home, home / "n1.rcs", identity)).items() < expected.items()
+        assert is_part_of(recover_items(home, identity), expected)
         return
     with pytest.raises(HistoryIncomplete) as raised:
         recover(home, home / "n1.rcs", identity)
     assert raised.value.problems
     recovered = recover(home, home / "n1.rcs", identity, skip_damaged=True)
-    assert items_of(recovered).items() < expected.items()
+    assert is_part_of(items_of(recovered), expected)
     assert recovered.warnings
 
 
@@ -227,7 +230,7 @@ def test_damage_in_the_middle_is_not_taken_for_a_torn_tail(home: Path, segment: 
         recover(home, home / "n1.rcs", identity)
     assert path.read_bytes() == damaged, "nothing was cut"
     recovered = recover(home, home / "n1.rcs", identity, skip_damaged=True)
-    assert items_of(recovered).items() < expected.items()
+    assert is_part_of(items_of(recovered), expected)
     assert recovered.warnings
 
 
@@ -238,7 +241,7 @@ def test_a_tail_cut_from_an_older_segment_is_damage(home: Path) -> None:
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(DataDamaged):
         recover(home, home / "n1.rcs", identity)
-    assert items_of(recover(home, home / "n1.rcs", identity, skip_damaged=True)).items() < expected.items()
+    assert is_part_of(recover_items(home, identity, skip_damaged=True), expected)
 
 
 def test_files_of_another_directory_are_left_alone(home: Path, tmp_path: Path) -> None:
@@ -324,7 +327,7 @@ def test_without_any_whole_base_nothing_is_made_up(home: Path) -> None:
         flip(path, path.stat().st_size // 2)
     with pytest.raises((DataDamaged, HistoryIncomplete)):
         recover(home, home / "n1.rcs", identity)
-    assert items_of(recover(home, home / "n1.rcs", identity, skip_damaged=True)).items() < expected.items()
+    assert is_part_of(recover_items(home, identity, skip_damaged=True), expected)
 
 
 def test_a_checkpoint_whose_log_is_gone_is_not_the_present(home: Path) -> None:
@@ -422,89 +425,3 @@ def test_a_segment_in_which_nothing_was_written_yet(home: Path, tmp_path: Path) 
     recovered = recover(home, home / "n1.rcs", identity)
     assert items_of(recovered) == expected
     assert recovered.place == LogPlace(3, b"x" * 16)
-
-
-# --- a crash at every call of the disk
-
-
-def workload(home: Path, disk: PhotographedDisk, progress: list[int], identities: list[object], seed: int) -> list[Items]:
-    """Two starts with changes, segments that end by size and by day, checkpoints, retention and a savefile.
-
-    Appends to `progress` the number of changes acknowledged; returns the state after each number of changes."""
-    chosen, states, held = random.Random(seed), [{}], {}
-
-    def change(node: Node, count: int) -> None:
-        for _ in range(count):
-            key = b"k%d" % chosen.randrange(12)
-            if chosen.randrange(4) == 0 and key in held:
-                del held[key]
-                states.append(dict(held))
-                node.delete(key)
-            else:
-                held[key] = b"%d" % len(states)
-                states.append(dict(held))
-                node.set(key, held[key])
-            progress.append(len(states) - 1)
-
-    node = Node(home, IDENTITY, disk=disk, segment_bytes_max=1200)
-    identities.append(node.next_identity)
-    change(node, 12)
-    node.checkpoint()
-    change(node, 6)
-    node.now_ms += DAY_MS
-    change(node, 3)
-    node.checkpoint()
-    node.retain(node.now_ms - DAY_MS // 2)
-    change(node, 4)
-    identity = node.stop(save=True)
-    node = Node(home, identity, disk=disk, segment_bytes_max=1200, now_ms=node.now_ms)
-    identities.append(node.next_identity)
-    change(node, 6)
-    node.checkpoint()
-    node.retain(node.now_ms)
-    change(node, 3)
-    node.stop()
-    return states
-
-
-@pytest.mark.parametrize("seed", [1, 2])
-def test_a_crash_at_every_call_of_the_disk_loses_nothing_acknowledged_and_invents_nothing(
-    home: Path, tmp_path: Path, seed: int
-) -> None:
-    album = tmp_path / "album"
-    album.mkdir()
-    progress: list[int] = [0]
-    identities: list[object] = [IDENTITY]
-    disk = PhotographedDisk(home, album, lambda: (progress[-1], identities[-1]))
-    began = time.monotonic()
-    states = workload(home, disk, progress, identities, seed)
-    assert len(disk.pictures) > 150
-    assert {"create", "write", "half a write", "sync", "rename", "remove", "sync directory"} <= set(disk.calls)
-    for number, (killed, cut, (acknowledged, identity)) in enumerate(disk.pictures):  # type: ignore[misc]
-        for picture in (killed, cut):
-            what = f"picture {number}, {picture.name}, before {disk.calls[number]}, {acknowledged} acknowledged"
-            found = recover_items(picture, identity)
-            assert found in states[acknowledged : acknowledged + 2], what
-            assert recover_items(picture, identity) == found, what
-            assert not list(picture.glob("*.tmp")), what
-    assert time.monotonic() - began < 60
-
-
-def test_a_crash_at_every_call_of_a_recovery_is_recovered_from(home: Path, tmp_path: Path) -> None:
-    """Recovery itself cuts, closes and begins a segment: killed at any call, the next one comes to the same."""
-    node = Node(home)
-    expected = fill(node)
-    crashed = tmp_path / "crashed"
-    identity = node.crash(crashed)
-    path = segments_of(crashed)[0]
-    with path.open("ab") as file:
-        file.write(b"a torn block")
-    (crashed / "n1.rcs.tmp").write_bytes(b"half")
-    album = tmp_path / "album"
-    album.mkdir()
-    disk = PhotographedDisk(crashed, album, lambda: None)
-    again = Node(crashed, identity, disk=disk)
-    again.stop()
-    assert {"remove", "truncate", "write", "sync", "create", "rename"} <= set(disk.calls)
-    for killed, _, _ in disk.pictures:
-        assert recover_items(killed, identity) == expected

@@ -17,13 +17,13 @@ from __future__ import annotations
 import os
 import select
 import socket
-import struct
 import time
 from typing import NamedTuple
 
 from rcache.engine.contract import ConnectionLimits, Ended, EngineConfig, Handback, StreamEnd
 from rcache.engine.reference.operations import Operations
 from rcache.engine.reference.ring import Ring
+from rcache.engine.sockets import set_kernel_timeout
 from rcache_client.wire.frames import BadFrame, Request, RequestReader, encode_reply
 from rcache_client.wire.grammar import REASON, BadPayload
 from rcache_client.wire.opcodes import DATA_OPCODES, Status
@@ -244,10 +244,3 @@ class Server:
             else encode_reply(reply.opcode, status, reply.request_id, self.epoch, REASON.encode(reason))
             for reply in replies
         ]
-
-
-def set_kernel_timeout(sock: socket.socket, option: int, seconds: float) -> None:
-    """A timeout kept by the kernel: unlike `settimeout` it leaves the socket blocking, which saves a poll for every call."""
-    whole = int(seconds)
-    micros = max(1, int((seconds - whole) * 1e6)) if not whole else int((seconds - whole) * 1e6)
-    sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", whole, micros))
