@@ -1,4 +1,5 @@
-"""Proof on real processes: the demonstration behind `make run`, and the benchmark behind `make bench`.
+"""Proof on real processes: the demonstration behind `make run`, the benchmark behind `make bench`, and two loops that kill and
+stop servers under load (`python -m soak.kill_loop`, `python -m soak.stop_loop`).
 
 What it owns: the processes and temporary directories it starts and removes.
 What it must not know: the inside of the server; it goes through sockets, files and command lines as any user does.

@@ -20,6 +20,7 @@ from rcache.commands.start_failed import StartFailed
 from rcache.commands.startup import boot
 from rcache.server.notify import Notifier
 from rcache.server.service import Service, Stopped
+from rcache.server.stops import Stops
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(options, notifier)
     except StartFailed as error:
-        logger.error("{}", error)
+        logger.log("INFO" if error.code is ExitCode.STOPPED else "ERROR", "{}", error)
         return error.code
     except Exception:
         logger.exception("unhandled error")
@@ -60,11 +61,12 @@ def _set_up_log(options: ServerOptions) -> None:
 
 
 def _run(options: ServerOptions, notifier: Notifier) -> int:
+    stops = Stops()
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda caught, _frame: stops.signal(signal.Signals(caught).name))
     release = version("rcache")
     logger.info("rcached {} starts: node {}, engine {}, data in {}", release, options.name, options.engine, options.data_dir)
-    service = boot(options, release, notifier)
-    for number in STOP_SIGNALS:
-        signal.signal(number, lambda caught, _frame: service.request_stop(signal.Signals(caught).name))
+    service = boot(options, release, notifier, stops)
     try:
         service.start()
     except OSError as error:
@@ -87,6 +89,8 @@ def _stop(service: Service, why: str, notifier: Notifier) -> int:
     code = exit_code(stopped)
     for problem in stopped.problems:
         logger.error("{}", problem)
+    if stopped.crashes:
+        logger.error("{} unhandled errors while serving; see above", stopped.crashes)
     if stopped.log_failure is not None:
         logger.error("the append log failed: {}", stopped.log_failure)
     logger.info("stopped: exit code {} ({})", int(code), code.name.lower())
@@ -99,7 +103,7 @@ def exit_code(stopped: Stopped) -> ExitCode:
         return ExitCode.APPEND_LOG_FAILED
     if stopped.not_saved:
         return ExitCode.NOT_KEPT
-    if stopped.problems:
+    if stopped.problems or stopped.crashes:
         return ExitCode.BUG
     return ExitCode.STOPPED
 

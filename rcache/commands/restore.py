@@ -7,6 +7,7 @@ Which thread runs it: the main thread, before the server serves. Blocks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from rcache.commands.exit_codes import ExitCode
@@ -17,19 +18,22 @@ from rcache.records.rebuild import Progress, RebuiltBucket, Row, rebuild, survey
 from rcache.stream.data_dir import list_files, read_headers, sources
 from rcache_client.wire.frames import HEADER, HEADER_BYTES, Request
 from rcache_client.wire.grammar import STORE, decode_reply
-from rcache_client.wire.opcodes import Opcode, Status, status_name
+from rcache_client.wire.opcodes import Opcode, Status, StatusClass, status_class, status_name
 
 RESTORE_BUDGET_MS = 60_000
 """How long one item may wait for the append log to take it in."""
 
 
-def restore(path: Path, engine: Engine, progress: Progress) -> int:
-    """Put all live items of the files at `path` into `engine`. Returns how many. Raises `StartFailed`."""
+def restore(path: Path, engine: Engine, begin: Callable[[], None], progress: Progress) -> int:
+    """Put all live items of the files at `path` into `engine`; `begin` is called before the first. Returns how many.
+
+    Raises `StartFailed`, and what `begin` raises."""
     held = engine.stats()["items"]["items"]
     if held:
         why = f"--restore: this data directory already holds {held} items; use an empty one, or rcache-replay --into"
         raise StartFailed(ExitCode.WRONG_USE, why)
     buckets = _rebuild(path, progress)
+    begin()
     total = sum(len(bucket.rows) for bucket in buckets.values())
     done = restored = 0
     for bucket in buckets.values():
@@ -65,5 +69,6 @@ def _put(engine: Engine, key: bytes, row: Row, now_ms: int) -> bool:
     status = HEADER.unpack_from(reply)[3]
     if status != Status.OK:
         (reason,) = decode_reply(Opcode.SET, status, reply[HEADER_BYTES:])
-        raise StartFailed(ExitCode.WRONG_USE, f"--restore: {key!r} was refused: {status_name(status)}: {reason}")
+        code = ExitCode.WRONG_USE if status_class(status) is StatusClass.REFUSED else ExitCode.APPEND_LOG_FAILED
+        raise StartFailed(code, f"--restore: {key!r} was refused: {status_name(status)}: {reason}")
     return True

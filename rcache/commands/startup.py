@@ -12,9 +12,9 @@ repeated from the same files.
 from __future__ import annotations
 
 import contextlib
-import queue
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 from loguru import logger
@@ -24,12 +24,13 @@ from rcache.commands.options import BUCKETS_DEFAULT, ServerOptions
 from rcache.commands.restore import restore
 from rcache.commands.start_failed import StartFailed
 from rcache.engine.clock import NodeClock
-from rcache.engine.contract import ConnectionLimits, Engine, EngineConfig
+from rcache.engine.contract import ConnectionLimits, Engine, EngineConfig, RequestRefused
 from rcache.engine.reference import ReferenceEngine
 from rcache.records.reader import DataDamaged
 from rcache.server.listener import bind
 from rcache.server.notify import Notifier, watchdog_interval_s
 from rcache.server.service import EXTEND_S, Parts, Service
+from rcache.server.stops import Stops
 from rcache.stream.append_log import AppendLog, AppendLogConfig, LogHooks
 from rcache.stream.checkpoints import CheckpointConfig, Checkpointer
 from rcache.stream.data_dir import DataDir, DataDirLocked
@@ -42,14 +43,19 @@ SYNC_WAIT_S = 60.0
 PROGRESS_EVERY_S = 1.0
 
 
-def boot(options: ServerOptions, version: str, notifier: Notifier) -> Service:
-    """A service that is recovered and durable in its new epoch, but not listening yet. Raises `StartFailed`."""
+def boot(options: ServerOptions, version: str, notifier: Notifier, stops: Stops) -> Service:
+    """A service that is recovered and durable in its new epoch, but not listening yet. Raises `StartFailed`; with exit code
+    STOPPED if a signal came meanwhile."""
+    watch = _Watch(notifier, stops)
     with contextlib.ExitStack() as cleanup:
         data_dir = _open_data_dir(options)
         cleanup.callback(data_dir.close)
         sock = _bind(options)
         cleanup.callback(sock.close)
-        service = _assemble(options, version, notifier, data_dir, sock, cleanup)
+        try:
+            service = _assemble(options, version, watch, data_dir, sock, cleanup)
+        except RequestRefused as refusal:  # opening buckets and trimming wait for nothing but the log
+            raise StartFailed(ExitCode.APPEND_LOG_FAILED, f"the append log could not be written: {refusal.reason}") from None
         cleanup.pop_all()
         return service
 
@@ -67,6 +73,8 @@ def _open_data_dir(options: ServerOptions) -> DataDir:
         identity = data_dir.be(options.name, options.buckets)
         if options.buckets not in (BUCKETS_DEFAULT, identity.buckets):  # the default cannot be told from no word at all
             raise ValueError(f"--buckets is {options.buckets}, but this data was born with {identity.buckets} buckets")
+        if identity.restoring:
+            raise ValueError(f"an earlier --restore into {options.data_dir} did not end; remove it and restore again")
         data_dir.begin_incarnation()
     except ValueError as error:
         data_dir.close()
@@ -87,26 +95,25 @@ def _bind(options: ServerOptions) -> socket.socket:
 def _assemble(
     options: ServerOptions,
     version: str,
-    notifier: Notifier,
+    watch: _Watch,
     data_dir: DataDir,
     sock: socket.socket,
     cleanup: contextlib.ExitStack,
 ) -> Service:
     clock = NodeClock()
     began = time.monotonic()
-    recovered = _recover(options, data_dir, notifier)
+    recovered = _recover(options, data_dir, watch)
     engine = ReferenceEngine(_engine_config(options, data_dir), clock)
     cleanup.callback(engine.close)
-    feed(recovered.buckets, engine.apply)
+    feed(recovered.buckets, engine.apply, watch.progress("loading"))
     identity = data_dir.identity
     assert identity is not None
     epoch = max(identity.epoch, recovered.newest_epoch) + 1
-    stops: queue.SimpleQueue[str] = queue.SimpleQueue()
-    log, checkpointer = _begin_log(options, data_dir, engine, clock, stops, cleanup)
+    log, checkpointer = _begin_log(options, data_dir, engine, clock, watch.stops, cleanup)
     if log is not None:
         _start_log(log, recovered, epoch)
     engine.open_buckets(range(identity.buckets), epoch, identity.incarnation, identity.node)
-    restored = restore(options.restore, engine, _Progress(notifier, "restoring")) if options.restore else 0
+    restored = _restore(options, engine, log, data_dir, watch)
     _trim(options, engine)
     _make_durable(data_dir, log, epoch)
     if checkpointer is not None:
@@ -121,10 +128,10 @@ def _assemble(
         sock=sock,
         log=log,
         checkpointer=checkpointer,
-        stops=stops,
+        stops=watch.stops,
         next_segment=recovered.place.number,
         savefile=options.savefile,
-        notifier=notifier,
+        notifier=watch.notifier,
         recovery=_recovery_stats(recovered, items, restored, time.monotonic() - began),
         limits=ConnectionLimits(options.hello_timeout, options.idle_timeout, options.frame_timeout, options.send_timeout),
         connections_max=min(options.max_connections, options.worker_threads or options.max_connections),
@@ -135,7 +142,7 @@ def _assemble(
     return Service(parts, watchdog_interval_s())
 
 
-def _recover(options: ServerOptions, data_dir: DataDir, notifier: Notifier) -> Recovered:
+def _recover(options: ServerOptions, data_dir: DataDir, watch: _Watch) -> Recovered:
     identity = data_dir.identity
     assert identity is not None
     try:
@@ -144,7 +151,7 @@ def _recover(options: ServerOptions, data_dir: DataDir, notifier: Notifier) -> R
             options.savefile,
             identity,
             skip_damaged=options.skip_damaged,
-            progress=_Progress(notifier, "recovering"),
+            progress=watch.progress("recovering"),
         )
     except (DataDamaged, HistoryIncomplete) as error:
         hint = "rcache-replay verify tells more; --skip-damaged goes on with what can be read"
@@ -171,7 +178,7 @@ def _begin_log(
     data_dir: DataDir,
     engine: Engine,
     clock: NodeClock,
-    stops: queue.SimpleQueue[str],
+    stops: Stops,
     cleanup: contextlib.ExitStack,
 ) -> tuple[AppendLog, Checkpointer] | tuple[None, None]:
     """The append log and its checkpoints, ready to be started; None where none is kept."""
@@ -191,7 +198,7 @@ def _begin_log(
         identity,
         clock.now_ms,
         LogHooks(
-            on_failure=lambda failure: stops.put(f"the append log failed: {failure}"),
+            on_failure=lambda failure: stops.ask(f"the append log failed: {failure}"),
             on_segment=lambda number: checkpointer.segment_began(number),  # noqa: PLW0108 (made below)
         ),
     )
@@ -208,6 +215,21 @@ def _start_log(log: AppendLog, recovered: Recovered, epoch: int) -> None:
         log.start(recovered.place, epoch)
     except OSError as error:
         raise StartFailed(ExitCode.APPEND_LOG_FAILED, f"no segment could be begun: {error}") from None
+
+
+def _restore(options: ServerOptions, engine: Engine, log: AppendLog | None, data_dir: DataDir, watch: _Watch) -> int:
+    """Returns how many items were restored. Where it is the log that failed, its own words say why."""
+    if options.restore is None:
+        return 0
+    try:
+        return restore(options.restore, engine, data_dir.begin_restore, watch.progress("restoring"))
+    except OSError as error:
+        raise StartFailed(ExitCode.APPEND_LOG_FAILED, f"--data-dir: {error}") from None
+    except StartFailed as failed:
+        if log is None or failed.code is not ExitCode.APPEND_LOG_FAILED:
+            raise
+        log.stop(SYNC_WAIT_S)  # by then it has said what happened
+        raise StartFailed(failed.code, f"{failed}: {log.failure}" if log.failure else str(failed)) from None
 
 
 def _trim(options: ServerOptions, engine: Engine) -> None:
@@ -261,19 +283,31 @@ def _recovery_stats(recovered: Recovered, items: int, restored: int, seconds: fl
     }
 
 
-class _Progress:
-    """Tells the log and systemd, once in PROGRESS_EVERY_S, how far a long step is."""
+class _Watch:
+    """Looks, during the long steps of a start, whether it is to be given up, and tells how far they are."""
 
-    def __init__(self, notifier: Notifier, what: str) -> None:
-        self._notifier = notifier
-        self._what = what
-        self._last = time.monotonic()
+    def __init__(self, notifier: Notifier, stops: Stops) -> None:
+        self.notifier = notifier
+        self.stops = stops
 
-    def __call__(self, done: int, total: int) -> None:
-        if time.monotonic() - self._last < PROGRESS_EVERY_S:
-            return
-        self._last = time.monotonic()
-        text = f"{self._what}: {done * 100 // max(1, total)} % of {total}"
-        logger.info("{}", text)
-        self._notifier.status(text)
-        self._notifier.extend_timeout(EXTEND_S)
+    def look(self) -> None:
+        """Raise `StartFailed` if a signal came."""
+        if self.stops.signalled:
+            raise StartFailed(ExitCode.STOPPED, f"stopped before it served: {self.stops.signalled}")
+
+    def progress(self, what: str) -> Callable[[int, int], None]:
+        """For one step: called with (done, total), it looks, and tells the log and systemd once in PROGRESS_EVERY_S."""
+        last = time.monotonic()
+
+        def report(done: int, total: int) -> None:
+            nonlocal last
+            self.look()
+            if time.monotonic() - last < PROGRESS_EVERY_S:
+                return
+            last = time.monotonic()
+            text = f"{what}: {done * 100 // max(1, total)} % of {total}"
+            logger.info("{}", text)
+            self.notifier.status(text)
+            self.notifier.extend_timeout(EXTEND_S)
+
+        return report

@@ -14,10 +14,8 @@ is let go.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import queue
 import resource
 import socket
 import threading
@@ -37,6 +35,7 @@ from rcache.server.housekeeper import Housekeeper, Task
 from rcache.server.listener import Listener
 from rcache.server.notify import Notifier
 from rcache.server.session import Welcome
+from rcache.server.stops import Stops
 from rcache.server.worker import Connections, WorkerRun
 from rcache.stream.append_log import AppendLog, LogFailure
 from rcache.stream.checkpoints import Checkpointer, copy_header, write_copy
@@ -53,19 +52,13 @@ EXPIRE_ITEMS_MAX = 5000
 JOIN_S = 5.0
 """How long any thread but the workers has to end; each needs one round of its loop."""
 
-SIGNAL_LOOK_S = 0.2
-"""How late a signal may be noticed. One that comes in the instant before the main thread falls asleep does not wake it, and
-Python runs a handler only in that thread, once it runs again."""
-
 EXTEND_S = 60.0
 """What systemd is asked to wait at each step of a long stop."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a service is made of. `log` and `checkpointer` are None where no append log is kept.
-
-    `stops` takes reasons to stop."""
+    """What a service is made of. `log` and `checkpointer` are None where no append log is kept."""
 
     version: str
     data_dir: DataDir
@@ -74,7 +67,7 @@ class Parts:
     sock: socket.socket
     log: AppendLog | None
     checkpointer: Checkpointer | None
-    stops: queue.SimpleQueue[str]
+    stops: Stops
     next_segment: int
     savefile: Path
     notifier: Notifier
@@ -145,15 +138,9 @@ class Service:
         self._listener.start()
         self._housekeeper.start()
 
-    def request_stop(self, why: str) -> None:
-        """Any thread, and signal handlers: the node is to stop."""
-        self.parts.stops.put(why)
-
     def wait(self) -> str:
-        """Block until a stop is asked for. Returns why. Looks up now and then: see SIGNAL_LOOK_S."""
-        while True:
-            with contextlib.suppress(queue.Empty):
-                return self.parts.stops.get(timeout=SIGNAL_LOOK_S)
+        """Block until a stop is asked for. Returns why."""
+        return self.parts.stops.wait()
 
     # --- control, for sessions
 

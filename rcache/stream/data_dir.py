@@ -44,7 +44,7 @@ class Identity:
     """Who the node of a data directory is. Ids are 16 bytes, in hex; epochs and incarnation count up from 0.
 
     `epoch` is the highest ever used, so that none is used twice. `start_epoch` is the one in which the last start began to
-    serve: a history on disk that ends before it is not the present.
+    serve: a history on disk that ends before it is not the present. `restoring`: a --restore has begun and not ended.
     """
 
     cluster_id: str
@@ -54,6 +54,7 @@ class Identity:
     epoch: int = 0
     start_epoch: int = 0
     incarnation: int = 0
+    restoring: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,12 @@ class DataDir:
     def begin_serving(self, epoch: int) -> None:
         """Serving begins in `epoch`; on disk when this returns."""
         assert self.identity is not None
-        self.write(replace(self.identity, epoch=epoch, start_epoch=epoch))
+        self.write(replace(self.identity, epoch=epoch, start_epoch=epoch, restoring=False))
+
+    def begin_restore(self) -> None:
+        """What comes into this directory now is only part of something, until serving begins; on disk when this returns."""
+        assert self.identity is not None
+        self.write(replace(self.identity, restoring=True))
 
     def use_epoch(self, epoch: int) -> None:
         """A bucket will go on in `epoch` while the node serves; on disk when this returns."""

@@ -228,9 +228,15 @@ def _finish(recovered: Recovered, sources: list[Source], found: Survey, progress
     return recovered
 
 
-def feed(buckets: dict[int, RebuiltBucket], apply: Callable[[bytes], None], piece_bytes: int = 1 << 20) -> None:
-    """Hand rebuilt buckets to `apply` as imports, in pieces of about `piece_bytes`."""
-    for bucket in buckets.values():
+def feed(
+    buckets: dict[int, RebuiltBucket],
+    apply: Callable[[bytes], None],
+    progress: Progress = no_progress,
+    piece_bytes: int = 1 << 20,
+) -> None:
+    """Hand rebuilt buckets to `apply` as imports, in pieces of about `piece_bytes`; `progress` counts buckets."""
+    for done, bucket in enumerate(buckets.values()):
+        progress(done, len(buckets))
         if not bucket.sequence:
             continue
         piece: list[bytes] = []

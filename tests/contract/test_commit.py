@@ -173,6 +173,22 @@ def test_a_batch_that_is_committed_in_part_says_so_for_each(engine: Engine) -> N
     reader.close()
 
 
+def test_in_a_batch_the_most_patient_is_waited_for(engine: Engine) -> None:
+    def frame(number: int, budget_ms: int) -> bytes:
+        return encode_request(Opcode.SET, number, budget_ms, encode_payload(Opcode.SET, (0, 0, b"k%d" % number, b"value")))
+
+    head = engine.stream.head
+    with Served(engine) as served:
+        served.peer.sendall(frame(1, LONG_MS) + frame(2, SHORT_MS))
+        wait_until(lambda: engine.stats()["items"]["items"] == 2, "the changes")
+        began = time.monotonic()
+        wait_until(lambda: time.monotonic() - began > 2 * SHORT_MS / 1000, "the less patient to give up")
+        commit(engine)
+        assert served.reply().status == Status.OK
+        assert served.reply().request_id == 2
+    assert engine.stream.head > head
+
+
 def test_a_failure_ends_the_wait_at_once(engine: Engine, caller: Caller) -> None:
     head = engine.stream.head
     writing = Task(lambda: Caller(engine).ask(Opcode.SET, 0, 0, b"key", b"value", budget_ms=LONG_MS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import socket
 import time
@@ -229,6 +230,24 @@ def test_stopping_answers_what_was_received_and_ends_every_serve(engine_factory:
         assert (busy.connection.last_executed, quiet.connection.last_executed) == (1, 0)
     with Served(engine) as late:
         assert late.handback().ended is Ended.STOPPING, "and from now on"
+
+
+def test_stopping_ends_a_connection_that_is_never_quiet(engine_factory: EngineFactory) -> None:
+    engine = engine_factory()
+    frame = encode_request(Opcode.GET, 1, 0, encode_payload(Opcode.GET, (b"key",)))
+    with Served(engine) as served:
+        served.peer.sendall(frame)
+        served.reply()
+        engine.stop_serving()
+        answered = 0
+        with contextlib.suppress(AssertionError, OSError):  # nobody answers any more
+            served.peer.settimeout(1.0)
+            while answered < 2000:
+                served.peer.sendall(frame)
+                served.reply()
+                answered += 1
+        assert answered < 2000, "it is served for ever"
+        assert served.handback().ended is Ended.STOPPING
 
 
 # --- deadlines

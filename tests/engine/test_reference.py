@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -95,6 +96,31 @@ def test_a_flush_that_is_stopped_half_way_has_an_unknown_outcome(time_: FakeTime
         engine.flush(0)
     assert refusal.value.status is Status.BUSY, "this time nothing was removed"
     reader.close()
+    engine.close()
+
+
+def test_room_that_another_took_meanwhile_is_not_taken_twice(time_: FakeTime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between making room for an overwrite and the overwrite, the old value goes and another item takes its place."""
+    limit = 4000
+    engine = ReferenceEngine(EngineConfig(buckets=1, memory_bytes=limit, evict=False, stream_bytes=1 << 20), time_.clock())
+    engine.open_buckets([0], 1, 1, "n1")
+    caller = Caller(engine)
+    caller.set(b"old", bytes(limit - item_bytes(3, 0, expires=False)))
+    take_memory = engine._store._take_memory
+
+    def interfered(*args: Any) -> int:
+        taken = take_memory(*args)
+        monkeypatch.setattr(engine._store, "_take_memory", take_memory)
+        other = Caller(engine)
+        other.delete(b"old")
+        other.set(b"other", bytes(limit // 2))
+        return taken
+
+    monkeypatch.setattr(engine._store, "_take_memory", interfered)
+    assert caller.ask(Opcode.SET, 0, 0, b"old", bytes(limit - 500)).status is Status.NO_ROOM
+    assert engine.stats()["memory"]["used_bytes"] <= limit
+    assert caller.value(b"other") == bytes(limit // 2)
+    engine.check()
     engine.close()
 
 

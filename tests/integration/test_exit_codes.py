@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from rcache.commands.rcached import exit_code
+from rcache.server.service import Stopped
+from rcache.stream.append_log import LogFailure
+from rcache.stream.data_dir import DataDir
 from rcache_client import Client
 from soak.server_process import ServerProcess
 
@@ -41,6 +45,44 @@ def test_0_an_idle_server_stops_at_once(serve: Serve, number: signal.Signals) ->
     assert server.wait(10) == 0
     assert "ERROR" not in server.stderr_text
     assert f"stopping: {number.name}" in server.stderr_text
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_0_a_signal_while_it_starts_gives_the_start_up(serve: Serve, number: signal.Signals) -> None:
+    server = serve()
+    values = fill(server, 20_000)
+    assert server.stop() == 0
+    server.launch()
+    until(lambda: server.stderr_text.count("starts:") == 2, "its first word")
+    server.signal(number)
+    assert server.wait(10) == 0
+    assert number.name in server.stderr_text
+    server.start()
+    assert held(server, values) == values
+
+
+def test_2_a_directory_whose_restore_did_not_end_is_not_served(serve: Serve, tmp_path: Path) -> None:
+    server = serve()
+    assert server.stop() == 0
+    data_dir = DataDir(tmp_path / "data")
+    data_dir.begin_restore()
+    data_dir.close()
+    assert ended(server) == 2
+    assert "--restore" in server.stderr_text
+
+
+@pytest.mark.parametrize(
+    ("stopped", "code"),
+    [
+        (Stopped(), 0),
+        (Stopped(crashes=1), 1),
+        (Stopped(problems=["the listener did not end"]), 1),
+        (Stopped(not_saved="n1.rcs: No space left on device", crashes=1), 6),
+        (Stopped(not_saved="n1.rcs: No space left on device", log_failure=LogFailure(OSError(28, "full"), "w", 0, 0)), 7),
+    ],
+)
+def test_the_worst_thing_decides_the_exit_code(stopped: Stopped, code: int) -> None:
+    assert exit_code(stopped) == code
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from rcache.engine.contract import StreamEnd
-from rcache.engine.reference.ring import StreamFailed
 from rcache.records.files import NO_FILE, FileKind
 from rcache.records.reader import Tail
 from rcache.stream import append_log, disk
@@ -163,6 +159,20 @@ def test_stopping_writes_what_the_stream_still_holds(tmp_path: Path, policy: Fsy
     run.stop()
 
 
+def test_stopping_takes_as_many_blocks_as_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted = ScriptedDisk()
+    run = LogUnderTest(tmp_path, scripted).start()
+    scripted.gate.clear()
+    records = run.add()
+    run.wait_written(1)
+    monkeypatch.setattr(append_log, "BATCH_BYTES", 200)
+    records += run.add(50)
+    assert not run.log.stop(0.0), "it is busy"
+    scripted.gate.set()
+    run.stop()
+    assert all_records(tmp_path) == b"".join(records)
+
+
 def test_the_stream_is_released_as_it_is_written(tmp_path: Path) -> None:
     run = LogUnderTest(tmp_path, policy=FsyncPolicy.NEVER).start()
     records = run.add(200, size=20_000)  # four times what the stream holds
@@ -260,135 +270,3 @@ def test_names_are_for_people() -> None:
     assert segment_name("n1", "20231209", 12) == "n1-20231209-0012.rcl"
     assert segment_name("n1", "20231209", 123456) == "n1-20231209-123456.rcl"
     assert day_of(0) == "19700101"
-
-
-# --- failure
-
-
-def assert_failed(run: LogUnderTest, lost: int, lost_bytes: int, why: str) -> None:
-    """The log has ended, everybody knows, and the report is exact."""
-    wait_until(lambda: not run.log.is_alive(), "the thread to end")
-    assert run.failures == [run.log.failure]
-    failure = run.failures[0]
-    assert (failure.acknowledged_lost, failure.bytes_lost) == (lost, lost_bytes)
-    assert why in str(failure)
-    assert (str(lost) in str(failure)) if lost else ("nothing that was acknowledged is missing" in str(failure))
-    assert why in run.stream.failure
-    with pytest.raises(StreamFailed):
-        run.stream.reserve(1, 0)
-    assert run.log.sync(PATIENCE_S) is (run.stream.durable == run.stream.head)
-    assert run.log.stats()["failure"] == str(failure)
-    run.stop()
-    assert len(run.failures) == 1, "it is reported once"
-
-
-def test_a_full_disk_with_always_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
-    scripted = ScriptedDisk()
-    run = LogUnderTest(tmp_path, scripted).start()
-    durable = run.add(5)
-    run.wait_durable()
-    scripted.room = 50  # not all of the next block
-    before = run.stream.durable
-    ends: list[StreamEnd] = []
-    deadline_ns = time.monotonic_ns() + int(PATIENCE_S * 1e9)
-    waiters = [threading.Thread(target=lambda: ends.append(run.stream.wait_durable(before + 1, deadline_ns))) for _ in range(5)]
-    for waiter in waiters:
-        waiter.start()
-    run.add(3)
-    for waiter in waiters:
-        waiter.join(PATIENCE_S)
-    assert ends == [StreamEnd.FAILED] * 5
-    assert_failed(run, 0, 0, "No space left on device")
-    assert run.stream.durable == before
-    _, bodies, tail = read_segment(segments_of(tmp_path)[0])
-    assert (b"".join(bodies), tail) == (b"".join(durable), Tail.TORN)
-
-
-@pytest.mark.parametrize("policy", [FsyncPolicy.INTERVAL, FsyncPolicy.NEVER])
-def test_otherwise_it_says_how_much_that_was_acknowledged_is_not_on_disk(tmp_path: Path, policy: FsyncPolicy) -> None:
-    scripted = ScriptedDisk()
-    run = LogUnderTest(tmp_path, scripted, policy=policy, interval_s=FOREVER_S).start()
-    run.add(4)
-    assert run.log.sync(PATIENCE_S)
-    unsynced = run.add(3)
-    run.wait_written(7)
-    scripted.room = 0
-    failing = run.add(2)
-    assert_failed(run, 5, len(b"".join(unsynced + failing)), "No space left on device")
-
-
-def test_records_that_were_still_in_the_stream_are_counted(tmp_path: Path) -> None:
-    scripted = ScriptedDisk()
-    run = LogUnderTest(tmp_path, scripted, policy=FsyncPolicy.INTERVAL, interval_s=0.0).start()
-    scripted.gate.clear()
-    written = run.add(2)
-    run.wait_written(2)
-    scripted.break_call("sync")
-    waiting = run.add(6)
-    scripted.gate.set()
-    assert_failed(run, 8, len(b"".join(written + waiting)), "Input/output error")
-
-
-def test_a_sync_that_fails_is_not_tried_again(tmp_path: Path) -> None:
-    scripted = ScriptedDisk()
-    run = LogUnderTest(tmp_path, scripted).start()
-    scripted.break_call("sync")
-    scripted.calls.clear()
-    run.add()
-    assert_failed(run, 0, 0, "Input/output error")
-    assert scripted.calls == ["write", "sync", "close"]
-    assert run.stream.durable < run.stream.head
-
-
-@pytest.mark.parametrize("call", ["create", "rename", "sync directory", "close"])
-def test_a_segment_that_cannot_be_begun_ends_the_log(tmp_path: Path, call: str) -> None:
-    scripted = ScriptedDisk()
-    run = LogUnderTest(tmp_path, scripted, policy=FsyncPolicy.NEVER).start()
-    run.add(3)
-    run.wait_written(3)
-    scripted.break_call(call)
-    run.now_ms += DAY_MS
-    assert_failed(run, 0, 0, "Input/output error")
-    assert read_segment(segments_of(tmp_path)[0])[2] is Tail.CLOSED, "what was written is closed and on disk"
-
-
-def test_an_end_that_cannot_be_written_is_a_failure(tmp_path: Path) -> None:
-    scripted = ScriptedDisk()
-    run = LogUnderTest(tmp_path, scripted, policy=FsyncPolicy.NEVER).start()
-    run.add(3)
-    run.wait_written(3)
-    scripted.room = 3
-    run.stop()
-    assert_failed(run, 3, 3 * 63, "closing the append log: No space left on device")
-
-
-@pytest.mark.parametrize("call", ["create", "write", "sync", "rename", "sync directory"])
-def test_a_log_that_cannot_begin_says_so_to_who_starts_it(tmp_path: Path, call: str) -> None:
-    scripted = ScriptedDisk()
-    scripted.break_call(call)
-    run = LogUnderTest(tmp_path, scripted)
-    before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(OSError, match="Input/output error"):
-        run.start()
-    assert not run.log.is_alive()
-    run.stop()
-    assert len(os.listdir("/proc/self/fd")) == before
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_bug_of_the_writer_leaves_nobody_waiting(tmp_path: Path) -> None:
-    scripted = ScriptedDisk()
-    run = LogUnderTest(tmp_path, scripted).start()
-    scripted.break_call("write", RuntimeError("a bug"))
-    run.add()
-    assert_failed(run, 0, 0, "unexpected: RuntimeError")
-
-
-def test_the_reason_is_there_when_sync_comes_back(tmp_path: Path) -> None:
-    scripted = ScriptedDisk()
-    run = LogUnderTest(tmp_path, scripted).start()
-    scripted.break_call("write", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-    run.add()
-    assert not run.log.sync(PATIENCE_S)
-    assert run.log.failure is not None
-    run.stop()

@@ -365,9 +365,9 @@ class Store:
         try:
             with bucket.stripe.lock:
                 if not may_follow(bucket.state, BucketState.PRIMARY) or epoch_begin <= bucket.sequence:
+                    now = f"{bucket.state.value} at {show_sequence(bucket.sequence)}"
                     raise ValueError(
-                        f"bucket {bucket.number} is {bucket.state.value} at {show_sequence(bucket.sequence)}; it cannot become "
-                        f"primary at {show_sequence(epoch_begin)}"
+                        f"bucket {bucket.number} is {now}; it cannot become primary at {show_sequence(epoch_begin)}"
                     )
                 used = True
                 opening = encode_opening(Opening(bucket.sequence, incarnation, node))
