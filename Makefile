@@ -4,11 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Options for `make serve`, `make bench`, `make test`: make serve ARGS="--memory-limit 2G"
+# Options for `make serve`, `make bench`, `make soak`, `make test`: make serve ARGS="--memory-limit 2G"
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run serve test check format bench clean
+.PHONY: help setup run serve test check format bench soak clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -36,6 +36,10 @@ format: $(STAMP) ## Bring the source into the house's format
 
 bench: $(STAMP) ## Measure beside Redis and memcached (ARGS="--quick"); needs gcc
 	$(BIN)/python -m soak.bench $(ARGS)
+
+soak: $(STAMP) ## kill -9 and stop under load, 50 rounds of each (ARGS="--rounds 5 --seed 1")
+	$(BIN)/python -m soak.kill_loop --rounds 50 $(ARGS)
+	$(BIN)/python -m soak.stop_loop --rounds 50 $(ARGS)
 
 clean: ## Remove the environment and what was built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

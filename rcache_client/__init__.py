@@ -6,6 +6,8 @@
         cache.set("greeting", b"hello", ttl=60)
 
 What it is: the public names. `docs/client.md` is the guide to them; everything else in this package may change.
+Which thread runs it: the caller's, several at once.
+What it owns: nothing; a `Client` owns its connections. What it must not know: how any of them works.
 """
 
 from rcache_client.client import Client

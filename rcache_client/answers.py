@@ -3,6 +3,7 @@
 What it is: the layouts of questions, and the rule that a reply's status must be one its opcode can have, and its payload
 exactly what both demand.
 Which thread runs it: the one that owns the connection.
+What it owns: nothing.
 What it must not know: sockets, and what the answers are for.
 """
 

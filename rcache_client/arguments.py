@@ -1,7 +1,7 @@
 """Checks of what a user passes in, so that a mistake is named where it was made.
 
 What it is: keys, servers, counts turned into what the wire takes; `TypeError` and `ValueError` name the value.
-Which thread runs it: the caller's. What it must not know: connections.
+Which thread runs it: the caller's. What it owns: nothing. What it must not know: connections.
 """
 
 from __future__ import annotations

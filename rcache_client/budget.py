@@ -3,6 +3,7 @@
 What it is: checks of the durations that a user gives, and the arithmetic of deadlines. A deadline is a time of
 `time.monotonic()`, in seconds; every wait of a call is cut to what its deadline leaves.
 Which thread runs it: the caller's; nothing here waits.
+What it owns: nothing.
 What it must not know: what is being waited for.
 """
 

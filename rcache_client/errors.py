@@ -2,6 +2,7 @@
 
 What it is: the exceptions of the public interface, and the table that turns a status of the wire into one of them.
 Which thread runs it: the caller's; nothing here blocks or locks.
+What it owns: nothing.
 What it must not know: sockets, retries, serializers.
 
 - `Refused`: the request was understood and turned down. Asking again will be refused again.

@@ -2,6 +2,7 @@
 
 What it is: for each call the opcode, the payload and what its answer means to the user.
 Which thread runs it: the caller's; every call blocks to its budget at most.
+What it owns: nothing.
 What it must not know: connections, retries.
 
 Every call takes `budget`, in seconds, in place of the client's own, and raises `RcacheError`; a bad argument raises

@@ -2,6 +2,7 @@
 
 What it is: `parts`, which cuts, and `Gathering`, which collects results and failures by the user's own keys.
 Which thread runs it: the caller's; a `Gathering` lives for one call.
+What it owns: what it has gathered.
 What it must not know: connections, opcodes, values.
 """
 

@@ -2,6 +2,7 @@
 
 What it is: for each call how an entry is asked for and what its own status means to the user.
 Which thread runs it: the caller's; a call blocks to its budget at most, over all its frames.
+What it owns: nothing.
 What it must not know: connections, retries.
 
 Nothing is hidden: if all keys went well the result is returned; if no frame was answered its error is raised; in all other

@@ -2,6 +2,7 @@
 
 What it is: the protocol that a serializer follows, and the three that come with the client.
 Which thread runs it: the caller's, several at once; serializers hold no state.
+What it owns: nothing.
 What it must not know: keys, connections, statuses.
 
 Each value carries 32 bits of user flags on the server. A serializer marks with them what it wrote, so that another one

@@ -1,6 +1,7 @@
 """The calls on the service as a whole: the part of `Client` that asks how it is and what it does with its data.
 
 Which thread runs it: the caller's; every call blocks to its budget at most.
+What it owns: nothing.
 What it must not know: connections, retries.
 """
 

@@ -1,7 +1,8 @@
 """The states of a bucket on a node, and which may follow which.
 
 What it is: the table of `design`: a bucket is in exactly one state; requests are answered only by a PRIMARY.
-Which thread runs it: any; everything here is constant. What it must not know: what a bucket holds.
+Which thread runs it: any; everything here is constant.
+What it owns: nothing. What it must not know: what a bucket holds.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 from rcache_client import AuthenticationFailed, OutcomeUnknown, RcacheError, Refused, ServersUnavailable, SomeKeysFailed
+from rcache_client.wire.opcodes import Status
 
 
 class CliExit(IntEnum):
@@ -70,6 +71,6 @@ def explain(error: RcacheError) -> str:
     """What went wrong, and what to do about the two troubles that beginners have."""
     if isinstance(error, AuthenticationFailed):
         return f"{error}\nIf the server was started with --secret-file, give the same file here."
-    if isinstance(error, ServersUnavailable):
+    if isinstance(error, ServersUnavailable) and Status.TOO_MANY_CONNECTIONS.name not in str(error):  # a full one does run
         return f"{error}\nDoes rcached run there? --server HOST:PORT names another."
     return str(error)

@@ -56,7 +56,9 @@ def stats(options: CliOptions, client: Client[bytes]) -> Answer:
 def persist(options: CliOptions, client: Client[bytes]) -> Answer:
     on, savefile = client.persist(None if options.mode == "status" else options.mode == "on")
     shown = (
-        f"on: the server saves its data to {savefile} when it stops" if on else "off: the server saves nothing when it stops"
+        f"on: the server saves its data to {savefile} when it stops"
+        if on
+        else "off: the server writes no savefile when it stops"
     )
     return Answer({"on_shutdown": on, "savefile": savefile}, shown)
 

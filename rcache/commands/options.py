@@ -12,6 +12,7 @@ Any wrong use ends the program with exit code 2 and one message that names the o
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import sys
 from argparse import ArgumentTypeError, BooleanOptionalAction, RawDescriptionHelpFormatter
@@ -28,6 +29,7 @@ from rcache.commands.exit_codes import ExitCode
 from rcache.commands.option_file import option_file_format
 from rcache.commands.option_values import GIB, KIB, MIB, TIB, size_text
 from rcache.records.record import HEADER_BYTES as RECORD_HEADER_BYTES
+from rcache.stream.data_dir import node_of
 from rcache.stream.policy import FsyncPolicy
 from rcache_client.address import Address
 from rcache_client.wire.opcodes import DEFAULT_PORT, KEY_BYTES_MAX, VALUE_BYTES_CEILING
@@ -87,7 +89,8 @@ class ServerOptions:
     """What rcached was told. A field is called as its option.
 
     Sizes are in bytes and times in seconds; `append_log_max_mb` is in MiB and `append_log_keep_days` in days, as they say.
-    `secret` is what `secret_file` holds. `engine` is the one to use, never "auto".
+    `secret` is what `secret_file` holds. `engine` is the one to use, never "auto". `buckets` is None where nothing was
+    said: as many as the data directory was born with, or BUCKETS_DEFAULT for a new one.
     """
 
     listen: Address
@@ -97,7 +100,7 @@ class ServerOptions:
     trust_network: bool
 
     data_dir: Path
-    buckets: int
+    buckets: int | None
     append_log: bool
     append_log_fsync: FsyncPolicy
     append_log_fsync_interval: float
@@ -148,7 +151,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> ServerOptions:
 def _finish(parser: _Parser, given: dict[str, Any]) -> ServerOptions:
     """Fill in the defaults that depend on other options, and read the secret."""
     try:
-        given["name"] = given["name"] or values.node_name(socket.gethostname())
+        given["name"] = given["name"] or _name_found(given["data_dir"]) or values.node_name(socket.gethostname())
     except ArgumentTypeError as error:
         parser.error(f"--name: the default, this host's name, does not do: {error}")
     given["savefile"] = given["savefile"] or given["data_dir"] / f"{given['name']}.rcs"
@@ -160,6 +163,13 @@ def _finish(parser: _Parser, given: dict[str, Any]) -> ServerOptions:
         parser.error("--engine: 'native' is not built here; auto and reference are")
     given["engine"] = "reference"
     return ServerOptions(**given)
+
+
+def _name_found(data_dir: Path) -> str | None:
+    """The name of the node that this data belongs to: it stays that node on a host that has another name."""
+    with contextlib.suppress(ArgumentTypeError):
+        return values.node_name(node_of(data_dir) or "")
+    return None
 
 
 def _complaints(options: ServerOptions) -> Iterator[str]:
@@ -254,7 +264,8 @@ def _add_network(group: Any) -> None:
     _add(
         group, "--listen", values.address, f"127.0.0.1:{DEFAULT_PORT}", "HOST:PORT", "where to listen; port 0 picks a free one"
     )
-    _add(group, "--name", values.node_name, None, "NAME", "this node's name, also in file names (default: the host's name)")
+    text = "this node's name, also in file names (default: the data directory's, else the host's)"
+    _add(group, "--name", values.node_name, None, "NAME", text)
     _add(
         group,
         "--secret-file",
@@ -278,9 +289,9 @@ def _add_files(group: Any) -> None:
         group,
         "--buckets",
         values.power_of_two(BUCKETS_MAX),
-        str(BUCKETS_DEFAULT),
+        None,
         "N",
-        f"buckets to divide the keys into: a power of two, 1 to {BUCKETS_MAX}; counts at the first start only",
+        f"buckets of keys: a power of two, 1 to {BUCKETS_MAX}; fixed at the first start (default there: {BUCKETS_DEFAULT})",
     )
     group.add_argument(
         "--append-log",
@@ -352,7 +363,14 @@ def _add_limits(group: Any) -> None:
         "N",
         "connections at once; a newcomer beyond is told, and closed",
     )
-    _add(group, "--worker-threads", threads, "0", "N", "threads that serve connections; 0: as many as there are connections")
+    _add(
+        group,
+        "--worker-threads",
+        threads,
+        "0",
+        "N",
+        "threads that serve connections, one each with this engine, so it bounds them as --max-connections does; 0: no bound",
+    )
     _add(group, "--hello-timeout", _time(), "10", "SECONDS", "time a new connection has for its first request")
     _add(group, "--idle-timeout", _time(), "600", "SECONDS", "time a connection may stay without a request")
     _add(group, "--frame-timeout", _time(), "30", "SECONDS", "time from the first byte of a request to its last")

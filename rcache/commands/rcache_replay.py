@@ -22,7 +22,7 @@ from rcache.commands.replay_files import Loaded, find_files, load
 from rcache.commands.replay_inject import Injected, chosen_rows, inject, open_client
 from rcache.commands.replay_options import PROGRAM, ReplayOptions, parse
 from rcache.commands.replay_print import Listing, Shown, key_history, show_record
-from rcache.commands.replay_report import Summary, advice, show_summary, summarise, verdict
+from rcache.commands.replay_report import SKIP_HINT, Summary, advice, show_summary, summarise, verdict
 from rcache.commands.replay_savefile import write_savefile
 from rcache.commands.show import show_size
 from rcache.records.reader import DataDamaged, Tail
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ReplayStopped as stopped:
         return _stop(options, stopped.code, str(stopped))
     except DataDamaged as damage:
-        return _stop(options, ReplayExit.DAMAGED, f"{damage} (--skip-damaged goes on without what cannot be read)")
+        return _stop(options, ReplayExit.DAMAGED, f"{damage} ({SKIP_HINT})")
     except OSError as error:
         return _stop(options, ReplayExit.DAMAGED, f"{error.filename or 'a file'} cannot be read: {error.strerror or error}")
     return code

@@ -1,7 +1,8 @@
 """`rcached`: the server's command line.
 
 What it is: from arguments to an exit code: options, the text log, signals, start, wait, stop.
-Which thread runs it: the main thread. What it must not know: how a node works.
+Which thread runs it: the main thread. What it owns: the signal handlers and the text log's outputs.
+What it must not know: how a node works.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import NoReturn
 
 from loguru import logger
 
 from rcache.commands.exit_codes import ExitCode
 from rcache.commands.options import ServerOptions, parse
 from rcache.commands.start_failed import StartFailed
-from rcache.commands.startup import boot
+from rcache.commands.startup import boot, writers
 from rcache.server.notify import Notifier
 from rcache.server.service import Service, Stopped
 from rcache.server.stops import Stops
@@ -25,6 +27,13 @@ from rcache.server.stops import Stops
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _LOG_FORMAT = "{time:YYYY-MM-DD HH:mm:ss.SSS} {level: <7} {thread.name}: {message}"
+
+_HOW_IT_ENDED = {
+    ExitCode.STOPPED: "in order",
+    ExitCode.BUG: "with errors that should not be",
+    ExitCode.NOT_KEPT: "data that should have been kept was not saved",
+    ExitCode.APPEND_LOG_FAILED: "the append log failed",
+}
 
 TEXT_LOG_ROTATION = "100 MB"
 TEXT_LOG_RETENTION = 10
@@ -34,22 +43,28 @@ TEXT_LOG_RETENTION = 10
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a node until it is told to stop. Returns the exit code."""
     options = parse(sys.argv[1:] if argv is None else argv, os.environ)
-    _set_up_log(options)
     notifier = Notifier()
     try:
+        _set_up_log(options)
         return _run(options, notifier)
     except StartFailed as error:
         logger.log("INFO" if error.code is ExitCode.STOPPED else "ERROR", "{}", error)
-        return error.code
+        code = error.code
     except Exception:
         logger.exception("unhandled error")
-        return ExitCode.BUG
+        code = ExitCode.BUG
+    if writers():  # one that hangs in the disk would keep the process for ever
+        _leave(code)
+    return code
 
 
 def _set_up_log(options: ServerOptions) -> None:
+    """Standard error first, so that a --log-file that cannot be opened is told there. Raises `StartFailed`."""
     logger.remove()
     logger.add(sys.stderr, level=options.log_level, format=_LOG_FORMAT, diagnose=False)
-    if options.log_file is not None:
+    if options.log_file is None:
+        return
+    try:
         logger.add(
             options.log_file,
             level=options.log_level,
@@ -58,6 +73,9 @@ def _set_up_log(options: ServerOptions) -> None:
             retention=TEXT_LOG_RETENTION,
             diagnose=False,
         )
+    except OSError as error:
+        why = f"--log-file: {str(options.log_file)!r} cannot be written: {error.strerror}"
+        raise StartFailed(ExitCode.WRONG_USE, why) from None
 
 
 def _run(options: ServerOptions, notifier: Notifier) -> int:
@@ -68,18 +86,29 @@ def _run(options: ServerOptions, notifier: Notifier) -> int:
     logger.info("rcached {} starts: node {}, engine {}, data in {}", release, options.name, options.engine, options.data_dir)
     service = boot(options, release, notifier, stops)
     try:
+        why = _serve(service, options, notifier)
+    except BaseException:
+        service.stop()  # or its threads would go on for ever
+        raise
+    return _stop(service, why, notifier)
+
+
+def _serve(service: Service, options: ServerOptions, notifier: Notifier) -> str:
+    """From the first connection to the reason to stop."""
+    try:
         service.start()
     except OSError as error:
-        service.stop()
         raise StartFailed(ExitCode.CANNOT_LISTEN, f"cannot listen on {options.listen}: {error.strerror}") from None
     host, port = service.address
     shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    print(f"ready {shown}", flush=True)
+    try:
+        print(f"ready {shown}", flush=True)
+    except OSError as error:
+        logger.warning("`ready {}` could not be written to standard output: {}", shown, error.strerror)
     notifier.ready()
     notifier.status(f"serving on {shown}")
     logger.info("serving on {}", shown)
-    why = service.wait()
-    return _stop(service, why, notifier)
+    return service.wait()
 
 
 def _stop(service: Service, why: str, notifier: Notifier) -> int:
@@ -89,12 +118,23 @@ def _stop(service: Service, why: str, notifier: Notifier) -> int:
     code = exit_code(stopped)
     for problem in stopped.problems:
         logger.error("{}", problem)
+    for thread in stopped.stuck:
+        logger.error("{} did not end", thread)
     if stopped.crashes:
         logger.error("{} unhandled errors while serving; see above", stopped.crashes)
     if stopped.log_failure is not None:
         logger.error("the append log failed: {}", stopped.log_failure)
-    logger.info("stopped: exit code {} ({})", int(code), code.name.lower())
+    logger.info("stopped, exit code {}: {}", int(code), _HOW_IT_ENDED[code])
+    if stopped.stuck:
+        _leave(code)
     return code
+
+
+def _leave(code: ExitCode) -> NoReturn:
+    """End the process although threads hang in it. The kernel lets go of the data directory's lock at the very end."""
+    logger.complete()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def exit_code(stopped: Stopped) -> ExitCode:
@@ -103,7 +143,7 @@ def exit_code(stopped: Stopped) -> ExitCode:
         return ExitCode.APPEND_LOG_FAILED
     if stopped.not_saved:
         return ExitCode.NOT_KEPT
-    if stopped.problems or stopped.crashes:
+    if stopped.problems or stopped.stuck or stopped.crashes:
         return ExitCode.BUG
     return ExitCode.STOPPED
 

@@ -2,6 +2,7 @@
 
 What it is: pure functions from what was loaded to a summary, and from a summary to text.
 Which thread runs it: the main thread.
+What it owns: nothing.
 What it must not know: what is done with the files' content.
 """
 
@@ -133,10 +134,14 @@ def _first(lines: Iterable[str]) -> list[str]:
     return every[:LINES_MAX] + ([f"           and {len(every) - LINES_MAX:,} more"] if len(every) > LINES_MAX else [])
 
 
+SKIP_HINT = "--skip-damaged goes on without what cannot be read, and --partial where the history then has a gap"
+"""Both are named at once: what is lost in the middle nearly always leaves a gap behind it."""
+
+
 def advice(code: ReplayExit) -> str:
     """What to do about a verdict that is not fine."""
     if code is ReplayExit.DAMAGED:
-        return "damaged: --skip-damaged goes on without what cannot be read"
+        return f"damaged: {SKIP_HINT}"
     return "incomplete: --partial goes on with what is there"
 
 

@@ -2,6 +2,7 @@
 
 What it is: the parser behind `--until` and `--from`, and the way times are shown.
 Which thread runs it: any; it holds no state.
+What it owns: nothing.
 What it must not know: what a time is for.
 """
 

@@ -3,6 +3,8 @@
 What it is: the survey and rebuild of `rcache-replay`, and then a SET for each key, so the number of buckets may differ and
 the append log holds the result like any other change.
 Which thread runs it: the main thread, before the server serves. Blocks.
+What it owns: what it rebuilds, in memory, until the engine has it.
+What it must not know: how the engine keeps it, and how the log is written.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from rcache.engine.contract import Engine
 from rcache.records.reader import DataDamaged
 from rcache.records.rebuild import Progress, RebuiltBucket, Row, rebuild, survey
 from rcache.stream.data_dir import list_files, read_headers, sources
+from rcache.stream.recovery import Walks
 from rcache_client.wire.frames import HEADER, HEADER_BYTES, Request
 from rcache_client.wire.grammar import STORE, decode_reply
 from rcache_client.wire.opcodes import Opcode, Status, StatusClass, status_class, status_name
@@ -24,15 +27,16 @@ RESTORE_BUDGET_MS = 60_000
 """How long one item may wait for the append log to take it in."""
 
 
-def restore(path: Path, engine: Engine, begin: Callable[[], None], progress: Progress) -> int:
+def restore(path: Path, engine: Engine, begin: Callable[[], None], walks: Walks, restoring: Progress) -> int:
     """Put all live items of the files at `path` into `engine`; `begin` is called before the first. Returns how many.
+    `restoring` counts items.
 
     Raises `StartFailed`, and what `begin` raises."""
     held = engine.stats()["items"]["items"]
     if held:
         why = f"--restore: this data directory already holds {held} items; use an empty one, or rcache-replay --into"
         raise StartFailed(ExitCode.WRONG_USE, why)
-    buckets = _rebuild(path, progress)
+    buckets = _rebuild(path, walks)
     begin()
     total = sum(len(bucket.rows) for bucket in buckets.values())
     done = restored = 0
@@ -40,22 +44,22 @@ def restore(path: Path, engine: Engine, begin: Callable[[], None], progress: Pro
         for key, row in bucket.live_rows():
             restored += _put(engine, key, row, engine.clock.now_ms())
             done += 1
-            progress(done, total)
+            restoring(done, total)
         bucket.rows.clear()
     return restored
 
 
-def _rebuild(path: Path, progress: Progress) -> dict[int, RebuiltBucket]:
+def _rebuild(path: Path, walks: Walks) -> dict[int, RebuiltBucket]:
     try:
         files = list_files(path) if path.is_dir() else read_headers([path])
         grouped = sources(files)
-        found = survey(grouped, progress=progress)
+        found = survey(grouped, progress=walks.reading)
         if found.problems:
             why = f"--restore {path}: {found.problems[0]} ({len(found.problems)} buckets); see rcache-replay rebuild --partial"
             raise StartFailed(ExitCode.DAMAGED_FILE, why)
-        return rebuild(grouped, found.plans, progress=progress)
+        return rebuild(grouped, found.plans, progress=walks.rebuilding)
     except DataDamaged as damage:
-        raise StartFailed(ExitCode.DAMAGED_FILE, f"--restore: {damage}; see rcache-replay rebuild --skip-damaged") from None
+        raise StartFailed(ExitCode.DAMAGED_FILE, f"--restore: {damage}; see rcache-replay --skip-damaged --partial") from None
     except OSError as error:
         raise StartFailed(ExitCode.WRONG_USE, f"--restore {path}: {error.strerror}") from None
 

@@ -1,6 +1,7 @@
 """Bytes, sizes, counts and durations as people read them; one way for all command lines.
 
-Which thread runs it: any; nothing is kept. What it must not know: what the numbers are about.
+Which thread runs it: any; nothing is kept. What it owns: nothing.
+What it must not know: what the numbers are about.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The one error with which a start ends: an exit code and a message for the operator.
 
-Which thread runs it: the main thread. What it must not know: why.
+Which thread runs it: the main thread. What it owns: nothing. What it must not know: why.
 """
 
 from __future__ import annotations

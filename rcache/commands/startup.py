@@ -2,6 +2,7 @@
 
 What it is: the one place where a server's parts are put together.
 Which thread runs it: the main thread. What it owns: each part until the service has it; on failure all are let go.
+What it must not know: what a part does once the service has it.
 
 The order, and why: the data directory is locked first (two processes must not meet in one), the address is bound before
 anything is loaded (a taken port must not cost a load), recovery comes before the log's new segment (which names its
@@ -13,15 +14,18 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from loguru import logger
 
+from rcache.commands.descriptors import connections_allowed
 from rcache.commands.exit_codes import ExitCode
 from rcache.commands.options import BUCKETS_DEFAULT, ServerOptions
 from rcache.commands.restore import restore
+from rcache.commands.show import show_count, show_size
 from rcache.commands.start_failed import StartFailed
 from rcache.engine.clock import NodeClock
 from rcache.engine.contract import ConnectionLimits, Engine, EngineConfig, RequestRefused
@@ -29,13 +33,13 @@ from rcache.engine.reference import ReferenceEngine
 from rcache.records.reader import DataDamaged
 from rcache.server.listener import bind
 from rcache.server.notify import Notifier, watchdog_interval_s
-from rcache.server.service import EXTEND_S, Parts, Service
+from rcache.server.service import CONNECTIONS_RESERVED, EXTEND_S, Parts, Service
 from rcache.server.stops import Stops
-from rcache.stream.append_log import AppendLog, AppendLogConfig, LogHooks
-from rcache.stream.checkpoints import CheckpointConfig, Checkpointer
+from rcache.stream.append_log import APPEND_LOG_THREAD, AppendLog, AppendLogConfig, LogHooks
+from rcache.stream.checkpoints import CHECKPOINT_THREAD, CheckpointConfig, Checkpointer
 from rcache.stream.data_dir import DataDir, DataDirLocked
 from rcache.stream.policy import FsyncPolicy
-from rcache.stream.recovery import HistoryIncomplete, Recovered, feed, recover
+from rcache.stream.recovery import HistoryIncomplete, Recovered, Walks, feed, recover
 
 SYNC_WAIT_S = 60.0
 """How long a start waits for its OPENs to be on disk."""
@@ -43,21 +47,42 @@ SYNC_WAIT_S = 60.0
 PROGRESS_EVERY_S = 1.0
 
 
+class _Given(NamedTuple):
+    """What is settled before anything is opened."""
+
+    version: str
+    connections_max: int
+
+
 def boot(options: ServerOptions, version: str, notifier: Notifier, stops: Stops) -> Service:
     """A service that is recovered and durable in its new epoch, but not listening yet. Raises `StartFailed`; with exit code
     STOPPED if a signal came meanwhile."""
     watch = _Watch(notifier, stops)
+    connections = connections_allowed(
+        min(options.max_connections, options.worker_threads or options.max_connections), CONNECTIONS_RESERVED
+    )
     with contextlib.ExitStack() as cleanup:
         data_dir = _open_data_dir(options)
-        cleanup.callback(data_dir.close)
+        cleanup.callback(_let_go, data_dir)
         sock = _bind(options)
         cleanup.callback(sock.close)
         try:
-            service = _assemble(options, version, watch, data_dir, sock, cleanup)
+            service = _assemble(options, _Given(version, connections), watch, data_dir, sock, cleanup)
         except RequestRefused as refusal:  # opening buckets and trimming wait for nothing but the log
             raise StartFailed(ExitCode.APPEND_LOG_FAILED, f"the append log could not be written: {refusal.reason}") from None
         cleanup.pop_all()
         return service
+
+
+def _let_go(data_dir: DataDir) -> None:
+    """After a start that failed: the lock is kept to the end of the process where a thread still writes."""
+    if not writers():
+        data_dir.close()
+
+
+def writers() -> list[str]:
+    """The threads that write into the data directory and have not ended."""
+    return [thread.name for thread in threading.enumerate() if thread.name in (APPEND_LOG_THREAD, CHECKPOINT_THREAD)]
 
 
 def _open_data_dir(options: ServerOptions) -> DataDir:
@@ -70,8 +95,8 @@ def _open_data_dir(options: ServerOptions) -> DataDir:
     except OSError as error:
         raise StartFailed(ExitCode.WRONG_USE, f"--data-dir {options.data_dir}: {error.strerror}") from None
     try:
-        identity = data_dir.be(options.name, options.buckets)
-        if options.buckets not in (BUCKETS_DEFAULT, identity.buckets):  # the default cannot be told from no word at all
+        identity = data_dir.be(options.name, options.buckets or BUCKETS_DEFAULT)
+        if options.buckets not in (None, identity.buckets):
             raise ValueError(f"--buckets is {options.buckets}, but this data was born with {identity.buckets} buckets")
         if identity.restoring:
             raise ValueError(f"an earlier --restore into {options.data_dir} did not end; remove it and restore again")
@@ -94,7 +119,7 @@ def _bind(options: ServerOptions) -> socket.socket:
 
 def _assemble(
     options: ServerOptions,
-    version: str,
+    given: _Given,
     watch: _Watch,
     data_dir: DataDir,
     sock: socket.socket,
@@ -105,7 +130,7 @@ def _assemble(
     recovered = _recover(options, data_dir, watch)
     engine = ReferenceEngine(_engine_config(options, data_dir), clock)
     cleanup.callback(engine.close)
-    feed(recovered.buckets, engine.apply, watch.progress("loading"))
+    feed(recovered.buckets, engine.apply, watch.progress("loading", _in_buckets))
     identity = data_dir.identity
     assert identity is not None
     epoch = max(identity.epoch, recovered.newest_epoch) + 1
@@ -121,7 +146,7 @@ def _assemble(
     items = engine.stats()["items"]["items"]
     _report(recovered, items, restored, identity.start_epoch, epoch)
     parts = Parts(
-        version=version,
+        version=given.version,
         data_dir=data_dir,
         engine=engine,
         clock=clock,
@@ -134,7 +159,7 @@ def _assemble(
         notifier=watch.notifier,
         recovery=_recovery_stats(recovered, items, restored, time.monotonic() - began),
         limits=ConnectionLimits(options.hello_timeout, options.idle_timeout, options.frame_timeout, options.send_timeout),
-        connections_max=min(options.max_connections, options.worker_threads or options.max_connections),
+        connections_max=given.connections_max,
         stop_timeout_s=options.stop_timeout,
         persist=options.persist_on_shutdown,
         secret=options.secret,
@@ -151,7 +176,7 @@ def _recover(options: ServerOptions, data_dir: DataDir, watch: _Watch) -> Recove
             options.savefile,
             identity,
             skip_damaged=options.skip_damaged,
-            progress=watch.progress("recovering"),
+            walks=watch.walks(),
         )
     except (DataDamaged, HistoryIncomplete) as error:
         hint = "rcache-replay verify tells more; --skip-damaged goes on with what can be read"
@@ -222,7 +247,7 @@ def _restore(options: ServerOptions, engine: Engine, log: AppendLog | None, data
     if options.restore is None:
         return 0
     try:
-        return restore(options.restore, engine, data_dir.begin_restore, watch.progress("restoring"))
+        return restore(options.restore, engine, data_dir.begin_restore, watch.walks(), watch.progress("restoring", _in_items))
     except OSError as error:
         raise StartFailed(ExitCode.APPEND_LOG_FAILED, f"--data-dir: {error}") from None
     except StartFailed as failed:
@@ -283,6 +308,14 @@ def _recovery_stats(recovered: Recovered, items: int, restored: int, seconds: fl
     }
 
 
+def _in_buckets(number: int) -> str:
+    return show_count(number, "bucket")
+
+
+def _in_items(number: int) -> str:
+    return show_count(number, "item")
+
+
 class _Watch:
     """Looks, during the long steps of a start, whether it is to be given up, and tells how far they are."""
 
@@ -295,7 +328,11 @@ class _Watch:
         if self.stops.signalled:
             raise StartFailed(ExitCode.STOPPED, f"stopped before it served: {self.stops.signalled}")
 
-    def progress(self, what: str) -> Callable[[int, int], None]:
+    def walks(self) -> Walks:
+        """For the two walks over files of records."""
+        return Walks(self.progress("reading", show_size), self.progress("rebuilding", show_size))
+
+    def progress(self, what: str, show: Callable[[int], str]) -> Callable[[int, int], None]:
         """For one step: called with (done, total), it looks, and tells the log and systemd once in PROGRESS_EVERY_S."""
         last = time.monotonic()
 
@@ -305,7 +342,7 @@ class _Watch:
             if time.monotonic() - last < PROGRESS_EVERY_S:
                 return
             last = time.monotonic()
-            text = f"{what}: {done * 100 // max(1, total)} % of {total}"
+            text = f"{what}: {done * 100 // max(1, total)} % of {show(total)}"
             logger.info("{}", text)
             self.notifier.status(text)
             self.notifier.extend_timeout(EXTEND_S)

@@ -3,6 +3,7 @@
 What it is: the types and protocols between the engine and the floors above it. `tests/contract/` runs one suite over every
 body.
 Which thread runs it: `serve` the worker that owns the connection; all other calls any thread.
+What it owns: nothing; these are types.
 What it must not know: how a body keeps its items.
 
 Invariants every body keeps:
@@ -140,6 +141,10 @@ class ChangeStream(Protocol):
 
     def wake_readers(self) -> None:
         """Have the readers look at once, without linger."""
+        ...
+
+    def end_waits(self) -> None:
+        """The node stops and its deadline is over: every wait of a writer ends now, as if its own deadline had passed."""
         ...
 
     def fail(self, why: str) -> None:

@@ -1,6 +1,6 @@
 """Timeouts kept by the kernel, for sockets that block.
 
-Which thread runs it: the one that owns the socket. What it must not know: what is sent over it.
+Which thread runs it: the one that owns the socket. What it owns: nothing. What it must not know: what is sent over it.
 """
 
 from __future__ import annotations

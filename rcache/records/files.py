@@ -2,7 +2,7 @@
 
 What it is: the layout shared by append-log segments, checkpoints and savefiles, and the encoding of its parts. Reading a file
 back, with all that can be wrong with it, is `reader`'s.
-Which thread runs it: any. What it must not know: paths, threads, when a file is begun or closed.
+Which thread runs it: any. What it owns: nothing. What it must not know: paths, threads, when a file is begun or closed.
 
 Header, big-endian:
 

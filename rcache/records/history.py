@@ -2,7 +2,8 @@
 
 What it is: a pure resolver. Record heads, OPENs and import marks go in; for each bucket a plan comes out: a base (a whole
 copy of the bucket), the chain of epochs back from the newest OPEN, and what is missing, if anything.
-Which thread runs it: the caller's. What it must not know: files, values, keys.
+Which thread runs it: the caller's. What it owns: what it was told of each bucket.
+What it must not know: files, values, keys.
 
 Background. A bucket's history is a tree of epochs: each OPEN names the sequence it continues from, and what lies beyond that
 point in the older epoch is dead (`docs/records.md`, "The chain"). Counters have no holes (`record`, invariant 3), so holes in

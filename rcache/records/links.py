@@ -3,7 +3,7 @@
 What it is: a pure resolver beside `history`. A hole in a bucket's counters shows that records are missing in its middle; it
 cannot show that a bucket's *last* records are, when they lay in a segment that is gone and nothing spoke of the bucket after
 it. That is found here, from the segments' numbers and from how each of them ends.
-Which thread runs it: the caller's. What it must not know: paths, values, keys.
+Which thread runs it: the caller's. What it owns: what it was told of each log. What it must not know: paths, values, keys.
 
 Invariants:
 1. Something is missing at a place of a log (segment number, byte) where a number is skipped, where a segment that is not the

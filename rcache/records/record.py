@@ -1,7 +1,7 @@
 """Records: one change of one bucket, encoded once and then passed around as the same bytes.
 
 What it is: the layout of a record, its kinds, and the sequence that orders a bucket's history.
-Which thread runs it: any. What it must not know: blocks, files, the engine.
+Which thread runs it: any. What it owns: nothing. What it must not know: blocks, files, the engine.
 
 A record holds the result (the whole new value, or a removal and why), never the operation. It names its bucket, its sequence
 and its time. Layout, big-endian, 40 bytes and then key and value:
@@ -151,7 +151,7 @@ def record_bytes(key_bytes: int, value_bytes: int) -> int:
 def draft(  # noqa: PLR0913  the fields of a record
     kind: int, bucket: int, key: bytes = b"", value: bytes = b"", *, cause: int = 0, flags: int = 0, expires_at_ms: int = 0
 ) -> bytearray:
-    """A record without sequence and time, encoded before any lock is taken; `stamp` completes it."""
+    """A record without sequence and time; `stamp` completes it."""
     length = HEADER_BYTES + len(key) + len(value)
     record = bytearray(HEADER.pack(length, kind, cause, len(key), bucket, flags, 0, 0, expires_at_ms))
     record += key

@@ -1,7 +1,7 @@
 """The listener: accepts connections and gives each a worker.
 
 Which thread runs it: its own, `listener`, from `start` to `stop`. Started and joined by the service.
-What it owns: the listening socket. It may lock: the register of connections, for moments.
+What it owns: the listening socket, and one spare file descriptor. It may lock: the register of connections, for moments.
 What it must not know: what workers do.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
 import threading
 
@@ -27,6 +28,9 @@ STARVED_PAUSE_S = 0.1
 
 TRANSIENT = {errno.ECONNABORTED, errno.EINTR, errno.EPROTO, errno.EPERM}
 """Errors of accept that concern the one connection that did not come about."""
+
+STARVED = {errno.EMFILE, errno.ENFILE}
+"""Errors of accept that say that no file descriptor is left, of the process or of the machine."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -50,11 +54,14 @@ class Listener:
         self._connections = connections
         self._run = run
         self._stopping = threading.Event()
+        self._spare_fd: int | None = None
+        self._starved = False
         self._thread = threading.Thread(target=self._accept_all, name="listener")
 
     def start(self) -> None:
         """Raises OSError where the address cannot be listened on after all."""
         self._sock.listen(BACKLOG)
+        self._spare_fd = os.open(os.devnull, os.O_RDONLY)
         self._thread.start()
 
     def stop(self, timeout_s: float) -> bool:
@@ -69,20 +76,60 @@ class Listener:
 
     def _accept_all(self) -> None:
         """The thread's one catch-all: whatever accept meets, the node goes on listening."""
+        try:
+            self._accept_until_stopped()
+        finally:
+            self._close_spare()
+
+    def _accept_until_stopped(self) -> None:
         while not self._stopping.is_set():
             try:
                 sock, address = self._sock.accept()
             except OSError as error:
                 if not self._stopping.is_set() and error.errno not in TRANSIENT:
-                    logger.error("accept: {}", error)
-                    self._stopping.wait(STARVED_PAUSE_S)
+                    self._recover(error)
                 continue
+            self._starved = False
             try:
                 self._admit(sock, f"{address[0]}:{address[1]}")
             except Exception:
                 self._connections.note_crash()
                 logger.exception("listener: unhandled error; the newcomer is closed")
                 sock.close()
+
+    def _recover(self, error: OSError) -> None:
+        """After an accept that failed: tell the newcomer if it was for want of a descriptor, and do not try again at once.
+
+        Want of one is logged once until it is over: accept fails for it even while nobody comes.
+        """
+        starved = error.errno in STARVED
+        if not (starved and self._starved):
+            logger.error("accept: {}", error)
+        self._starved = starved
+        if starved:
+            with contextlib.suppress(OSError):  # somebody else was quicker to take the spare one
+                self._turn_away_with_spare()
+        self._stopping.wait(STARVED_PAUSE_S)
+
+    def _turn_away_with_spare(self) -> None:
+        """Give the spare descriptor up for the time that it takes to tell the newcomers that wait. Raises OSError."""
+        self._close_spare()
+        self._sock.setblocking(False)  # the newcomer may have left meanwhile
+        try:
+            while not self._stopping.is_set():
+                sock, address = self._sock.accept()
+                self._connections.note_refused()
+                self._turn_away(sock, f"{address[0]}:{address[1]}")
+        except BlockingIOError:
+            pass
+        finally:
+            self._sock.setblocking(True)
+            self._spare_fd = os.open(os.devnull, os.O_RDONLY)
+
+    def _close_spare(self) -> None:
+        if self._spare_fd is not None:
+            os.close(self._spare_fd)
+            self._spare_fd = None
 
     def _admit(self, sock: socket.socket, peer: str) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -38,7 +38,7 @@ from rcache.server.session import Welcome
 from rcache.server.stops import Stops
 from rcache.server.worker import Connections, WorkerRun
 from rcache.stream.append_log import AppendLog, LogFailure
-from rcache.stream.checkpoints import Checkpointer, copy_header, write_copy
+from rcache.stream.checkpoints import Checkpointer, CopyHooks, copy_header, write_copy
 from rcache.stream.data_dir import DataDir
 from rcache_client.wire.opcodes import PersistMode, Status
 
@@ -81,9 +81,11 @@ class Parts:
 
 @dataclass(slots=True)
 class Stopped:
-    """How a stop went. `problems` is empty after an orderly one; `not_saved` says why no savefile could be written."""
+    """How a stop went. `problems` and `stuck` (threads that did not end) are empty after an orderly one; `not_saved` says why
+    no savefile could be written."""
 
     problems: list[str] = field(default_factory=list)
+    stuck: list[str] = field(default_factory=list)
     not_saved: str = ""
     log_failure: LogFailure | None = None
     crashes: int = 0
@@ -226,41 +228,60 @@ class Service:
 
     def stop(self, progress: Callable[[str], object] = lambda _text: None) -> Stopped:
         """The steps of a stop, all of them whatever goes wrong in one. Blocks up to about `stop_timeout_s`, and for as long
-        as the log and the savefile take to write."""
+        as the log and the savefile take to write.
+
+        The data directory's lock is let go only if every thread ended: beside a writer that hangs nobody else may write.
+        """
         stopped = Stopped()
-        parts = self.parts
-        deadline = time.monotonic() + parts.stop_timeout_s
-        self._end_connections(stopped, deadline, progress)
-        parts.notifier.extend_timeout(EXTEND_S)
-        if not self._housekeeper.stop(JOIN_S):
-            stopped.problems.append("the housekeeper did not end")
-        if parts.checkpointer is not None and not parts.checkpointer.stop(JOIN_S):
-            stopped.problems.append("the checkpointer did not end")
-        self._set_buckets(BucketState.PRIMARY, BucketState.FROZEN)
-        self._end_log(stopped, progress)
-        if self._persist:
-            self._save(stopped, progress)
-        released = self._set_buckets(BucketState.FROZEN, BucketState.ABSENT)
-        logger.info("{} buckets released", released)
-        parts.engine.close()
-        parts.data_dir.close()
+        steps: list[tuple[str, Callable[[], object]]] = [
+            ("ending the connections", lambda: self._end_connections(stopped, progress)),
+            ("ending the upkeep", lambda: self._end_upkeep(stopped)),
+            ("freezing the buckets", lambda: self._set_buckets(BucketState.PRIMARY, BucketState.FROZEN)),
+            ("closing the append log", lambda: self._end_log(stopped, progress)),
+            ("saving", lambda: self._save(stopped, progress) if self._persist else None),
+            ("releasing the buckets", lambda: self._release(stopped)),
+        ]
+        for name, step in steps:
+            try:
+                step()
+            except Exception as error:
+                logger.exception("{} failed", name)
+                stopped.problems.append(f"{name} failed: {error!r}")
         stopped.crashes = self.connections.crashes + self._housekeeper.errors
         return stopped
 
-    def _end_connections(self, stopped: Stopped, deadline: float, progress: Callable[[str], object]) -> None:
+    def _end_upkeep(self, stopped: Stopped) -> None:
+        parts = self.parts
+        parts.notifier.extend_timeout(EXTEND_S)
+        if not self._housekeeper.stop(JOIN_S):
+            stopped.stuck.append("the housekeeper")
+        if parts.checkpointer is not None and not parts.checkpointer.stop(EXTEND_S):
+            stopped.stuck.append("the checkpointer")
+
+    def _release(self, stopped: Stopped) -> None:
+        released = self._set_buckets(BucketState.FROZEN, BucketState.ABSENT)
+        logger.info("{} buckets released", released)
+        if not stopped.stuck:
+            self.parts.engine.close()
+            self.parts.data_dir.close()
+
+    def _end_connections(self, stopped: Stopped, progress: Callable[[str], object]) -> None:
+        deadline = time.monotonic() + self.parts.stop_timeout_s
         count = len(self.connections.workers())
         progress(f"stopping: {count} connections are told goodbye")
         if not self._listener.stop(JOIN_S):
-            stopped.problems.append("the listener did not end")
+            stopped.stuck.append("the listener")
         self.parts.engine.stop_serving()
         late = self.connections.join_all(deadline)
+        if late:
+            self.parts.engine.stream.end_waits()
         for worker in late:
             worker.break_off()
         stuck = self.connections.join_all(time.monotonic() + JOIN_S) if late else []
         if late:
             logger.warning("{} connections were cut off at the deadline of {} s", len(late), self.parts.stop_timeout_s)
         if stuck:
-            stopped.problems.append(f"{len(stuck)} workers did not end")
+            stopped.stuck.append(f"{len(stuck)} workers")
 
     def _end_log(self, stopped: Stopped, progress: Callable[[str], object]) -> None:
         log = self.parts.log
@@ -268,7 +289,7 @@ class Service:
             return
         progress("stopping: closing the append log")
         if not log.stop(EXTEND_S):
-            stopped.problems.append("the append log did not end")
+            stopped.stuck.append("the append log")
         stopped.log_failure = log.failure
 
     def _save(self, stopped: Stopped, progress: Callable[[str], object]) -> None:
@@ -280,7 +301,7 @@ class Service:
         header = copy_header(FileKind.SAVEFILE, identity, self.epoch, first_segment, first_segment, parts.clock.now_ms())
         report = _Every(1.0, lambda done: self._report_saving(done, header.buckets, progress))
         try:
-            saved = write_copy(parts.engine, parts.savefile, header, after_bucket=lambda done, _took_s: report(done))
+            saved = write_copy(parts.engine, parts.savefile, header, CopyHooks(lambda done, _took_s: report(done)))
         except OSError as error:
             stopped.not_saved = f"{parts.savefile}: {error.strerror or error}"
             logger.error("the savefile could not be written: {}", stopped.not_saved)

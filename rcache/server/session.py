@@ -42,6 +42,10 @@ CONTROL_BUDGET_S = 30.0
 """How long a control request may take whose caller names no budget: flushing a large store waits for its log."""
 
 
+CONTROL_BUDGET_NS_MAX = 60 * 10**9
+"""As for data requests: a worker is held no longer by one request."""
+
+
 class Stage(Enum):
     """Where a handshake stands."""
 
@@ -215,7 +219,7 @@ class Session:
 
     def _answer_flush(self, request: Request) -> Response:
         _fields(request)
-        budget_ns = request.budget_ms * 1_000_000 or int(CONTROL_BUDGET_S * 1e9)
+        budget_ns = min(request.budget_ms * 1_000_000 or int(CONTROL_BUDGET_S * 1e9), CONTROL_BUDGET_NS_MAX)
         try:
             return self._ok(request, self._control.flush(time.monotonic_ns() + budget_ns))
         except RequestRefused as refusal:

@@ -1,7 +1,7 @@
 """Reasons to stop: from signal handlers, and from the append log when it fails.
 
 Which thread runs it: `ask` and `signal` any thread and signal handlers (a SimpleQueue's `put` may interrupt itself); `wait` the
-main thread. What it must not know: how a stop is done.
+main thread. What it owns: the queue of reasons. What it must not know: how a stop is done.
 """
 
 from __future__ import annotations

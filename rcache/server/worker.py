@@ -75,6 +75,10 @@ class Connections:
                 self.ended[how] += 1
                 self._requests_of_ended += worker.connection.requests
 
+    def note_refused(self) -> None:
+        with self._lock:
+            self.refused += 1
+
     def note_crash(self) -> None:
         with self._lock:
             self.crashes += 1

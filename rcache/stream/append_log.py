@@ -19,6 +19,7 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
+import errno
 import threading
 import time
 from collections.abc import Callable
@@ -32,6 +33,8 @@ from rcache.stream.data_dir import SEGMENT_SUFFIX, Identity
 from rcache.stream.disk import Disk
 from rcache.stream.policy import FsyncPolicy
 from rcache.stream.record_file import TEMPORARY_SUFFIX, new_file_id
+
+APPEND_LOG_THREAD = "append-log"
 
 BATCH_BYTES = 4 << 20
 """A block gathers at most about this much: one write the disk takes in at full rate, and little to lose in a torn one."""
@@ -146,7 +149,7 @@ class AppendLog:
         self._lock = threading.Lock()
         self._sync_up_to = 0
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="append-log")
+        self._thread = threading.Thread(target=self._run, name=APPEND_LOG_THREAD)
         self.failure: LogFailure | None = None
 
     # --- for the service
@@ -175,12 +178,16 @@ class AppendLog:
         return end is StreamEnd.REACHED
 
     def stop(self, timeout_s: float) -> bool:
-        """Write what the stream still holds, close the segment, end the thread. False if that took too long."""
+        """Write what the stream still holds, close the segment, end the thread. False if that took too long: then `failure`
+        says what may not be on disk, and the thread is still there."""
         self._stopping.set()
         self._stream.wake_readers()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        if self._thread.is_alive():
+            self.failure = self._late(timeout_s)
+            return False
+        return True
 
     def is_alive(self) -> bool:
         """Whether the thread runs."""
@@ -356,6 +363,14 @@ class AppendLog:
         self.failure = LogFailure(error, doing, lost, lost_bytes)
         self._let_go()
         self._hooks.on_failure(self.failure)
+
+    def _late(self, timeout_s: float) -> LogFailure:
+        """What it means that the thread did not end: it hangs in a call to the disk. Counted without touching its cursor."""
+        late = TimeoutError(errno.ETIMEDOUT, f"the disk did not answer within {timeout_s:g} s")
+        always = self.config.policy is FsyncPolicy.ALWAYS
+        in_hand = len(self._in_hand.records) if self._in_hand else 0
+        records = 0 if always else self._counts.unsynced_records + in_hand
+        return LogFailure(late, "closing the append log", records, 0 if always else self._stream.head - self._stream.durable)
 
 
 def segment_name(node: str, day: str, number: int) -> str:

@@ -29,8 +29,16 @@ from rcache.stream.data_dir import CHECKPOINT_SUFFIX, SEGMENT_SUFFIX, Identity, 
 from rcache.stream.disk import Disk
 from rcache.stream.record_file import RecordFileWriter, new_file_id
 
+CHECKPOINT_THREAD = "checkpoint"
+
 SYNC_WAIT_S = 60.0
 """How long a checkpoint waits for the log to be on disk; a disk slower than that has larger problems than a late checkpoint."""
+
+SYNC_LOOK_S = 0.5
+"""How often it looks, while it waits for the log, whether the server stops."""
+
+LOOK_EVERY_RECORDS = 1000
+"""How often it looks within a bucket: every few milliseconds."""
 
 MS_A_DAY = 24 * 3600 * 1000
 
@@ -43,6 +51,11 @@ class Copyable(Protocol):
 
 class Syncable(Protocol):
     """The append log, as far as this module needs it."""
+
+    @property
+    def failure(self) -> object:
+        """Why it ended, or None."""
+        ...
 
     def sync(self, timeout_s: float) -> bool: ...
 
@@ -61,20 +74,26 @@ class Copied:
     seconds: float
 
 
-def write_copy(
-    engine: Copyable,
-    path: Path,
-    header: FileHeader,
-    *,
-    disk: Disk | None = None,
-    before_finish: Callable[[], None] = lambda: None,
-    after_bucket: Callable[[int, float], None] = lambda _done, _seconds: None,
-) -> Copied:
-    """Copy all buckets of `engine` into `path`, there completely or not at all.
+@dataclass(frozen=True, slots=True)
+class CopyHooks:
+    """Called while a copy is written; each may raise to give it up.
 
-    `after_bucket` is told how many are done and how long the last took, and may raise to give up; `before_finish` likewise
-    before the file takes its place. Raises OSError and what they raise. Blocks.
+    `after_bucket` is told how many are done and how long the last took, in seconds; `look` comes now and then within a bucket,
+    `before_finish` before the file takes its place.
     """
+
+    after_bucket: Callable[[int, float], None] = lambda _done, _seconds: None
+    look: Callable[[], None] = lambda: None
+    before_finish: Callable[[], None] = lambda: None
+
+
+NO_HOOKS = CopyHooks()
+
+
+def write_copy(
+    engine: Copyable, path: Path, header: FileHeader, hooks: CopyHooks = NO_HOOKS, disk: Disk | None = None
+) -> Copied:
+    """Copy all buckets of `engine` into `path`, there completely or not at all. Raises OSError and what hooks raise. Blocks."""
     began = time.monotonic()
     writer = RecordFileWriter(path, header, disk)
     try:
@@ -82,8 +101,10 @@ def write_copy(
             bucket_began = time.monotonic()
             for record in engine.copy_bucket(bucket):
                 writer.add(record)
-            after_bucket(bucket + 1, time.monotonic() - bucket_began)
-        before_finish()
+                if writer.records % LOOK_EVERY_RECORDS == 0:
+                    hooks.look()
+            hooks.after_bucket(bucket + 1, time.monotonic() - bucket_began)
+        hooks.before_finish()
         writer.finish()
     except BaseException:
         writer.abandon()
@@ -141,7 +162,7 @@ class Checkpointer:
         self._done = 0
         self._stopping = False
         self._epoch = 0
-        self._thread = threading.Thread(target=self._run, name="checkpoint")
+        self._thread = threading.Thread(target=self._run, name=CHECKPOINT_THREAD)
         self.made = 0
         self.failed = 0
         self.last: Copied | None = None
@@ -202,14 +223,8 @@ class Checkpointer:
         now_ms = self._now_ms()
         header = copy_header(FileKind.CHECKPOINT, self._identity, self._epoch, segment, segment, now_ms)
         path = self.config.directory / f"{self._identity.node}-{day_of(now_ms)}-{segment:04d}{CHECKPOINT_SUFFIX}"
-        self.last = write_copy(
-            self._engine,
-            path,
-            header,
-            disk=self.config.disk,
-            before_finish=self._wait_for_log,
-            after_bucket=lambda _done, took_s: self._pause(took_s),
-        )
+        hooks = CopyHooks(lambda _done, took_s: self._pause(took_s), lambda: self._pause(0.0), self._wait_for_log)
+        self.last = write_copy(self._engine, path, header, hooks, self.config.disk)
         made = self.last
         self._report("INFO", f"checkpoint {path.name}: {made.items} items, {made.bytes} bytes, {made.seconds:.1f} s")
 
@@ -220,8 +235,13 @@ class Checkpointer:
                 raise Stopped
 
     def _wait_for_log(self) -> None:
-        if not self._log.sync(SYNC_WAIT_S):  # invariant 1
-            raise Stopped if self._stopping else OSError(f"the append log was not on disk within {SYNC_WAIT_S:.0f} s")
+        deadline = time.monotonic() + SYNC_WAIT_S
+        while not self._log.sync(SYNC_LOOK_S):  # invariant 1
+            self._pause(0.0)
+            if self._log.failure is not None:
+                raise OSError(f"the append log failed: {self._log.failure}")
+            if time.monotonic() > deadline:
+                raise OSError(f"the append log was not on disk within {SYNC_WAIT_S:.0f} s")
 
 
 def retain(directory: Path, identity: Identity, cutoff_ms: int, disk: Disk | None = None) -> list[Path]:

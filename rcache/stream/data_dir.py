@@ -157,6 +157,15 @@ class DataDir:
         os.close(self._lock_fd)
 
 
+def node_of(directory: Path) -> str | None:
+    """The name in a directory's identity, without its lock. None where there is none that can be read: opening it says why."""
+    try:
+        name = json.loads((directory / IDENTITY_FILE).read_bytes())["node"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return name if isinstance(name, str) else None
+
+
 def list_files(directory: Path) -> list[ListedFile]:
     """The files of records in `directory`, by kind and number. Raises `DataDamaged` for one whose header cannot be read."""
     return read_headers(path for path in sorted(directory.iterdir()) if path.suffix in SUFFIXES)

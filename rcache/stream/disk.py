@@ -1,6 +1,7 @@
 """The disk, as the few calls that writers of files make; tests put a scripted one in its place (a disk that fills up, fails).
 
 Which thread runs it: any; it holds no state. Every call blocks and raises OSError.
+What it owns: nothing; a descriptor is its caller's. What it must not know: what is in a file, and what a failure means.
 """
 
 from __future__ import annotations

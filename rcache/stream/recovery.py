@@ -55,17 +55,29 @@ class Recovered:
         return sum(1 for bucket in self.buckets.values() for _ in bucket.live_rows())
 
 
+@dataclass(frozen=True, slots=True)
+class Walks:
+    """Who is told how far each of the two walks over the files is, in bytes."""
+
+    reading: Progress = no_progress
+    rebuilding: Progress = no_progress
+
+
 def recover(
     directory: Path,
     savefile: Path,
     identity: Identity,
     *,
     skip_damaged: bool = False,
-    progress: Progress = no_progress,
+    walks: Walks | None = None,
     disk: Disk | None = None,
 ) -> Recovered:
-    """Recover this node's own data. Raises `DataDamaged` and `HistoryIncomplete` unless `skip_damaged`; OSError."""
+    """Recover this node's own data, telling `walks` how far it is.
+
+    Raises `DataDamaged` and `HistoryIncomplete` unless `skip_damaged`; OSError.
+    """
     recovered = Recovered()
+    walks = walks or Walks()
     disk = disk or Disk()
     _remove_temporaries(directory, savefile, disk)
     files = _own_files(directory, savefile, identity, recovered, skip_damaged)
@@ -74,10 +86,10 @@ def recover(
         _close_last(segments, recovered, skip_damaged, disk)
     recovered.place = _place(files)
     for candidate in _candidates(files):
-        found = _survey(candidate, identity, recovered, progress, skip_damaged=False)
+        found = _survey(candidate, identity, recovered, walks.reading, skip_damaged=False)
         if found is not None:
-            return _finish(recovered, candidate, found, progress, skip_damaged=False)
-    return _last_resort(files, identity, recovered, progress, skip_damaged)
+            return _finish(recovered, candidate, found, walks.rebuilding, skip_damaged=False)
+    return _last_resort(files, identity, recovered, walks, skip_damaged)
 
 
 def _remove_temporaries(directory: Path, savefile: Path, disk: Disk) -> None:
@@ -192,7 +204,7 @@ def _survey(
 
 
 def _last_resort(
-    files: list[ListedFile], identity: Identity, recovered: Recovered, progress: Progress, skip_damaged: bool
+    files: list[ListedFile], identity: Identity, recovered: Recovered, walks: Walks, skip_damaged: bool
 ) -> Recovered:
     """No copy leads to the present: say why, or, with `skip_damaged`, take what is there."""
     if not files:
@@ -201,7 +213,7 @@ def _last_resort(
         *(Source(file.path.name, (file.path,)) for file in files if file.header.kind is not FileKind.SEGMENT),
         *_log([file for file in files if file.header.kind is FileKind.SEGMENT]),
     ]
-    found = survey(sources, skip_damaged=skip_damaged, progress=progress)
+    found = survey(sources, skip_damaged=skip_damaged, progress=walks.reading)
     if found.newest_epoch < identity.start_epoch:  # invariant 2
         recovered.stale = True
         recovered.newest_epoch = found.newest_epoch
@@ -211,7 +223,7 @@ def _last_resort(
     recovered.warnings += [str(damage) for damage in found.damage]
     if found.problems:
         recovered.warnings.append(str(HistoryIncomplete(found.problems)))
-    return _finish(recovered, sources, found, progress, skip_damaged=skip_damaged)
+    return _finish(recovered, sources, found, walks.rebuilding, skip_damaged=skip_damaged)
 
 
 def _finish(recovered: Recovered, sources: list[Source], found: Survey, progress: Progress, *, skip_damaged: bool) -> Recovered:

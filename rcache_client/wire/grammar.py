@@ -3,6 +3,7 @@
 What it is: the inner grammar of `docs/protocol.md`. A payload is its fixed-width fields first (the lengths of its strings
 among them), then the bytes of its strings, in the order of the definition. Nothing else and nothing after.
 Which thread runs it: any; everything here is constant.
+What it owns: nothing.
 What it must not know: frames, sockets, what the server does with a value.
 
 `decode` raises `BadPayload` for a length that does not come out even and for a value outside its range, so that whoever got a

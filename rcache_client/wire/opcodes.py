@@ -2,6 +2,7 @@
 
 What it is: the vocabulary of `docs/protocol.md`, in the order of that text.
 Which thread runs it: any; everything here is constant.
+What it owns: nothing.
 What it must not know: how payloads are laid out (that is `grammar`).
 """
 

@@ -2,7 +2,7 @@
 
 What it is: HMAC-SHA256 (RFC 2104) over both nonces and all that the HELLO claimed, with a label for each side, so that a
 proof cannot be played back on another connection, in another role, or by the other side.
-Which thread runs it: any. It must not know sockets or files.
+Which thread runs it: any. What it owns: nothing. What it must not know: sockets, files.
 """
 
 from __future__ import annotations

@@ -290,7 +290,7 @@ def test_an_unknown_section_is_refused_and_those_that_exist_are_named(cli: Cli) 
 
 def test_persist_is_switched_on_and_off(cli: Cli, cache: Client[bytes]) -> None:
     savefile = cache.persist().savefile
-    assert cli("persist").text == "off: the server saves nothing when it stops\n"
+    assert cli("persist").text == "off: the server writes no savefile when it stops\n"
     assert cli("persist", "on").text == f"on: the server saves its data to {savefile} when it stops\n"
     assert cache.persist().on
     assert cli("persist", "status", "--json").json == {

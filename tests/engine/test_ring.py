@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from rcache.engine.contract import StreamEnd
 from rcache.engine.reference import ring as ring_module
 from rcache.engine.reference.ring import Ring, StreamFailed
 
@@ -142,3 +143,23 @@ def test_a_reader_that_closed_holds_nothing_back() -> None:
     reader.close()
     reader.close()
     assert ring.reserve(80, 0)
+
+
+def test_when_waits_are_ended_nobody_waits_to_a_deadline_far_away() -> None:
+    """A caller may say that it waits for a minute; a node that stops does not."""
+    ring = Ring(100)
+    ring.open_reader("stuck", holds=True)
+    position = put(ring, bytes(100))
+    ends: list[object] = []
+    waiters = [
+        threading.Thread(target=lambda: ends.append(ring.reserve(10, in_ns(PATIENCE_S)))),
+        threading.Thread(target=lambda: ends.append(ring.wait_durable(position, in_ns(PATIENCE_S)))),
+    ]
+    began = time.monotonic()
+    for waiter in waiters:
+        waiter.start()
+    ring.end_waits()
+    for waiter in waiters:
+        waiter.join(PATIENCE_S)
+    assert sorted(map(str, ends)) == sorted(map(str, [False, StreamEnd.TIMED_OUT]))
+    assert time.monotonic() - began < PATIENCE_S / 2

@@ -68,16 +68,26 @@ def test_a_client_does_not_notice_that_its_idle_connection_was_closed(hurried: S
         cache.set("k", b"w")
 
 
+def test_a_first_frame_has_no_more_time_than_a_hello(serve: Serve) -> None:
+    server = serve(f"--hello-timeout={LIMIT_S}", "--frame-timeout=60")
+    with Wire(server.address) as wire:
+        began = monotonic()
+        wire.send(hello()[:1])
+        assert_parted(wire, Status.HELLO_TIMEOUT, began)
+
+
 def test_a_frame_that_stops_half_way_is_told_and_closed(hurried: ServerProcess) -> None:
     with Wire(hurried.address) as wire:
+        wire.ask(get(b"first"))
         wire.send(store(b"half", b"x" * 100)[:50])
-        assert_parted(wire, Status.FRAME_TIMEOUT, monotonic())
+        assert_parted(wire, Status.FRAME_TIMEOUT, monotonic(), 1)
 
 
 def test_a_frame_that_drips_in_is_told_and_closed(hurried: ServerProcess) -> None:
     """A byte now and then must not renew the time that a whole frame has."""
     frame = store(b"drip", b"x" * 10_000)
     with Wire(hurried.address) as wire:
+        wire.ask(get(b"first"))
         began = monotonic()
         wire.sock.settimeout(0.05)
         for place in range(len(frame)):
@@ -88,7 +98,7 @@ def test_a_frame_that_drips_in_is_told_and_closed(hurried: ServerProcess) -> Non
             except TimeoutError:
                 pass
             assert monotonic() - began < LIMIT_S + LATE_S, "a frame may drip in for ever"
-        assert_parted(wire, Status.FRAME_TIMEOUT, began)
+        assert_parted(wire, Status.FRAME_TIMEOUT, began, 1)
 
 
 def test_steady_pipelining_is_not_taken_for_a_frame_that_drips_in(hurried: ServerProcess) -> None:

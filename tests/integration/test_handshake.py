@@ -17,7 +17,7 @@ from soak.server_process import ServerProcess
 
 from .conftest import Serve
 from .support import stats, until
-from .wire import Wire, get, hello, request, store
+from .wire import Wire, get, header_with, hello, request, store
 
 PROMPT_S = 1.5
 """For a FIN that is sent at once; less than the server waits for the peer's."""
@@ -192,3 +192,16 @@ def test_the_servers_own_goodbye_is_of_the_closing_class(serve: Serve) -> None:
         assert status_class(reply.status) is StatusClass.CLOSING
         assert idle.reply() is None
     assert server.wait() == 0
+
+
+@pytest.mark.parametrize("opcode", [Opcode.HELLO, Opcode.AUTH, Opcode.SET], ids=lambda opcode: opcode.name)
+def test_no_more_is_kept_of_a_stranger_than_a_handshake_needs(guarded: ServerProcess, opcode: Opcode) -> None:
+    """The header of a long frame is answered before its payload has come: nobody fills memory who has not proven the secret."""
+    with Wire(guarded.address) as wire:
+        wire.send(header_with(15 << 20, opcode))
+        reply = wire.reply()
+        assert reply is not None
+        assert reply.status == Status.FRAME_TOO_LONG
+        assert wire.reply() is None
+    with Client(guarded.address, secret=SECRET) as cache:  # and who has may send what the limits allow
+        assert cache.set("large", bytes(1 << 20))

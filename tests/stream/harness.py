@@ -29,6 +29,9 @@ NOON_MS = 19_700 * DAY_MS + DAY_MS // 2
 
 IDENTITY = Identity(cluster_id="c1" * 16, data_dir_id="d1" * 16, node="n1", buckets=4, incarnation=1)
 
+STARTED: list[AppendLog] = []
+"""Every log that was put together; what is still here when a test ends is stopped."""
+
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
     """Look again and again until `condition` holds; fails after PATIENCE_S."""
@@ -177,6 +180,7 @@ class LogUnderTest:
         hooks = LogHooks(self.failures.append, self.segments.append)
         settings = AppendLogConfig(directory, **{"policy": FsyncPolicy.ALWAYS, **config})  # type: ignore[arg-type]
         self.log = AppendLog(settings, self.stream, IDENTITY, lambda: self.now_ms, hooks, disk)
+        STARTED.append(self.log)
 
     def start(self) -> LogUnderTest:
         self.log.start(self._place, 1)

@@ -15,7 +15,7 @@ from rcache.engine.contract import EngineConfig
 from rcache.engine.reference import ReferenceEngine
 from rcache.records.files import FileKind
 from rcache.stream.append_log import AppendLog, AppendLogConfig, LogFailure, LogHooks
-from rcache.stream.checkpoints import Copied, copy_header, retain, write_copy
+from rcache.stream.checkpoints import Copied, CopyHooks, copy_header, retain, write_copy
 from rcache.stream.data_dir import CHECKPOINT_SUFFIX, Identity
 from rcache.stream.disk import Disk
 from rcache.stream.policy import FsyncPolicy
@@ -23,7 +23,7 @@ from rcache.stream.recovery import Recovered, feed, recover
 from rcache_client.wire.frames import HEADER, Request
 from rcache_client.wire.grammar import KEY_ONLY, STORE
 from rcache_client.wire.opcodes import Opcode, Status
-from tests.stream.harness import IDENTITY, NOON_MS, PATIENCE_S
+from tests.stream.harness import IDENTITY, NOON_MS, PATIENCE_S, STARTED
 
 Items = dict[bytes, bytes]
 
@@ -67,6 +67,7 @@ class Node:
             LogHooks(self.failures.append),
             self.disk,
         )
+        STARTED.append(self.log)
         self.log.start(self.recovered.place, self.epoch)
         self.engine.open_buckets(range(identity.buckets), self.epoch, identity.incarnation, identity.node)
         assert self.log.sync(PATIENCE_S)
@@ -102,7 +103,7 @@ class Node:
         segment = self.log.next_segment() - 1
         header = copy_header(FileKind.CHECKPOINT, self.identity, self.epoch, segment, segment, self.now_ms)
         path = self.directory / f"n1-{segment:04}{CHECKPOINT_SUFFIX}"
-        return write_copy(self.engine, path, header, disk=self.disk, before_finish=self.sync)
+        return write_copy(self.engine, path, header, CopyHooks(before_finish=self.sync), self.disk)
 
     def retain(self, cutoff_ms: int) -> list[Path]:
         return retain(self.directory, self.identity, cutoff_ms, self.disk)

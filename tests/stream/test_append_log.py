@@ -28,12 +28,6 @@ from tests.stream.harness import (
 FOREVER_S = 10_000.0
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The writer looks around more often than in life."""
-    monkeypatch.setattr(append_log, "IDLE_S", 0.01)
-
-
 def all_records(directory: Path) -> bytes:
     """The records of all segments, in their order."""
     return b"".join(body for path in segments_of(directory) for body in read_segment(path)[1])

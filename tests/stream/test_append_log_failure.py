@@ -28,12 +28,6 @@ from tests.stream.harness import (
 FOREVER_S = 10_000.0
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The writer looks around more often than in life."""
-    monkeypatch.setattr(append_log, "IDLE_S", 0.01)
-
-
 def assert_failed(run: LogUnderTest, lost: int, lost_bytes: int, why: str) -> None:
     """The log has ended, everybody knows, and the report is exact."""
     wait_until(lambda: not run.log.is_alive(), "the thread to end")
@@ -170,4 +164,22 @@ def test_the_reason_is_there_when_sync_comes_back(tmp_path: Path, monkeypatch: p
     assert not run.log.sync(PATIENCE_S)
     came_back.set()
     assert run.log.failure is not None
+    run.stop()
+
+
+@pytest.mark.parametrize(("policy", "lost"), [(FsyncPolicy.ALWAYS, 0), (FsyncPolicy.INTERVAL, 3)])
+def test_a_disk_that_hangs_at_the_end_is_a_failure_too(tmp_path: Path, policy: FsyncPolicy, lost: int) -> None:
+    """The thread is still there, in a call that does not return; what was acknowledged may not be on disk."""
+    disk = ScriptedDisk()
+    run = LogUnderTest(tmp_path, disk, policy=policy, interval_s=0.001).start()
+    disk.gate.clear()
+    run.add(3)
+    run.stream.wake_readers()
+    wait_until(lambda: run.log.stats()["records"] == 3, "the write")
+    assert not run.log.stop(0.05)
+    failure = run.log.failure
+    assert failure is not None
+    assert failure.acknowledged_lost == lost
+    assert "did not answer" in str(failure)
+    disk.gate.set()
     run.stop()

@@ -14,17 +14,11 @@ from rcache.records.files import FileKind
 from rcache.records.reader import RecordFile, Tail
 from rcache.records.rebuild import rebuild, survey
 from rcache.records.record import Kind, Record, decode
-from rcache.stream import append_log
-from rcache.stream.checkpoints import CheckpointConfig, Checkpointer, Stopped, copy_header, retain, write_copy
+from rcache.stream import checkpoints
+from rcache.stream.checkpoints import CheckpointConfig, Checkpointer, CopyHooks, Stopped, copy_header, retain, write_copy
 from rcache.stream.data_dir import list_files, sources
 from tests.stream.harness import DAY_MS, IDENTITY, NOON_MS, PATIENCE_S, ScriptedDisk, segments_of, wait_until
 from tests.stream.node import Items, Node, recover_items
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The writer looks around more often than in life."""
-    monkeypatch.setattr(append_log, "IDLE_S", 0.01)
 
 
 @pytest.fixture
@@ -45,6 +39,10 @@ class FakeLog:
         self.answer = True
         self.gate = threading.Event()
         self.gate.set()
+
+    @property
+    def failure(self) -> str | None:
+        return None if self.answer else "the disk is full"
 
     def sync(self, timeout_s: float) -> bool:
         self.asked.set()
@@ -85,7 +83,7 @@ def test_a_copy_holds_every_bucket_and_is_closed(node: Node) -> None:
     header = copy_header(FileKind.SAVEFILE, IDENTITY, 4, 9, 8, 1234)
     seen: list[int] = []
     path = node.directory / "copy.rcs"
-    copied = write_copy(node.engine, path, header, after_bucket=lambda done, _seconds: seen.append(done))
+    copied = write_copy(node.engine, path, header, CopyHooks(lambda done, _seconds: seen.append(done)))
     assert (copied.items, copied.path, copied.bytes) == (10, path, path.stat().st_size)
     assert seen == [1, 2, 3, 4]
     with RecordFile(path) as file:
@@ -102,7 +100,7 @@ def test_a_copy_that_is_given_up_leaves_nothing(node: Node, when: str) -> None:
 
     path = node.directory / "copy.rcs"
     with pytest.raises(Stopped):
-        write_copy(node.engine, path, copy_header(FileKind.SAVEFILE, IDENTITY, 1, 1, 1, 0), **{when: give_up})  # type: ignore[arg-type]
+        write_copy(node.engine, path, copy_header(FileKind.SAVEFILE, IDENTITY, 1, 1, 1, 0), CopyHooks(**{when: give_up}))
     assert not list(node.directory.glob("copy*"))
 
 
@@ -164,7 +162,9 @@ def test_it_takes_its_place_only_when_the_log_is_on_disk(node: Node, checkpointe
     assert list(node.directory.glob("*.rcc"))
 
 
-def test_a_log_that_cannot_follow_makes_no_checkpoint(node: Node, checkpointer: Make) -> None:
+def test_a_log_that_cannot_follow_makes_no_checkpoint(node: Node, checkpointer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "SYNC_WAIT_S", 0.05)
+    monkeypatch.setattr(checkpoints, "SYNC_LOOK_S", 0.01)
     log, reports = FakeLog(), Reports()
     log.answer = False
     made = checkpointer(log, reports)

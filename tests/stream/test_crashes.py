@@ -8,15 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rcache.stream import append_log
 from tests.stream.harness import DAY_MS, IDENTITY, PhotographedDisk, segments_of
 from tests.stream.node import Items, Node, recover_items
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The writer looks around more often than in life."""
-    monkeypatch.setattr(append_log, "IDLE_S", 0.01)
 
 
 @pytest.fixture

@@ -11,18 +11,11 @@ import pytest
 from rcache.engine.reference import ReferenceEngine
 from rcache.records.files import NO_FILE, encode_header
 from rcache.records.reader import DataDamaged, Tail
-from rcache.stream import append_log
 from rcache.stream.append_log import LogPlace
 from rcache.stream.policy import FsyncPolicy
 from rcache.stream.recovery import HistoryIncomplete, feed, recover
 from tests.stream.harness import DAY_MS, IDENTITY, NOON_MS, read_segment, segments_of
 from tests.stream.node import Items, Node, items_of, recover_items
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The writer looks around more often than in life."""
-    monkeypatch.setattr(append_log, "IDLE_S", 0.01)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Bytes from nowhere: only `BadFrame` and `BadPayload` may come of them, and the cuts of the stream make no difference.
 
-What hypothesis found once stands in `tests/regress/` as a case of its own.
+What it finds, once mended, gets a test of its own in `tests/regress/`, with the bytes that showed it.
 """
 
 from __future__ import annotations

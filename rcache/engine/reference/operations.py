@@ -3,7 +3,7 @@
 What it is: one function for each opcode. Each decodes its payload by the grammar, says what is to be decided, and encodes
 the answer.
 Which thread runs it: workers. Blocks as `Store.change` does, never on a socket.
-What it must not know: connections; in which order answers leave.
+What it owns: nothing. What it must not know: connections; in which order answers leave.
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ from rcache_client.wire.opcodes import VALUE_HASH_BYTES, Opcode, Status
 NUMBER_TEXT_BYTES_MAX = 20
 """A sign and 19 digits: the longest text of a signed 64-bit number."""
 NUMBER_MIN, NUMBER_MAX = -(1 << 63), (1 << 63) - 1
+
+BUDGET_NS_MAX = 60 * 10**9
+"""However long a caller says it waits: a worker is held no longer by one request. A store that cannot take a write for a minute
+has larger problems than this caller."""
 
 HASH_TRIES_MAX = 8
 """How often check-and-set by hash starts over because the item changed while its value was being hashed."""
@@ -99,7 +103,7 @@ class Operations:
 
     def deadline_ns(self, request: Request, received_ns: int) -> int:
         """When the caller of a request received at `received_ns` stops waiting."""
-        return received_ns + (request.budget_ms * 1_000_000 or self._default_budget_ns)
+        return received_ns + min(request.budget_ms * 1_000_000 or self._default_budget_ns, BUDGET_NS_MAX)
 
     def run(self, request: Request, received_ns: int) -> Answer:
         """Execute one data request. Raises `BadPayload`; everything else is in the answer."""

@@ -48,6 +48,7 @@ class Ring:
         self._durable = 0
         self._durable_waiters = 0
         self._failure = ""
+        self._waits_ended = False
         self._readers: list[RingReader] = []
         self._sleeping = 0
         self.full_waits = 0
@@ -88,7 +89,7 @@ class Ring:
         with self._lock:
             while not self._try_reserve(count):
                 left_s = (deadline_ns - time.monotonic_ns()) / 1e9
-                if left_s <= 0:
+                if left_s <= 0 or self._waits_ended:
                     return False
                 self.full_waits += 1
                 self._readable.notify_all()
@@ -163,7 +164,7 @@ class Ring:
                     left_s = (deadline_ns - time.monotonic_ns()) / 1e9
                     if self._failure:
                         return StreamEnd.FAILED
-                    if left_s <= 0:
+                    if left_s <= 0 or self._waits_ended:
                         return StreamEnd.TIMED_OUT
                     self._readable.notify_all()
                     self._committed.wait(left_s)
@@ -176,6 +177,12 @@ class Ring:
             for reader in self._readers:
                 reader.woken = True
             self._readable.notify_all()
+
+    def end_waits(self) -> None:
+        with self._lock:
+            self._waits_ended = True
+            self._room.notify_all()
+            self._committed.notify_all()
 
     def fail(self, why: str) -> None:
         with self._lock:

@@ -34,8 +34,14 @@ RECEIVE_BYTES = 64 << 10
 OUTPUT_BYTES_MAX = 1 << 20
 """Replies gathered before they are sent; then no more requests are executed until the peer took them."""
 
+HANDSHAKE_FRAME_BYTES_MAX = 1024
+"""The longest HELLO has less than 200 bytes. A stranger who has not proven the secret is kept no more than this of."""
+
 BUSY_WAIT_S = 0.2
 """How long a connection counts as busy after its last frame; also how late a busy one notices that serving is to end."""
+
+POLL_MS_MAX = (1 << 31) - 1
+"""What one poll takes (a C int, 24 days); a longer wait is several."""
 
 UNCOMMITTED = {
     StreamEnd.TIMED_OUT: (Status.NOT_COMMITTED, "applied here, but not on disk before the deadline; the outcome is not known"),
@@ -73,11 +79,11 @@ class Connection:
     def __init__(self, sock: socket.socket, limits: ConnectionLimits, frame_bytes_max: int, stop: StopSignal) -> None:
         self.sock = sock
         self.limits = limits
-        self.data_allowed = True
         self.greeted = False
         self.last_executed = 0
         self.requests = 0
         self.reader = RequestReader(frame_bytes_max)
+        self._frame_bytes_max = frame_bytes_max
         self._stop = stop
         self._began_ns = time.monotonic_ns()
         self._frame_began_ns = 0
@@ -89,6 +95,15 @@ class Connection:
         set_kernel_timeout(sock, socket.SO_SNDTIMEO, limits.send_s)
         set_kernel_timeout(sock, socket.SO_RCVTIMEO, BUSY_WAIT_S)
 
+    @property
+    def data_allowed(self) -> bool:
+        """Whether data opcodes are executed. Until they are, no more is kept of a peer than a handshake needs."""
+        return self.reader.frame_bytes_max == self._frame_bytes_max
+
+    @data_allowed.setter
+    def data_allowed(self, allowed: bool) -> None:
+        self.reader.frame_bytes_max = self._frame_bytes_max if allowed else HANDSHAKE_FRAME_BYTES_MAX
+
     def receive(self) -> Ended | None:
         """Take in what comes next. None if something came. Blocks up to the limit that applies.
 
@@ -97,14 +112,16 @@ class Connection:
         """
         if self._stop.is_set:
             return Ended.STOPPING
-        if self.reader.mid_frame and self._limit()[1] <= 0:  # a peer that sends byte by byte is never quiet
-            return Ended.FRAME_TIMEOUT
+        if self.reader.mid_frame or not self.greeted:  # a peer that sends byte by byte is never quiet
+            ended, left_s = self._limit()
+            if left_s <= 0:
+                return ended
         try:
             try:
                 data = self.sock.recv(RECEIVE_BYTES)
             except BlockingIOError:
                 ended, left_s = self._limit()
-                if left_s <= 0 or not self._poller.poll(left_s * 1000):
+                if not self._wait_readable(left_s):
                     return ended
                 if self._stop.is_set:
                     return Ended.STOPPING
@@ -119,6 +136,15 @@ class Connection:
         self.reader.feed(data)
         return None
 
+    def _wait_readable(self, left_s: float) -> bool:
+        """Sleep until something is there to read, the stop signal included. False if nothing came within `left_s`."""
+        left_ms = left_s * 1000
+        while left_ms > 0:
+            if self._poller.poll(min(left_ms, POLL_MS_MAX)):
+                return True
+            left_ms -= POLL_MS_MAX
+        return False
+
     def next(self) -> Request | None:
         """The next whole request held, or None. Raises `BadFrame`. What is left behind it began with the last read."""
         request = self.reader.next()
@@ -128,14 +154,12 @@ class Connection:
 
     def _limit(self) -> tuple[Ended, float]:
         """Which limit applies to the next read, and what is left of it in seconds."""
-        limits = self.limits
-        if self.reader.mid_frame:
-            spent_s = (time.monotonic_ns() - self._frame_began_ns) / 1e9
-            return Ended.FRAME_TIMEOUT, limits.frame_s - spent_s
-        if not self.greeted:
-            spent_s = (time.monotonic_ns() - self._began_ns) / 1e9
-            return Ended.HELLO_TIMEOUT, limits.hello_s - spent_s
-        return Ended.IDLE_TIMEOUT, limits.idle_s
+        limits, now_ns = self.limits, time.monotonic_ns()
+        hello = (Ended.HELLO_TIMEOUT, limits.hello_s - (now_ns - self._began_ns) / 1e9)
+        frame = (Ended.FRAME_TIMEOUT, limits.frame_s - (now_ns - self._frame_began_ns) / 1e9)
+        if not self.reader.mid_frame:
+            return (Ended.IDLE_TIMEOUT, limits.idle_s) if self.greeted else hello
+        return frame if self.greeted or frame[1] < hello[1] else hello
 
     def send(self, data: bytes) -> Ended | None:
         """Send all of `data` within `send_s`. None if it was taken."""

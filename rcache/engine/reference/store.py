@@ -238,8 +238,7 @@ class Store:
     def _take_memory(self, bucket: Bucket, key: bytes, room: int, deadline_ns: int, decide: Decide) -> int:
         """Memory for an item with a value of `room` bytes, by eviction where needed. Returns the bytes taken.
 
-        Nothing is evicted for a change that will be refused, or that only removes, as things stand; and for another, what it
-        will really take counts: a full store can still overwrite in place.
+        Nothing is evicted for a change that will be refused or only removes, and a full store can still overwrite in place.
         """
         cost = item_bytes(len(key), room, expires=True)
         if self.memory.try_take(cost):
