@@ -152,7 +152,6 @@ def stated_value(text: str, like: Any) -> Any:
     return int(text)
 
 
-
 def only(caption: str) -> Example:
     """The one example, or the first, under this caption."""
     return next(example for example in EXAMPLES if example.caption == caption)

@@ -13,9 +13,9 @@ Header, big-endian:
     80 u64 incarnation    88 u64 number    96 u64 first segment    104 u64 created, ms    112 u32 epoch    116 u32 buckets
     120 node name    then u32 CRC-32 of all before it
 
-Block: 0 magic "rBLK" (or "rEND")   4 u32 body length   8 u32 records   12 u64 number in the file, from 0   20 u32 CRC-32 of
-the file id, these 20 bytes and the body; then the body: records, one after the other. An end block's body is empty and its
-`records` is 0; nothing follows it.
+Block: 0 magic "rBLK" (or "rEND")   4 u32 body length   8 u32 records   12 u64 number in the file, from 0   20 u64 synced
+28 u32 CRC-32 of the file id, these 28 bytes and the body; then the body: records, one after the other. An end block's body is
+empty and its `records` is 0; nothing follows it.
 
 Invariants:
 1. A block is what one write made; it is valid as a whole or not at all.
@@ -23,7 +23,9 @@ Invariants:
    one's.
 3. Every file but the segment being written ends with an end block: a cut is noticed even at a block's edge.
 4. Segments of a node are ordered by `number`, and each names its predecessor's file id. The file's name is for people.
-5. `first segment`, in a checkpoint or savefile, is the number from which segments continue it.
+5. `synced` is the number of bytes of the file that were on the disk before the block was written; an end block is written when
+   all before it is. What a later block says was on the disk and cannot be read is damage; all else is the work of a crash.
+6. `first segment`, in a checkpoint or savefile, is the number from which segments continue it.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ HEADER_BYTES_MAX = _HEADER.size + NODE_NAME_BYTES_MAX + _CRC.size
 
 BLOCK_MAGIC = b"rBLK"
 END_MAGIC = b"rEND"
-_BLOCK = Struct(">4sIIQ")
+_BLOCK = Struct(">4sIIQQ")
 BLOCK_HEADER_BYTES = _BLOCK.size + _CRC.size
 
 
@@ -86,12 +88,13 @@ class FileHeader:
 
 
 class BlockHead(NamedTuple):
-    """The header of a block: `end` is true for the block that closes a file."""
+    """The header of a block: `end` is true for the block that closes a file; `synced` is in bytes from the file's beginning."""
 
     end: bool
     body_bytes: int
     records: int
     number: int
+    synced: int
     crc: int
 
 
@@ -172,15 +175,16 @@ def _build_header(kind: int, node: bytes, fields: tuple[bytes | int, ...]) -> Fi
         raise BadFile(f"header: {error}") from None
 
 
-def encode_block(file_id: bytes, number: int, body: bytes, records: int) -> bytes:
-    """One block, ready to be written in one write. `body` is records, one after the other."""
-    head = _BLOCK.pack(BLOCK_MAGIC, len(body), records, number)
+def encode_block(file_id: bytes, number: int, body: bytes, records: int, synced: int) -> bytes:
+    """One block, ready to be written in one write. `body` is records, one after the other; `synced`: how much of the file was
+    on the disk before."""
+    head = _BLOCK.pack(BLOCK_MAGIC, len(body), records, number, synced)
     return b"".join((head, _CRC.pack(_checksum(file_id, head, body)), body))
 
 
-def encode_end(file_id: bytes, number: int) -> bytes:
-    """The block that closes a file."""
-    head = _BLOCK.pack(END_MAGIC, 0, 0, number)
+def encode_end(file_id: bytes, number: int, synced: int) -> bytes:
+    """The block that closes a file, written once all `synced` bytes before it are on the disk."""
+    head = _BLOCK.pack(END_MAGIC, 0, 0, number, synced)
     return head + _CRC.pack(_checksum(file_id, head, b""))
 
 
@@ -188,11 +192,11 @@ def decode_block_head(data: bytes) -> BlockHead | None:
     """The block header that `data` begins with, or None where none begins there. The checksum is not looked at yet."""
     if len(data) < BLOCK_HEADER_BYTES:
         return None
-    magic, body_bytes, records, number = _BLOCK.unpack_from(data)
+    magic, body_bytes, records, number, synced = _BLOCK.unpack_from(data)
     if magic not in (BLOCK_MAGIC, END_MAGIC):
         return None
     (crc,) = _CRC.unpack_from(data, _BLOCK.size)
-    return BlockHead(magic == END_MAGIC, body_bytes, records, number, crc)
+    return BlockHead(magic == END_MAGIC, body_bytes, records, number, synced, crc)
 
 
 def block_is_whole(file_id: bytes, head_bytes: bytes, head: BlockHead, body: bytes) -> bool:

@@ -5,9 +5,10 @@ middle, and reads on behind damage where its caller wants that.
 Which thread runs it: the caller's. What it owns: the open file, until `close`.
 What it must not know: what records mean, which files belong together.
 
-Background: a crash leaves at most one unfinished write, at the end. So a block that does not check out is a torn tail if no
-whole block of this file follows it, and damage if one does. A file whose end block was seen has no torn tail: what is wrong
-before it is damage, what follows it is damage too.
+Background: a process that is killed leaves at most one unfinished write, at the end. A power cut may leave any part of what was
+written since the last fsync, a later block without an earlier one included. So a block that does not check out is a torn tail,
+together with all that follows it, unless a whole block after it says (`files`, invariant 5) that these bytes were on the disk
+when it was written: then they are damage. What follows an end block is damage, too.
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ class RecordFile:
                 yield block
                 continue
             resumes_at = self._find_block(at, number)
-            if resumes_at is None and found.tail is not Tail.CLOSED:
+            if found.tail is not Tail.CLOSED and not self._was_synced(at, resumes_at):
                 found.tail, found.torn_bytes = Tail.TORN, self.size - at
                 return
             damage = DataDamaged(self.path, at, why, resumes_at)
@@ -158,6 +159,16 @@ class RecordFile:
             if resumes_at is None:
                 return
             at, number = resumes_at, self._number_at(resumes_at)
+
+    def _was_synced(self, at: int, resumes_at: int | None) -> bool:
+        """Whether a later whole block says that what is at `at` was on the disk when it was written."""
+        while resumes_at is not None:
+            head, _, _ = self._block_at(resumes_at, self._number_at(resumes_at))
+            assert head is not None
+            if head.synced > at:
+                return True
+            resumes_at = self._find_block(resumes_at + BLOCK_HEADER_BYTES + head.body_bytes, head.number + 1)
+        return False
 
     def _after_end(self, at: int, skip_damaged: bool) -> int:
         """Nothing may follow an end block. Returns where the walk goes on: the end of the file."""

@@ -116,7 +116,7 @@ class _Segment:
         self.fd = fd
         self.header = header
         self.day = day
-        self.size = size
+        self.size = self.synced = size
         self.blocks = 0
 
 
@@ -259,7 +259,7 @@ class AppendLog:
         segment = self._segment
         assert segment is not None
         body = b"".join(batch.records)
-        block = encode_block(segment.header.file_id, segment.blocks, body, len(batch.records))
+        block = encode_block(segment.header.file_id, segment.blocks, body, len(batch.records), segment.synced)
         counts = self._counts
         if not counts.unsynced_records:
             self._synced_at = max(self._synced_at, time.monotonic())
@@ -288,6 +288,8 @@ class AppendLog:
         self._note_synced()
 
     def _note_synced(self) -> None:
+        if self._segment is not None:
+            self._segment.synced = self._segment.size
         self._counts.syncs += 1
         self._counts.unsynced_records = self._counts.unsynced_bytes = 0
         self._synced_at = time.monotonic()
@@ -338,7 +340,9 @@ class AppendLog:
         """Invariant 2: the end block, fsync, close."""
         segment = self._segment
         assert segment is not None
-        self._disk.write(segment.fd, encode_end(segment.header.file_id, segment.blocks))
+        if self._counts.unsynced_records:
+            self._sync()
+        self._disk.write(segment.fd, encode_end(segment.header.file_id, segment.blocks, segment.size))
         self._disk.sync(segment.fd)
         self._note_synced()
         self._place = LogPlace(segment.header.number + 1, segment.header.file_id)

@@ -57,7 +57,7 @@ class RecordFileWriter:
         """The end block; then the file takes its place, on the disk when this returns."""
         if self._pending:
             self._flush()
-        self._write(encode_end(self._file_id, self._block))
+        self._write(encode_end(self._file_id, self._block, self.bytes))
         self._disk.sync(self._fd)
         self._close()
         self._disk.rename(self._temporary, self.path)
@@ -72,7 +72,7 @@ class RecordFileWriter:
 
     def _flush(self) -> None:
         body = b"".join(self._pending)
-        block = encode_block(self._file_id, self._block, body, self._pending_records)
+        block = encode_block(self._file_id, self._block, body, self._pending_records, 0)
         self._pending, self._pending_bytes, self._pending_records = [], 0, 0
         self._block += 1
         self._write(block)

@@ -160,7 +160,8 @@ def _close_last(segments: list[ListedFile], recovered: Recovered, skip_damaged: 
     fd = disk.open_existing(last.path)
     try:
         disk.truncate(fd, found.whole_bytes)
-        disk.write(fd, encode_end(last.header.file_id, found.next_number))
+        disk.sync(fd)
+        disk.write(fd, encode_end(last.header.file_id, found.next_number, found.whole_bytes))
         disk.sync(fd)
     finally:
         disk.close(fd)

@@ -280,9 +280,7 @@ REQUESTS: dict[int, Layout | Group] = {
     Opcode.APPEND: EXTEND,
     Opcode.PREPEND: EXTEND,
     Opcode.CAS_VERSION: Layout("check-and-set by version", VERSION, USER_FLAGS, TTL, KEY, VALUE),
-    Opcode.CAS_HASH: Layout(
-        "check-and-set by hash", fixed("value hash", VALUE_HASH_BYTES), USER_FLAGS, TTL, KEY, VALUE
-    ),
+    Opcode.CAS_HASH: Layout("check-and-set by hash", fixed("value hash", VALUE_HASH_BYTES), USER_FLAGS, TTL, KEY, VALUE),
     Opcode.INSPECT: KEY_ONLY,
     Opcode.GET_MANY: Group("get many", KEY_ONLY),
     Opcode.SET_MANY: Group("set many", STORE),

@@ -64,8 +64,9 @@ def header_of(
 def file_bytes(header: FileHeader, blocks: Sequence[Sequence[bytes]], *, closed: bool = True) -> bytes:
     """A whole file: each of `blocks` is the records of one block."""
     parts = [encode_header(header)]
-    parts += [encode_block(header.file_id, number, b"".join(block), len(block)) for number, block in enumerate(blocks)]
-    return b"".join(parts) + (encode_end(header.file_id, len(blocks)) if closed else b"")
+    for number, block in enumerate(blocks):
+        parts.append(encode_block(header.file_id, number, b"".join(block), len(block), sum(map(len, parts))))
+    return b"".join(parts) + (encode_end(header.file_id, len(blocks), sum(map(len, parts))) if closed else b"")
 
 
 def write_file(folder: Path, header: FileHeader, *blocks: Sequence[bytes], closed: bool = True) -> Path:

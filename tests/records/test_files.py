@@ -79,7 +79,7 @@ def test_a_name_that_is_no_text_is_refused() -> None:
 
 @given(ids, st.integers(0, 2**64 - 1), st.binary(max_size=300), st.integers(0, 2**32 - 1))
 def test_a_block_is_whole_in_its_own_file_only(file_id: bytes, number: int, body: bytes, records: int) -> None:
-    block = encode_block(file_id, number, body, records)
+    block = encode_block(file_id, number, body, records, 7)
     head = decode_block_head(block)
     assert head is not None
     assert (head.end, head.body_bytes, head.records, head.number) == (False, len(body), records, number)
@@ -92,7 +92,7 @@ def test_a_block_is_whole_in_its_own_file_only(file_id: bytes, number: int, body
 
 def test_a_bit_flipped_anywhere_in_a_block_shows() -> None:
     file_id = bytes(16)
-    block = encode_block(file_id, 3, b"the body of a block", 1)
+    block = encode_block(file_id, 3, b"the body of a block", 1, 7)
     for at in range(len(block)):
         for bit in range(8):
             wrong = _flipped(block, at, bit)
@@ -101,7 +101,7 @@ def test_a_bit_flipped_anywhere_in_a_block_shows() -> None:
 
 
 def test_an_end_block_is_a_header_alone() -> None:
-    end = encode_end(bytes(16), 9)
+    end = encode_end(bytes(16), 9, 7)
     head = decode_block_head(end)
     assert len(end) == BLOCK_HEADER_BYTES
     assert head is not None
@@ -110,7 +110,7 @@ def test_an_end_block_is_a_header_alone() -> None:
 
 
 def test_less_than_a_block_header_is_none() -> None:
-    assert decode_block_head(encode_end(bytes(16), 0)[:-1]) is None
+    assert decode_block_head(encode_end(bytes(16), 0, 7)[:-1]) is None
 
 
 def test_two_headers_that_differ_encode_differently() -> None:

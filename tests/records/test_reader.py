@@ -67,7 +67,7 @@ def test_a_torn_file_can_be_cut_and_closed_where_its_findings_say(place: Path, l
     bodies, findings = read(place, WHOLE[:length])
     if findings.tail is Tail.CLOSED:
         return
-    mended = WHOLE[: findings.whole_bytes] + encode_end(HEADER.file_id, findings.next_number)
+    mended = WHOLE[: findings.whole_bytes] + encode_end(HEADER.file_id, findings.next_number, findings.whole_bytes)
     again, after = read(place, mended)
     assert (again, after.tail, after.damage) == (bodies, Tail.CLOSED, [])
 
@@ -140,7 +140,7 @@ def test_a_block_that_is_there_twice_counts_once(place: Path) -> None:
 
 def test_a_block_of_another_file_is_never_taken(place: Path) -> None:
     foreign = header_of(2)
-    strangers = encode_block(foreign.file_id, 2, BODIES[2], 2) + encode_end(foreign.file_id, 3)
+    strangers = encode_block(foreign.file_id, 2, BODIES[2], 2, 1 << 40) + encode_end(foreign.file_id, 3, 1 << 40)
     bodies, findings = read(place, WHOLE[: ENDS[2]] + strangers)
     assert bodies == BODIES[:2]
     assert (findings.tail, findings.whole_bytes, findings.torn_bytes) == (Tail.TORN, ENDS[2], len(strangers))
@@ -148,7 +148,7 @@ def test_a_block_of_another_file_is_never_taken(place: Path) -> None:
 
 def test_an_older_block_of_the_same_file_inside_a_torn_value_is_not_taken(place: Path) -> None:
     inner = WHOLE[ENDS[0] : ENDS[1]]
-    outer = encode_block(HEADER.file_id, 1, stored(seq(1, 2), b"log", inner + bytes(50)), 1)
+    outer = encode_block(HEADER.file_id, 1, stored(seq(1, 2), b"log", inner + bytes(50)), 1, 0)
     bodies, findings = read(place, WHOLE[: ENDS[1]] + outer[:-10])
     assert bodies == BODIES[:1]
     assert (findings.tail, findings.whole_bytes) == (Tail.TORN, ENDS[1])
@@ -178,10 +178,36 @@ def test_two_places_of_damage_are_both_reported(place: Path) -> None:
     ids=["miscounted", "uneven", "no key", "unknown kind"],
 )
 def test_a_block_whose_checksum_fits_but_whose_records_do_not_is_damage(place: Path, body: bytes, records: int) -> None:
-    data = encode_header(HEADER) + encode_block(HEADER.file_id, 0, body, records) + encode_end(HEADER.file_id, 1)
+    data = encode_header(HEADER) + encode_block(HEADER.file_id, 0, body, records, 0) + encode_end(HEADER.file_id, 1, 1 << 20)
     with pytest.raises(DataDamaged):
         read(place, data)
     assert read(place, data, skip_damaged=True)[0] == []
+
+
+@pytest.mark.parametrize("lost", [0, 1], ids=["the first", "the second"])
+def test_what_a_power_cut_left_out_of_order_is_a_torn_tail(place: Path, lost: int) -> None:
+    """Nothing was fsynced; a later block is on the disk, an earlier one is not."""
+    front = encode_header(HEADER)
+    blocks = [
+        encode_block(HEADER.file_id, number, body, 2, len(front))
+        for number, body in enumerate([BODIES[0], BODIES[2], BODIES[2]])
+    ]
+    before = front + b"".join(blocks[:lost])
+    bodies, findings = read(place, before + bytes(len(blocks[lost])) + b"".join(blocks[lost + 1 :]))
+    assert len(bodies) == lost
+    assert (findings.tail, findings.whole_bytes) == (Tail.TORN, len(before))
+    assert findings.torn_bytes == sum(map(len, blocks[lost:]))
+
+
+def test_what_a_later_block_knows_to_have_been_on_the_disk_is_damage(place: Path) -> None:
+    """Two unsynced blocks follow the hole; only the last was written after an fsync."""
+    front = encode_header(HEADER)
+    first = encode_block(HEADER.file_id, 0, BODIES[0], 2, len(front))
+    second = encode_block(HEADER.file_id, 1, BODIES[2], 2, len(front))
+    third = encode_block(HEADER.file_id, 2, BODIES[2], 2, len(front) + 1)
+    with pytest.raises(DataDamaged) as caught:
+        read(place, front + bytes(len(first)) + second + third)
+    assert (caught.value.offset, caught.value.resumes_at) == (len(front), len(front) + len(first))
 
 
 def test_damage_longer_than_one_search_step(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

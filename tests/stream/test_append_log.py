@@ -247,8 +247,8 @@ def test_before_the_next_segment_all_of_the_last_is_on_disk(tmp_path: Path) -> N
     scripted.calls.clear()
     run.now_ms += DAY_MS
     wait_until(lambda: len(run.segments) == 2, "the new day's segment")
-    end, begin = ["write", "sync", "close"], ["create", "write", "sync", "rename", "sync directory"]
-    assert scripted.calls[:8] == [*end, *begin]
+    end, begin = ["sync", "write", "sync", "close"], ["create", "write", "sync", "rename", "sync directory"]
+    assert scripted.calls[:9] == [*end, *begin]
     assert run.stream.durable == run.stream.head
     run.stop()
 

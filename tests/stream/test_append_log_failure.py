@@ -122,7 +122,7 @@ def test_an_end_that_cannot_be_written_is_a_failure(tmp_path: Path) -> None:
     run.wait_written(3)
     scripted.room = 3
     run.stop()
-    assert_failed(run, 3, 3 * 63, "closing the append log: No space left on device")
+    assert_failed(run, 0, 0, "closing the append log: No space left on device")  # all before the end block is on the disk
 
 
 @pytest.mark.parametrize("call", ["create", "write", "sync", "rename", "sync directory"])

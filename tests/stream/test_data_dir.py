@@ -31,7 +31,7 @@ def header_of(number: int, kind: FileKind = FileKind.SEGMENT, node: str = "n1", 
 
 def put(folder: Path, name: str, header: FileHeader) -> Path:
     path = folder / name
-    path.write_bytes(encode_header(header) + encode_end(header.file_id, 0))
+    path.write_bytes(encode_header(header) + encode_end(header.file_id, 0, 0))
     return path
 
 
