@@ -109,10 +109,20 @@ class PhotographedDisk(Disk):
         self._album = album
         self._note = note
         self._lock = threading.RLock()
-        self._synced: dict[int, bytes] = {}  # inode: content
-        self._names: dict[str, int] = {}  # name on disk: inode
+        self._files: dict[int, int] = {}  # inode: the file it is now (a removed file's inode may be used again at once)
+        self._created = 0
+        self._synced: dict[int, bytes] = {}  # file: content
+        self._names: dict[str, int] = {}  # name on disk: file
         self.pictures: list[tuple[Path, Path, object]] = []
         self.calls: list[str] = []
+
+    def _file(self, inode: int) -> int:
+        """The file that has this inode now. What was there before is taken for empty until it is synced."""
+        if inode not in self._files:
+            self._created += 1
+            self._files[inode] = self._created
+            self._synced.setdefault(self._created, b"")
+        return self._files[inode]
 
     def photograph(self, call: str) -> None:
         with self._lock:
@@ -120,8 +130,8 @@ class PhotographedDisk(Disk):
             killed, cut = (self._album / f"{len(self.pictures):04d}-{kind}" for kind in ("killed", "cut"))
             shutil.copytree(self._directory, killed)
             cut.mkdir()
-            for name, inode in self._names.items():
-                (cut / name).write_bytes(self._synced[inode])
+            for name, file in self._names.items():
+                (cut / name).write_bytes(self._synced[file])
             self.pictures.append((killed, cut, noted))
             self.calls.append(call)
 
@@ -129,7 +139,9 @@ class PhotographedDisk(Disk):
         with self._lock:
             self.photograph("create")
             fd = super().create(path)
-            self._synced[os.fstat(fd).st_ino] = b""
+            self._created += 1
+            self._files[os.fstat(fd).st_ino] = self._created
+            self._synced[self._created] = b""
             return fd
 
     def write(self, fd: int, data: bytes) -> None:
@@ -143,7 +155,7 @@ class PhotographedDisk(Disk):
         with self._lock:
             self.photograph("sync")
             super().sync(fd)
-            self._synced[os.fstat(fd).st_ino] = Path(f"/proc/self/fd/{fd}").read_bytes()
+            self._synced[self._file(os.fstat(fd).st_ino)] = Path(f"/proc/self/fd/{fd}").read_bytes()
 
     def truncate(self, fd: int, length: int) -> None:
         with self._lock:
@@ -164,7 +176,7 @@ class PhotographedDisk(Disk):
         with self._lock:
             self.photograph("sync directory")
             super().sync_directory(path)
-            self._names = {entry.name: entry.stat().st_ino for entry in path.iterdir()}
+            self._names = {entry.name: self._file(entry.stat().st_ino) for entry in path.iterdir()}
 
 
 class LogUnderTest:
