@@ -25,7 +25,7 @@ from rcache.commands import option_values as values
 from rcache.commands.cli_exit import EXIT_CODES, CliExit
 from rcache_client.arguments import COUNT_MAX, COUNT_MIN, parse_servers
 from rcache_client.budget import SECONDS_MAX
-from rcache_client.wire.opcodes import DEFAULT_PORT, KEY_BYTES_MAX, TTL_MS_MAX
+from rcache_client.wire.opcodes import DEFAULT_PORT, TTL_MS_MAX
 
 PROGRAM = "rcache-cli"
 SERVER_VARIABLE = "RCACHE_SERVER"
@@ -187,11 +187,11 @@ def _add_nothing(_parser: _Parser) -> None:
 
 
 def _add_key(parser: _Parser) -> None:
-    parser.add_argument("key", type=_key, metavar="KEY", help="the key, byte for byte")
+    parser.add_argument("key", type=values.key, metavar="KEY", help="the key, byte for byte")
 
 
 def _add_keys(parser: _Parser) -> None:
-    parser.add_argument("keys", type=_key, nargs="+", metavar="KEY", help="a key, byte for byte")
+    parser.add_argument("keys", type=values.key, nargs="+", metavar="KEY", help="a key, byte for byte")
 
 
 def _add_store(parser: _Parser) -> None:
@@ -260,13 +260,6 @@ _ARGUMENTS: dict[str, tuple[str, str, Callable[[_Parser], None]]] = {
     "load": ("DIR ", _LOAD_NOTES, _add_load),
 }
 """For each command: its arguments in the usage line, what else is to be said, and what adds them."""
-
-
-def _key(text: str) -> bytes:
-    key = os.fsencode(text)
-    if not 1 <= len(key) <= KEY_BYTES_MAX:
-        raise ArgumentTypeError(f"a key of {len(key)} bytes; 1 to {KEY_BYTES_MAX} are allowed")
-    return key
 
 
 def _ttl(text: str) -> float:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from rcache_client.address import Address
-from rcache_client.wire.opcodes import NODE_NAME_BYTES_MAX
+from rcache_client.wire.opcodes import KEY_BYTES_MAX, NODE_NAME_BYTES_MAX
 from rcache_client.wire.proof import SECRET_BYTES_MIN
 
 SECRET_BYTES_MAX = 4096
@@ -159,6 +159,14 @@ def existing_path(text: str) -> Path:
     if not os.path.exists(found):  # Path.exists raises where a directory on the way may not be entered
         raise ArgumentTypeError(f"{text!r} is neither a file nor a directory that can be reached")
     return found
+
+
+def key(text: str) -> bytes:
+    """Parse a key: the argument's own bytes, whatever the locale."""
+    parsed = os.fsencode(text)
+    if not 1 <= len(parsed) <= KEY_BYTES_MAX:
+        raise ArgumentTypeError(f"a key of {len(parsed)} bytes; 1 to {KEY_BYTES_MAX} are allowed")
+    return parsed
 
 
 def node_name(text: str) -> str:

@@ -25,7 +25,6 @@ from rcache.commands.replay_exit import EPILOG, ReplayExit
 from rcache.commands.replay_times import parse_time
 from rcache.records.history import NO_LIMIT
 from rcache_client.address import Address
-from rcache_client.wire.opcodes import KEY_BYTES_MAX
 
 PROGRAM = "rcache-replay"
 
@@ -137,7 +136,7 @@ def _parser_of(command: str) -> _Parser:
     usage = f"{PROGRAM} {command} {'KEY ' if command == 'history' else ''}PATH... [options]"
     parser = _new_parser(f"{PROGRAM} {command}", usage, f"{COMMANDS[command].capitalize()}.{_TIMES}")
     if command == "history":
-        parser.add_argument("key", type=_key, metavar="KEY", help="the key, byte for byte")
+        parser.add_argument("key", type=values.key, metavar="KEY", help="the key, byte for byte")
     parser.add_argument("paths", nargs="+", metavar="PATH", help="a file, or a directory that is searched for files")
     _add_common(parser)
     _ADD[command](parser)
@@ -184,7 +183,7 @@ def _add_inject(parser: _Parser) -> None:
 
 def _add_print(parser: _Parser) -> None:
     _add_rows(parser)
-    parser.add_argument("--key", type=_key, metavar="KEY", help="only records of this key")
+    parser.add_argument("--key", type=values.key, metavar="KEY", help="only records of this key")
     bucket = values.whole(0, BUCKET_MAX)
     parser.add_argument("--bucket", type=bucket, metavar="N", help="only records of this bucket")
     parser.add_argument(
@@ -210,13 +209,6 @@ _ADD: dict[str, Callable[[_Parser], None]] = {
     "rebuild": _add_rebuild,
     "inject": _add_inject,
 }
-
-
-def _key(text: str) -> bytes:
-    key = os.fsencode(text)
-    if not 1 <= len(key) <= KEY_BYTES_MAX:
-        raise ArgumentTypeError(f"a key of {len(key)} bytes; 1 to {KEY_BYTES_MAX} are allowed")
-    return key
 
 
 def _server(text: str) -> Address:

@@ -17,7 +17,7 @@ from rcache.commands.replay_exit import ReplayExit
 from rcache.commands.replay_files import Loaded
 from rcache.commands.replay_options import ReplayOptions
 from rcache.commands.replay_times import show_time
-from rcache.commands.show import show_size
+from rcache.commands.show import show_count, show_size
 from rcache.records.files import FileKind
 from rcache.records.history import NO_LIMIT, BucketPlan
 
@@ -90,17 +90,19 @@ def _group_problems(plans: Iterable[BucketPlan]) -> list[Summary]:
 def show_summary(summary: Summary) -> list[str]:
     """The summary as lines for people."""
     read = summary["read"]
-    counts = [_count(read[kind + "s"], kind) for kind in ("segment", "checkpoint", "savefile") if read[kind + "s"]]
+    counts = [show_count(read[kind + "s"], kind) for kind in ("segment", "checkpoint", "savefile") if read[kind + "s"]]
     lines = [f"read       {', '.join(counts) or 'nothing'} of {_join(read['nodes']) or 'no node'}: "]
-    lines[0] += f"{_count(read['records'], 'record')}, {show_size(read['bytes'])}"
+    lines[0] += f"{show_count(read['records'], 'record')}, {show_size(read['bytes'])}"
     if read["last_ms"]:
         lines.append(f"changes    from {show_time(read['first_ms'])} to {show_time(read['last_ms'])}")
     if summary["until_ms"] is not None:
         lines.append(f"until      {show_time(summary['until_ms'])}")
     if read["copies_left_out"]:
-        lines.append(f"copies     {_count(read['copies_left_out'], 'copy', 'copies')} of files that are here twice left out")
+        lines.append(
+            f"copies     {show_count(read['copies_left_out'], 'copy', 'copies')} of files that are here twice left out"
+        )
     if summary["dead_records"]:
-        lines.append(f"dead       {_count(summary['dead_records'], 'record')} off the chain left out")
+        lines.append(f"dead       {show_count(summary['dead_records'], 'record')} off the chain left out")
     lines += _show_torn(summary) + _show_damage(summary)
     lines += _first(f"missing    {why}" for why in summary["missing"])
     lines += [_show_problem(problem) for problem in summary["problems"]]
@@ -112,7 +114,7 @@ def show_summary(summary: Summary) -> list[str]:
 
 def _show_torn(summary: Summary) -> list[str]:
     return [
-        f"torn tail  {torn['file']}: {_count(torn['torn_bytes'], 'byte')} from byte {torn['whole_bytes']} on left out"
+        f"torn tail  {torn['file']}: {show_count(torn['torn_bytes'], 'byte')} from byte {torn['whole_bytes']} on left out"
         for torn in summary["torn"]
     ]
 
@@ -124,7 +126,7 @@ def _show_damage(summary: Summary) -> list[str]:
 def _show_problem(problem: Summary) -> str:
     buckets = problem["buckets"]
     more = ", ..." if buckets > len(problem["examples"]) else ""
-    where = f"{_count(buckets, 'bucket')} ({', '.join(map(str, problem['examples']))}{more})"
+    where = f"{show_count(buckets, 'bucket')} ({', '.join(map(str, problem['examples']))}{more})"
     return f"problem    {where}: {problem['problem']}"
 
 
@@ -143,10 +145,6 @@ def advice(code: ReplayExit) -> str:
     if code is ReplayExit.DAMAGED:
         return f"damaged: {SKIP_HINT}"
     return "incomplete: --partial goes on with what is there"
-
-
-def _count(number: int, one: str, many: str = "") -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def _join(names: list[str]) -> str:

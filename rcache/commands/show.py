@@ -28,9 +28,9 @@ def show_size(count: int) -> str:
     return f"{size:,.1f} TiB"
 
 
-def show_count(number: int, one: str) -> str:
-    """A number of things for people."""
-    return f"{number:,} {one}{'' if number == 1 else 's'}"
+def show_count(number: int, one: str, many: str = "") -> str:
+    """A number of things for people; `many` where an s at the end does not make it."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def show_seconds(seconds: float) -> str:
