@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# What is compiled: a change of it is built anew by the next target that needs the environment.
+COMPILED := $(shell find rcache rcache_client -name "*.pyx" -o -name "*.pxd")
 # Options for `make serve`, `make bench`, `make soak`, `make test`: make serve ARGS="--memory-limit 2G"
 ARGS ?=
 
@@ -45,7 +47,7 @@ clean: ## Remove the environment and what was built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # Anew whenever what it installs has changed. An environment that was left half made has no stamp, and is made again.
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml setup.py $(COMPILED)
 	@set -e; python=; \
 	for candidate in "$(PYTHON)" python3.13 python3.12 python3.11 python3; do \
 	  if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$candidate; break; fi; \

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, Protocol
 
 from rcache.cluster.bucket_state import BucketState
 from rcache.engine.clock import NodeClock
+from rcache.records.record import heads
 from rcache_client.wire.frames import BadFrame, Request
 from rcache_client.wire.opcodes import Status
 
@@ -86,15 +87,23 @@ class StreamEnd(Enum):
     FAILED = "the stream's log failed"
 
 
-class Batch(NamedTuple):
-    """Records taken from the stream, oldest first, and the stream's position after them, in bytes since its beginning.
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Records taken from the stream: `count` of them, one after the other in `body`, oldest first; and the stream's position
+    after them, in bytes since its beginning.
 
     `lost` is true if records before these were dropped because this reader fell behind (only a reader that does not hold).
     """
 
-    records: Sequence[bytes]
+    body: bytes
+    count: int
     position: int
     lost: bool
+
+    @property
+    def records(self) -> list[bytes]:
+        """The records one by one."""
+        return [self.body[head.start : head.end] for head in heads(self.body)]
 
 
 class StreamReader(Protocol):

@@ -241,13 +241,13 @@ class AppendLog:
         batch = self._in_hand = self._reader.take(BATCH_BYTES, self._timeout_s(timeout_s), linger_s)
         if self._segment_is_over():
             self._next_segment()
-        if batch.records:
+        if batch.count:
             self._write(batch)
         if self._sync_is_due():
             self._sync()
-        if batch.records:
+        if batch.count:
             self._reader.release(batch.position)
-        return bool(batch.records)
+        return batch.count > 0
 
     def _timeout_s(self, timeout_s: float) -> float:
         """Not past the next fsync, if one is owed."""
@@ -258,19 +258,18 @@ class AppendLog:
     def _write(self, batch: Batch) -> None:
         segment = self._segment
         assert segment is not None
-        body = b"".join(batch.records)
-        block = encode_block(segment.header.file_id, segment.blocks, body, len(batch.records), segment.synced)
+        block = encode_block(segment.header.file_id, segment.blocks, batch.body, batch.count, segment.synced)
         counts = self._counts
         if not counts.unsynced_records:
             self._synced_at = max(self._synced_at, time.monotonic())
-        counts.unsynced_records += len(batch.records)
-        counts.unsynced_bytes += len(body)
+        counts.unsynced_records += batch.count
+        counts.unsynced_bytes += len(batch.body)
         self._in_hand = None
         self._disk.write(segment.fd, block)  # invariant 1
         segment.blocks += 1
         segment.size += len(block)
         self._position = batch.position
-        counts.records += len(batch.records)
+        counts.records += batch.count
         counts.bytes += len(block)
         counts.blocks += 1
 
@@ -361,9 +360,9 @@ class AppendLog:
         counts = self._counts
         lost = lost_bytes = 0
         if self.config.policy is not FsyncPolicy.ALWAYS:
-            waiting = [*(self._in_hand.records if self._in_hand else ()), *self._reader.take(EVERYTHING, 0.0).records]
-            lost = counts.unsynced_records + len(waiting)
-            lost_bytes = counts.unsynced_bytes + sum(map(len, waiting))
+            waiting = [self._reader.take(EVERYTHING, 0.0), *([self._in_hand] if self._in_hand else [])]
+            lost = counts.unsynced_records + sum(batch.count for batch in waiting)
+            lost_bytes = counts.unsynced_bytes + sum(len(batch.body) for batch in waiting)
         self.failure = LogFailure(error, doing, lost, lost_bytes)
         self._let_go()
         self._hooks.on_failure(self.failure)
@@ -372,7 +371,7 @@ class AppendLog:
         """What it means that the thread did not end: it hangs in a call to the disk. Counted without touching its cursor."""
         late = TimeoutError(errno.ETIMEDOUT, f"the disk did not answer within {timeout_s:g} s")
         always = self.config.policy is FsyncPolicy.ALWAYS
-        in_hand = len(self._in_hand.records) if self._in_hand else 0
+        in_hand = self._in_hand.count if self._in_hand else 0
         records = 0 if always else self._counts.unsynced_records + in_hand
         return LogFailure(late, "closing the append log", records, 0 if always else self._stream.head - self._stream.durable)
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from rcache.engine.contract import Engine, RequestRefused, StreamEnd
+from rcache.engine.contract import Batch, Engine, RequestRefused, StreamEnd
 from rcache.records.record import HEADER_BYTES, Cause, Kind, decode, decode_opening, make_sequence
 from rcache_client.wire.opcodes import Opcode, Status
 from tests.contract.conftest import EngineFactory
@@ -152,7 +152,7 @@ def test_positions_count_record_bytes(engine: Engine, caller: Caller) -> None:
     batch = reader.take(EVERYTHING, 0.0)
     assert batch.position == engine.stream.head == start + HEADER_BYTES + 3 + 5
     assert sum(map(len, batch.records)) == batch.position - start
-    assert reader.take(EVERYTHING, 0.0) == ((), batch.position, False)
+    assert reader.take(EVERYTHING, 0.0) == Batch(b"", 0, batch.position, lost=False)
     reader.close()
 
 
@@ -187,7 +187,7 @@ def test_a_reader_that_waits_can_be_woken_without_a_change(engine: Engine) -> No
     reader = engine.stream.open_reader("test", holds=True)
     waiting = Task(lambda: reader.take(EVERYTHING, PATIENCE_S * 2))
     engine.stream.wake_readers()
-    assert waiting.result().records == ()
+    assert waiting.result().count == 0
     reader.close()
 
 

@@ -219,7 +219,7 @@ class RingReader:
                 if linger_s > 0 and not self._is_urgent():
                     ring._readable.wait(linger_s)
                 return self._collect(bytes_max)
-            return Batch((), self.position, lost=False)
+            return Batch(b"", 0, self.position, lost=False)
 
     def _wait_for_first(self, timeout_s: float) -> bool:
         ring = self._ring
@@ -258,7 +258,7 @@ class RingReader:
             size += len(record)
         self.index += len(taken)
         self.position += size
-        return Batch(taken, self.position, lost)
+        return Batch(b"".join(taken), len(taken), self.position, lost)
 
     def release(self, position: int) -> None:
         ring = self._ring

@@ -1,0 +1,4 @@
+# cython: freethreading_compatible=True
+"""x"""
+def hello():
+    return 1
