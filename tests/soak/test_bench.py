@@ -1,235 +1,225 @@
-"""The benchmark: its arithmetic, its load generator, and a short run against whatever is installed."""
+"""The benchmark as a command: its options, and every part of it at a small size, against whatever is installed."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
-import socket
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from threading import Thread
 
 import pytest
-from rich.console import Console
 
-from soak.bench import ROOT, BenchError, Load, built_load, idle_connection_bytes, main, measure_all, read_settings
-from soak.bench_peers import KEY, MEMCACHED, PEERS, RCACHED, REDIS, VALUE, Peer, Running, Traffic, exchange, running
-from soak.bench_report import Measurement, Report, grids, ratios, ratios_text, to_json, to_markdown
+from soak.bench import main
+from soak.bench.command import ROOT, read_settings
+from soak.bench.context import FULL, QUICK, Bench, Sizes
+from soak.bench.drivers import LIMIT, Drivers, built_drivers
+from soak.bench.errors import BenchError
+from soak.bench.parts import PARTS, growth
+from soak.bench.parts.growth import item_counts
+from soak.bench.parts.shapes import SHAPES
+from soak.bench.peers import LOGGING, NAMES, Needs, peer_named
+from soak.bench.samples import Samples
+from soak.bench.traffic import OPERATIONS
+
+SMALL = Sizes(
+    rounds=1, seconds=0.05, spread_rounds=2, items=2_000, items_max=3_000, connections_held=20, disk_bytes=1 << 20
+)  # fmt: skip
+HERE = [name for name in NAMES if peer_named(name, Needs()).path]
 
 needs_compiler = pytest.mark.skipif(not (shutil.which("gcc") or shutil.which("cc")), reason="no C compiler is installed")
 
 
-def needs(peer: Peer) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(peer.path is None, reason=f"{peer.program} is not installed")
-
-
-INSTALLED = [pytest.param(peer, marks=needs(peer), id=peer.name) for peer in (REDIS, MEMCACHED)]
-
-
-def measured(server: str, number: int, rate: float, operation: str = "GET") -> Measurement:
-    return Measurement(server, operation, 16, 16, number, rate, p50_us=10.0 * number, p99_us=100.0, p999_us=200.0)
-
-
-@pytest.fixture
-def report() -> Report:
-    rates = {"rcached": (10.0, 30.0, 20.0), "redis": (20.0, 30.0, 80.0)}
-    measurements = [measured(name, n, rate) for name, all_of in rates.items() for n, rate in enumerate(all_of, 1)]
-    return Report(
-        command="python -m soak.bench",
-        date="2025-01-02",
-        machine={"processor": "abacus"},
-        servers={name: {"version": "1.2", "command": f"{name} --flag"} for name in rates},
-        rounds=3,
-        seconds=2.0,
-        missing=["memcached"],
-        measurements=measurements,
-        log_cost=[
-            measured("off", 1, 100, "SET"),
-            measured("on", 1, 90, "SET"),
-            measured("off", 2, 50, "SET"),
-            measured("on", 2, 50, "SET"),
-        ],
-        bytes_per_connection={"rcached": 12_345},
-        connections_held=1000,
-    )
-
-
-def test_ratios_are_taken_round_by_round(report: Report) -> None:
-    assert ratios(report.measurements, "rcached", "redis") == [0.5, 1.0, 0.25]
-    assert ratios_text([0.5, 1.0, 0.25]) == "0.50 (0.50 1.00 0.25)"
-    assert ratios([measured("a", 1, 2.0), measured("b", 2, 2.0)], "a", "b") == []
-    assert ratios_text([]) == "-"
-
-
-def test_the_tables(report: Report) -> None:
-    rates, latencies, log, memory = grids(report)
-    assert list(rates.columns) == ["shape", "rcached", "redis", "rcached : redis"]
-    assert rates.rows == [["16 x 16", "20", "30", "0.50 (0.50 1.00 0.25)"]]
-    assert latencies.rows == [["GET 16 x 16", "20 / 100", "20 / 100"]]
-    assert log.rows == [["16 x 16", "75", "70", "0.95 (0.90 1.00)"]]
-    assert memory.rows == [["rcached", "12,345"]]
-
-
-def test_markdown_and_json_say_how_it_was_measured(report: Report) -> None:
-    text = to_markdown(report)
-    for said in (
-        "`python -m soak.bench`",
-        "2025-01-02",
-        "abacus",
-        "rcached 1.2: `rcached --flag`",
-        "memcached",
-        "3 rounds of 2 s",
-    ):
-        assert said in text
-    assert "| 16 x 16 | 20 | 30 | 0.50 (0.50 1.00 0.25) |" in text
-    again = json.loads(json.dumps(to_json(report)))
-    assert [each["operations_per_s"] for each in again["measurements"]] == [10, 30, 20, 20, 30, 80]
-
-
-def test_the_requests_are_those_of_the_protocols() -> None:
-    assert {name: peer.traffic["GET"].reply_bytes for name, peer in PEERS.items()} == {
-        "rcached": 132,
-        "redis": 108,
-        "memcached": 129,
-    }
-    assert {name: peer.traffic["SET"].reply_bytes for name, peer in PEERS.items()} == {
-        "rcached": 24,
-        "redis": 5,
-        "memcached": 8,
-    }
-    for peer in PEERS.values():
-        assert KEY in peer.traffic["GET"].request
-        assert KEY in peer.traffic["SET"].request
-        assert VALUE in peer.traffic["SET"].request
-
-
 def test_settings() -> None:
     settings = read_settings([])
-    assert (settings.rounds, settings.seconds, settings.servers) == (5, 2.0, ["rcached", "redis", "memcached"])
+    assert (settings.sizes, settings.servers, settings.parts) == (FULL, list(NAMES), list(PARTS))
     assert settings.output.parts[-2:] == ("docs", "benchmarks")
     quick = read_settings(["--quick"])
-    assert (quick.rounds, quick.seconds, quick.output) == (2, 0.3, None)
-    for wrong in (["--rounds", "-1"], ["--seconds", "-1"], ["--servers", "postgres"]):
-        with pytest.raises(SystemExit) as ended:
-            read_settings(wrong)
-        assert ended.value.code == 2
+    assert (quick.sizes, quick.output) == (QUICK, None)
+    wanted = "--parts keys --rounds 30 --seconds 0.5 --items 7 --max-items 9 --connections 11"
+    given = read_settings(wanted.split()).sizes
+    assert given == replace(
+        FULL, rounds=30, seconds=0.5, spread_rounds=30, items=7, items_max=9, connections_held=11
+    )  # fmt: skip
 
 
-@contextmanager
-def scripted_server(answer: bytes, request_bytes: int) -> Iterator[Running]:
-    """A server that answers every `request_bytes` bytes with `answer`, to one connection."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "--rounds -1",
+        "--rounds x",
+        "--seconds 0",
+        "--seconds nan",
+        "--max-items 0",
+        "--servers postgres",
+        "--parts shape",
+        "--engine steam",
+        "--scratch /nowhere/at/all",
+        "--quick --render",
+    ],
+)
+def test_wrong_settings(wrong: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        read_settings(wrong.split())
+    assert ended.value.code == 2
 
-        def serve() -> None:
-            connection, _ = listener.accept()
-            with connection, suppress(ConnectionError):  # the load generator hangs up in the middle of a reply
-                connection.settimeout(30)
-                held = 0
-                while received := connection.recv(65_536):
-                    held += len(received)
-                    connection.sendall(answer * (held // request_bytes))
-                    held %= request_bytes
 
-        thread = Thread(target=serve, name="scripted-server")
-        thread.start()
-        yield Running(Peer("scripted", "none", (), {"GET": Traffic(b"ask\n", 6)}), 0, listener.getsockname()[1])
-        thread.join(30)
-        assert not thread.is_alive()
+def test_the_document_names_every_part() -> None:
+    text = (ROOT / "docs" / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == list(PARTS)
+    for command in re.findall(r"^rcache-bench (.*?)(?:  +#.*)?$", text, re.MULTILINE):
+        read_settings(command.split())
+
+
+def test_items_grow_by_tens() -> None:
+    assert item_counts(10_000_000) == [1_000, 10_000, 100_000, 1_000_000, 10_000_000]
+    assert item_counts(2_500) == [1_000, 2_500]
+    assert item_counts(500) == [500]
 
 
 @pytest.fixture(scope="module")
-def load() -> Iterator[Load]:
-    with built_load(seconds=0.1) as built:
+def drivers() -> Iterator[Drivers]:
+    with built_drivers() as built:
         yield built
 
 
-@needs_compiler
-def test_the_load_generator_counts_replies_of_the_right_length(load: Load) -> None:
-    with scripted_server(b"answer", 4) as server:
-        found = load.measure(server, "GET", (1, 8), 3)
-    assert found.row == ("GET", 1, 8)
-    assert (found.server, found.round) == ("scripted", 3)
-    assert found.operations_per_s > 0
-    assert 0 < found.p50_us <= found.p99_us <= found.p999_us
+@pytest.fixture
+def bench(drivers: Drivers, tmp_path: Path) -> Bench:
+    return Bench(SMALL, drivers, tmp_path, HERE, step=lambda _: None)
+
+
+def measured(bench: Bench, name: str) -> Samples:
+    """The samples of one part, all of which must have become tables and left no files."""
+    samples = Samples(PARTS[name].measure(bench))
+    assert all(grid.rows for grid in PARTS[name].grids(samples))
+    assert list(bench.scratch.iterdir()) == []
+    assert all(figure >= 0 for each in samples for figure in each.figures.values())
+    return samples
 
 
 @needs_compiler
-@pytest.mark.parametrize(("answer", "complaint"), [(b"answer!", "reply too long"), (b"hm", "no reply of 6 bytes")])
-def test_a_wrong_reply_ends_the_run(answer: bytes, complaint: str, load: Load) -> None:
-    with scripted_server(answer, 4) as server, pytest.raises(BenchError, match=complaint):
-        load.measure(server, "GET", (1, 1), 1)
-
-
-def test_an_exchange_holds_a_reply_to_its_length() -> None:
-    with scripted_server(b"answer", 4) as server:
-        assert exchange(server, Traffic(b"ask\n", 6)) == b"answer"
-    with scripted_server(b"answer!", 4) as server, pytest.raises(RuntimeError, match="more than 6"):
-        exchange(server, Traffic(b"ask\n", 6))
-
-
-@pytest.mark.parametrize("peer", INSTALLED)
-def test_a_peer_starts_fresh_answers_and_stops(peer: Peer) -> None:
-    with running(peer) as server:
-        assert VALUE in exchange(server, peer.traffic["GET"])
-        assert server.resident_kib() > 0
-        port = server.port
-    with pytest.raises(OSError, match="refused"):
-        socket.create_connection(("127.0.0.1", port), 5)
-    assert peer.version[0].isdigit()
-
-
-STAND_IN = """\
-import socket, sys
-assert sys.argv[1:3] == ["--listen", "127.0.0.1:0"], sys.argv
-from rcache_client.wire.frames import RequestReader, encode_reply
-from rcache_client.wire.grammar import ITEM, VERSION_REPLY
-from rcache_client.wire.opcodes import Opcode
-listener = socket.create_server(("127.0.0.1", 0))
-print(f"starting\\nready 127.0.0.1:{listener.getsockname()[1]}", flush=True)
-while True:
-    connection, reader = listener.accept()[0], RequestReader(1000)
-    while received := connection.recv(1000):
-        reader.feed(received)
-        while request := reader.next():
-            payload = ITEM.encode(0, 1, b"v" * 100) if request.opcode == Opcode.GET else VERSION_REPLY.encode(1)
-            connection.sendall(encode_reply(request.opcode, 0, request.request_id, 0, payload))
-"""
-
-
-def test_rcached_says_itself_where_it_listens(tmp_path: Path) -> None:
-    program = tmp_path / "rcached"
-    program.write_text(f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\n{STAND_IN}")
-    program.chmod(0o755)
-    with running(replace(RCACHED, program=str(program))) as server:
-        assert VALUE in exchange(server, RCACHED.traffic["GET"])
-
-
-def test_a_peer_that_does_not_come_up_is_reported_with_what_it_said() -> None:
-    peer = Peer("broken", "sh", ("-c", "echo no luck today; exit 9"), {})
-    with pytest.raises(RuntimeError, match="ended with code 9: no luck today"), running(peer):
-        pass
+def test_shapes(bench: Bench) -> None:
+    samples = measured(bench, "shapes")
+    assert samples.groups == list(OPERATIONS)
+    assert samples.conditions == [str(shape) for shape in SHAPES]
+    in_turn = [(each.server, each.round) for each in samples.where("GET", "1 x 1")]
+    assert in_turn == [(name, number) for number in (1, 2) for name in (*HERE, LIMIT)]
+    assert bench.started.keys() == set(HERE)
 
 
 @needs_compiler
-@pytest.mark.parametrize("peer", INSTALLED)
-def test_measuring_in_turn(peer: Peer, load: Load) -> None:
-    found = measure_all(load, [peer, peer], [("SET", (2, 3)), ("GET", (1, 1))], rounds=2, console=Console(quiet=True))
-    assert [(each.row, each.round) for each in found] == [
-        *[(("SET", 2, 3), 1)] * 2, *[(("SET", 2, 3), 2)] * 2, *[(("GET", 1, 1), 1)] * 2, *[(("GET", 1, 1), 2)] * 2,
-    ]  # fmt: skip
+def test_log(bench: Bench) -> None:
+    samples = measured(bench, "log")
+    logging = [name for name in HERE if name in LOGGING]
+    assert samples.where("SET").servers == logging
+    assert samples.where("SET").conditions == ["off", "interval (everysec)", "never (no)", "always"]
+    assert len(samples.where("disk").figures("written_mb_per_s")) == 1
+    for name in logging:
+        assert f"{name}, log: always" in bench.started
 
 
-@needs(REDIS)
-def test_what_an_idle_connection_costs() -> None:
-    assert 0 <= idle_connection_bytes(REDIS, 50) < 1_000_000
+@needs_compiler
+@pytest.mark.parametrize("part", ["log", "load"])
+def test_a_server_without_a_log_has_no_part_in_it(part: str, bench: Bench) -> None:
+    bench.names = ["memcached"]
+    with pytest.raises(BenchError, match="none of these servers has an append log"):
+        PARTS[part].measure(bench)
 
 
-def test_nothing_to_measure_is_an_error(
+@needs_compiler
+def test_items(bench: Bench) -> None:
+    samples = measured(bench, "items")
+    assert samples.servers == HERE
+    for each in samples:
+        assert 0 < each.figures["bytes_per_item"] < 5_000
+
+
+@needs_compiler
+def test_keys(bench: Bench) -> None:
+    samples = measured(bench, "keys")
+    assert samples.conditions == [1_000, 3_000]
+    assert samples.servers == HERE
+
+
+@needs_compiler
+def test_values(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growth, "VALUE_SIZES", (10, 1_000_000))
+    monkeypatch.setattr(growth, "VALUES_BYTES", 10_000_000)
+    samples = measured(bench, "values")
+    assert samples.conditions == [10, 1_000_000]
+    assert samples.servers == HERE
+
+
+@needs_compiler
+def test_load(bench: Bench) -> None:
+    samples = measured(bench, "load")
+    assert samples.servers == [name for name in HERE if name in LOGGING]
+    for each in samples:
+        assert each.figures["serving_s"] > 0
+        assert each.figures["files_mb"] > 2_000 * 100 / 1e6
+
+
+@needs_compiler
+def test_connections(bench: Bench) -> None:
+    samples = measured(bench, "connections")
+    assert samples.where("idle").conditions == [20]
+    assert samples.where("GET").conditions == [20, 0]
+    assert samples.servers == HERE
+
+
+@needs_compiler
+def test_a_server_that_serves_too_few_is_an_error(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("soak.bench.parts.connections.SPARE", -15)
+    bench.names = [name for name in HERE if name == "redis"]
+    if not bench.names:
+        pytest.skip("redis-server is not installed")
+    with pytest.raises(BenchError, match=r"redis did not serve connection \d+ of 20"):
+        PARTS["connections"].measure(bench)
+
+
+@needs_compiler
+def test_the_whole_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [name for name in HERE if name != "rcached"]
+    if not names:
+        pytest.skip("neither redis-server nor memcached is installed")
+    arguments = ["--parts", "keys", "--servers", *names, "--rounds", "1", "--seconds", "0.05", "--max-items", "2000"]
+    assert main([*arguments, "--output", str(tmp_path / "new"), "--scratch", str(tmp_path)]) == 0
+    page = (tmp_path / "new" / "peers.md").read_text()
+    assert f"`rcache-bench {' '.join(arguments)}" in page
+    assert len(json.loads((tmp_path / "new" / "peers-keys.json").read_text())["samples"]) == 4 * len(names)
+    assert main(["--render", "--output", str(tmp_path / "new")]) == 0
+    assert (tmp_path / "new" / "peers.md").read_text() == page
+    assert "Written:" in capsys.readouterr().out
+
+
+@needs_compiler
+def test_interrupted_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("soak.bench.command.measure", interrupted)
+    assert main(["--quick"]) == 1
+    assert "rcache-bench: interrupted" in capsys.readouterr().err
+
+
+def test_without_a_compiler_it_ends(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main(["--quick", "--servers", "redis", "memcached"]) == 1
-    assert "not installed: redis-server, memcached" in capsys.readouterr().err
+    assert "C compiler is needed" in capsys.readouterr().err
+
+
+@needs_compiler
+def test_a_part_that_fails_leaves_the_others_be(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(
+        "soak.bench.command.peer_named", lambda name, needs: replace(peer_named(name, needs), program="nothing")
+    )
+    assert main(["--quick", "--parts", "keys", "items", "--servers", "redis", "memcached", "--output", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert "rcache-bench: keys: not installed: nothing, nothing" in said
+    assert "rcache-bench: items: not installed" in said
+    assert list(tmp_path.iterdir()) == []
