@@ -165,6 +165,10 @@ def running(peer: Peer, directory: Path | None = None, timeout_s: float = START_
         server = Running(peer, process.pid, port, directory, time.monotonic() - began, engine[1] if engine else None)
         exchange(server, traffic.fixed(peer.dialect)[GET])
         yield server
+    except BenchError as error:
+        if process.poll() is None:
+            raise
+        raise BenchError(f"{error} ({peer.name} had ended with code {process.returncode}: {_tail(said)})") from error
     finally:
         _stop(process)
 
@@ -203,7 +207,7 @@ def _wait_until_up(peer: Peer, process: subprocess.Popen[bytes], port: int, said
     write = traffic.fixed(peer.dialect)[SET]
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise BenchError(f"{peer.name} ended with code {process.returncode}: {_tail(said)}")
+            raise BenchError(f"{peer.name} did not come up")
         found = _said_port(said) if peer.says_ready else port
         if found and _takes(found, write):
             return found

@@ -133,6 +133,20 @@ def test_a_peer_that_was_killed_starts_again_from_its_files(name: str, tmp_path:
         exchange(server, item[GET])
 
 
+@pytest.mark.parametrize("name", INSTALLED[:2])
+def test_a_peer_that_dies_while_it_is_measured_is_told(name: str) -> None:
+    peer = peer_named(name, Needs())
+
+    def die() -> None:
+        with running(peer) as server:
+            server.kill()
+            os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)
+            raise BenchError("no answer")
+
+    with pytest.raises(BenchError, match=rf"no answer \({name} had ended with code -9: "):
+        die()
+
+
 STAND_IN = """\
 import socket, sys
 assert sys.argv[1:3] == ["--listen", "127.0.0.1:0"], sys.argv
@@ -163,7 +177,10 @@ def test_rcached_says_itself_where_it_listens_and_which_engine_it_runs(tmp_path:
 
 def test_a_peer_that_does_not_come_up_is_reported_with_what_it_said() -> None:
     peer = Peer("broken", "sh", ("-c", "echo no luck today; exit 9"), traffic.redis)
-    with pytest.raises(BenchError, match="ended with code 9: no luck today"), running(peer):
+    with (
+        pytest.raises(BenchError, match=r"broken did not come up \(broken had ended with code 9: no luck today\)"),
+        running(peer),
+    ):
         pass
     silent = Peer("silent", "sleep", ("30",), traffic.redis)
     with pytest.raises(BenchError, match="was not up after 0 s: it said nothing"), running(silent, timeout_s=0.05):
