@@ -36,7 +36,7 @@ format: $(STAMP) ## Bring the source into the house's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP) ## Measure beside Redis and memcached (ARGS="--quick"); needs gcc
+bench: $(STAMP) ## Measure beside Redis and memcached, about 20 minutes (ARGS="--quick", ARGS="--parts shapes log"); needs gcc
 	$(BIN)/python -m soak.bench $(ARGS)
 
 soak: $(STAMP) ## kill -9 and stop under load, 50 rounds of each (ARGS="--rounds 5 --seed 1")

@@ -43,6 +43,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "configargparse": ("rcache.server", "rcache.commands"),
     "loguru": ("rcache.server", "rcache.commands"),
     "rich": ("rcache.commands", "soak"),
+    "matplotlib": ("soak",),
 }
 """Packages from outside, and the floors that may use them. The client and the formats use the standard library only."""
 

@@ -107,7 +107,8 @@ def test_the_package_names_programs_and_files_that_exist() -> None:
     for entry in project["scripts"].values():
         module, _, function = entry.partition(":")
         assert function == "main"
-        assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), module
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__init__.py").is_file(), module
     assert all((ROOT / name).is_file() for name in [project["readme"], *project["license-files"]])
     shipped = described["tool"]["setuptools"]["data-files"]["share/rcache"]
     assert all((ROOT / name).is_file() for name in shipped)

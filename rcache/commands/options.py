@@ -28,6 +28,7 @@ from rcache.commands import option_values as values
 from rcache.commands.exit_codes import ExitCode
 from rcache.commands.option_file import option_file_format
 from rcache.commands.option_values import GIB, KIB, MIB, TIB, size_text
+from rcache.engine.bodies import NATIVE, REFERENCE, best_body, why_not_native
 from rcache.records.record import HEADER_BYTES as RECORD_HEADER_BYTES
 from rcache.stream.data_dir import node_of
 from rcache.stream.policy import FsyncPolicy
@@ -60,7 +61,7 @@ CONNECTIONS_MAX = 1_000_000
 """What Linux lets one process open (fs.nr_open is 1,048,576) less what else it needs."""
 
 LOG_LEVELS = ("TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-ENGINES = ("auto", "native", "reference")
+ENGINES = ("auto", NATIVE, REFERENCE)
 
 _DESCRIPTION = "Serve an rcache node: an in-memory cache with an append log, a savefile and an orderly stop."
 
@@ -159,9 +160,10 @@ def _finish(parser: _Parser, given: dict[str, Any]) -> ServerOptions:
         given["secret"] = values.read_secret(given["secret_file"]) if given["secret_file"] else None
     except ArgumentTypeError as error:
         parser.error(f"--secret-file: {error}")
-    if given["engine"] == "native":
-        parser.error("--engine: 'native' is not built here; auto and reference are")
-    given["engine"] = "reference"
+    if given["engine"] == NATIVE and (why := why_not_native()):
+        parser.error(f"--engine: 'native' cannot be used: {why}; auto and reference can")
+    if given["engine"] == "auto":
+        given["engine"] = best_body()
     return ServerOptions(**given)
 
 

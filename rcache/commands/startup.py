@@ -27,9 +27,9 @@ from rcache.commands.options import BUCKETS_DEFAULT, ServerOptions
 from rcache.commands.restore import restore
 from rcache.commands.show import show_count, show_size
 from rcache.commands.start_failed import StartFailed
+from rcache.engine.bodies import REFERENCE, make_engine, why_not_native
 from rcache.engine.clock import NodeClock
 from rcache.engine.contract import ConnectionLimits, Engine, EngineConfig, RequestRefused
-from rcache.engine.reference import ReferenceEngine
 from rcache.records.reader import DataDamaged
 from rcache.server.listener import bind
 from rcache.server.notify import Notifier, watchdog_interval_s
@@ -128,7 +128,7 @@ def _assemble(
     clock = NodeClock()
     began = time.monotonic()
     recovered = _recover(options, data_dir, watch)
-    engine = ReferenceEngine(_engine_config(options, data_dir), clock)
+    engine = _make_engine(options, data_dir, clock)
     cleanup.callback(engine.close)
     feed(recovered.buckets, engine.apply, watch.progress("loading", _in_buckets))
     identity = data_dir.identity
@@ -165,6 +165,19 @@ def _assemble(
         secret=options.secret,
     )
     return Service(parts, watchdog_interval_s())
+
+
+def _make_engine(options: ServerOptions, data_dir: DataDir, clock: NodeClock) -> Engine:
+    """The engine that the options name. Says which, and says so loudly where the slow one was not asked for."""
+    missing = why_not_native() if options.engine == REFERENCE else ""
+    if missing:
+        logger.warning("the native engine cannot be used: {}; serving with the reference engine, many times slower", missing)
+    try:
+        engine = make_engine(options.engine, _engine_config(options, data_dir), clock)
+    except MemoryError as error:
+        raise StartFailed(ExitCode.WRONG_USE, f"--memory-limit: {error}") from None
+    logger.info("engine: {}", engine.name)
+    return engine
 
 
 def _recover(options: ServerOptions, data_dir: DataDir, watch: _Watch) -> Recovered:

@@ -35,7 +35,15 @@ class NodeClock:
         self._offset = wall_ms() - boot_ms()
         self._adjusted_at = boot_ms()
         self._newest = 0
+        self._followers: list[Callable[[int], None]] = []
+        self.is_machines = (wall_ms, boot_ms) == (_wall_ms, _boot_ms)
         self.stepped_ms = 0
+
+    def follow(self, tell: Callable[[int], None]) -> None:
+        """Call `tell` with what the boot clock is behind the node's time, in ms: now, and whenever that changes. So code that
+        reads the boot clock by itself goes by this clock (`is_machines`: it is made of the machine's clocks)."""
+        self._followers.append(tell)
+        tell(self._offset)
 
     def now_ms(self) -> int:
         """The node's time."""
@@ -50,6 +58,8 @@ class NodeClock:
         if abs(difference) < STEP_MS:
             most = elapsed * SLEW_PPM // 1_000_000 + 1
             self._offset += max(-most, min(most, difference))
+            for tell in self._followers:
+                tell(self._offset)
             self.stepped_ms = 0
             return 0
         stepped = difference - self.stepped_ms

@@ -172,7 +172,9 @@ class EngineConnection(Protocol):
     data_allowed: bool
     greeted: bool
     last_executed: int
-    requests: int
+
+    @property
+    def requests(self) -> int: ...
 
     def send(self, data: bytes) -> Ended | None:
         """Send a reply made outside the engine; None if all was taken in time. Blocks up to `send_s`."""

@@ -17,6 +17,8 @@ from rcache.commands import option_values as values
 from rcache.commands.exit_codes import ExitCode
 from rcache.commands.option_values import size_text
 from rcache.commands.options import BUCKETS_DEFAULT, OPTION_NAMES, ServerOptions, build_parser, parse
+from rcache.engine import bodies
+from rcache.engine.bodies import best_body
 from rcache.stream.policy import FsyncPolicy
 from rcache_client.address import Address
 
@@ -94,7 +96,7 @@ def test_defaults() -> None:
         frame_timeout=30.0,
         send_timeout=30.0,
         stop_timeout=20.0,
-        engine="reference",
+        engine=best_body(),
         log_level="INFO",
         log_file=None,
     )
@@ -196,7 +198,6 @@ def test_an_option_is_taken(argv: list[str], field: str, value: object) -> None:
         ("--send-timeout", "-1", "0.001 to 2592000 seconds"),
         ("--stop-timeout", "2592000.1", "0.001 to 2592000 seconds"),
         ("--secret-file", "/no/such/file", "No such file"),
-        ("--engine", "native", "not built here"),
         ("--engine", "quantum", "auto, native, reference"),
         ("--log-level", "LOUD", "TRACE, DEBUG, INFO"),
         ("--data-dir", "/dev/null", "not a directory"),
@@ -214,6 +215,29 @@ def test_a_wrong_value_is_refused(option: str, value: str, allowed: str, refused
 )
 def test_a_wrong_command_line_is_refused(argv: list[str], refused: Refused) -> None:
     assert argv[0].partition("=")[0] in refused(*argv)
+
+
+@pytest.fixture
+def not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine without a compiler."""
+
+    def find_nothing(name: str) -> None:
+        raise ImportError(f"No module named {name!r}")
+
+    monkeypatch.setattr(bodies.importlib, "import_module", find_nothing)
+
+
+@pytest.mark.usefixtures("not_built")
+def test_where_the_native_engine_was_not_built_it_is_refused_and_auto_is_the_reference(refused: Refused) -> None:
+    message = refused("--engine", "native")
+    assert "not built" in message
+    assert "auto and reference" in message
+    assert parse(["--engine", "auto"], {}).engine == "reference"
+
+
+@pytest.mark.skipif(bool(bodies.why_not_native()), reason="the native engine was not built here")
+def test_where_the_native_engine_was_built_auto_is_native() -> None:
+    assert parse(["--engine", "auto"], {}).engine == parse(["--engine", "native"], {}).engine == "native"
 
 
 def test_sizes_must_fit_together(refused: Refused) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from rcache.engine.bodies import NATIVE, REFERENCE, make_engine, why_not_native
 from rcache.engine.contract import Engine, EngineConfig
-from rcache.engine.reference import ReferenceEngine
 from tests.contract.harness import Caller, FakeTime
 
 EngineFactory = Callable[..., Engine]
@@ -24,14 +24,20 @@ SMALL: dict[str, Any] = {
 """A configuration whose limits tests can reach."""
 
 
-@pytest.fixture(params=[ReferenceEngine], ids=lambda body: body.name)
+BODIES = [
+    REFERENCE,
+    pytest.param(NATIVE, marks=pytest.mark.skipif(bool(why_not_native()), reason="the native engine was not built here")),
+]
+
+
+@pytest.fixture(params=BODIES)
 def engine_factory(request: pytest.FixtureRequest, fake_time: FakeTime) -> Iterator[EngineFactory]:
     """Makes engines; those it made are checked and closed in the end. `opened`: the epoch their buckets are opened in, 0: not
     at all. Everything else goes into the configuration."""
     made: list[Engine] = []
 
     def make(opened: int = 1, **config: Any) -> Engine:
-        engine: Engine = request.param(EngineConfig(**{**SMALL, **config}), fake_time.clock())
+        engine = make_engine(request.param, EngineConfig(**{**SMALL, **config}), fake_time.clock())
         made.append(engine)
         if opened:
             engine.open_buckets(range(engine.config.buckets), opened, 1, "n1")

@@ -219,11 +219,11 @@ def test_together_no_count_and_no_exchange_is_lost(engine_factory: EngineFactory
 
 
 def press(engine: Engine, fake_time: FakeTime, seed: int) -> None:
-    """200 requests of which none may end otherwise than it says here."""
+    """300 requests of which none may end otherwise than it says here."""
     chosen, caller = random.Random(seed), Caller(engine)
-    for _ in range(200):
+    for _ in range(300):
         fake_time.advance(chosen.randrange(2))
-        key = b"k%d" % chosen.randrange(60)
+        key = b"k%d" % chosen.randrange(150)
         what = chosen.choices(["flush", "expire", "set", "append", "delete", "get"], [1, 3, 56, 15, 10, 15])[0]
         if what == "flush":
             engine.flush(1 << 62)
@@ -242,7 +242,7 @@ def press(engine: Engine, fake_time: FakeTime, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_together_under_pressure_every_structure_agrees(engine_factory: EngineFactory, fake_time: FakeTime, seed: int) -> None:
     """Little memory, a small stream, short lives, flushes; a log that follows, and one who copies."""
-    engine = engine_factory(memory_bytes=20 << 10, stream_bytes=48 << 10, value_bytes_max=3000, commit=True)
+    engine = engine_factory(memory_bytes=96 << 10, stream_bytes=48 << 10, value_bytes_max=3000, commit=True)
     reader = engine.stream.open_reader("log", holds=True)
     stopping: list[bool] = []
 

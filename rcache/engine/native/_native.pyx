@@ -1,4 +1,726 @@
 # cython: freethreading_compatible=True
-"""x"""
-def hello():
-    return 1
+"""The native engine's core as Python sees it: thin classes over the structs and functions of the `.pxd` files beside this one.
+
+What it is: the only module of the native engine that makes Python objects. `engine` wraps it in the contract.
+Which thread runs it: any; every call that may wait or take long lets go of the interpreter's lock first.
+What it owns: the store, its readers' cursors, its connections' buffers.
+What it must not know: HELLO, files, options; which exception belongs to a refusal (that is `engine`'s).
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.ref cimport PyObject, Py_INCREF, Py_XDECREF
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+
+from rcache.engine.native cimport protocol
+from rcache.engine.native.answers cimport Worker, forget_replies, rewrite_uncommitted, write_reason, REASON_BYTES_MAX
+from rcache.engine.native.change cimport Buffer, buffer_free, buffer_need, key_of
+from rcache.engine.native.copies cimport (
+    APPLIED, Applied, Record, apply_all, begin_locked, copy_bucket, flush_bucket, open_bucket,
+)
+from rcache.engine.native.countdown cimport Countdown, countdown
+from rcache.engine.native.expiry cimport LISTS, DUE
+from rcache.engine.native.hashing cimport crc32, crc_init
+from rcache.engine.native.items cimport EXPIRES, LARGE, LIVE, Item, body_read, expiry_of, hash_of, item_cost
+from rcache.engine.native.memory cimport (
+    PAGE_CHUNKS, PAGE_DRAINING, PAGE_FREE, PAGE_LARGE, TABLE_CLASSES, Memory, SizeClass, chunk_at, handle_of, memory_close, memory_init, memory_used,
+)
+from rcache.engine.native.operations cimport BAD_PAYLOAD, Executed, deadline_of, execute
+from rcache.engine.native.removal cimport Outcome, WHY_LOG_FAILED, WHY_TIMED_OUT, evict_for_class, expire_due, free_page, refuse
+from rcache.engine.native.ring cimport (
+    STREAM_FAILED, STREAM_REACHED, Cursor, Ring, StreamEnd, cursor_await, cursor_close, cursor_measure, cursor_open, cursor_release,
+    cursor_unpin, ring_at, ring_close, ring_end_waits, ring_fail, ring_init, ring_set_durable, ring_wait_durable,
+)
+from rcache.engine.native.serving cimport (
+    ENDED_BAD_FRAME, ENDED_FRAME, GOING_ON, Conn, Ending, Handed, held_free, hold, send_all, serve_alone, worker_ready, worker_rest,
+)
+from rcache.engine.native.store cimport (
+    ABSENT, FROZEN, PENDING_MAX, PRIMARY, Bucket, Pending, Store, Stripe, bucket_at, line_up, now_ms, stripe_at,
+)
+from rcache.engine.native.system cimport (
+    EFD_CLOEXEC, EFD_NONBLOCK, close, eventfd, fence, get32, getrandom, load64, load8, monotonic_ns, mutex_init,
+    pthread_cond_broadcast, pthread_mutex_destroy, pthread_mutex_lock, pthread_mutex_unlock, signed64, store64, store8, write,
+)
+from rcache.engine.native.table cimport BIN_ENTRIES, Bin, bin_at, bin_number, table_find, table_init
+
+from rcache.records import record as _records
+from rcache_client.wire import opcodes as _opcodes
+from rcache_client.wire.frames import HEADER_BYTES as _HEADER_BYTES
+
+cdef extern from "stdlib.h" nogil:
+    int posix_memalign(void **, size_t, size_t) noexcept
+
+cdef enum:
+    LINE = 64
+    # What all connections together may hold of input that waits, unless one frame alone may be larger: then two of those.
+    BUFFER_BYTES_MAX = 67108864
+
+crc_init()
+
+
+cdef void demand(str name, long long ours, long long theirs) except *:
+    """One number of two homes."""
+    if ours != theirs:
+        raise ImportError(f"{name} is {ours} in the native engine, but {theirs}")
+
+
+cdef void compare_numbers() except *:
+    """The numbers of `protocol.pxd` are those of the wire and of the records, or this module cannot be used."""
+    cdef object op = _opcodes.Opcode, st = _opcodes.Status, kind = _records.Kind, cause = _records.Cause
+    demand("the request magic", protocol.REQUEST_MAGIC, _opcodes.REQUEST_MAGIC)
+    demand("the reply magic", protocol.REPLY_MAGIC, _opcodes.REPLY_MAGIC)
+    demand("the protocol version", protocol.PROTOCOL_VERSION, _opcodes.PROTOCOL_VERSION)
+    demand("the header", protocol.HEADER_BYTES, _HEADER_BYTES)
+    demand("a record's header", protocol.RECORD_HEADER_BYTES, _records.HEADER_BYTES)
+    demand("the longest time to live", protocol.TTL_MS_MAX, _opcodes.TTL_MS_MAX)
+    demand("the largest value", protocol.VALUE_BYTES_CEILING, _opcodes.VALUE_BYTES_CEILING)
+    demand("a value's hash", protocol.VALUE_HASH_BYTES, _opcodes.VALUE_HASH_BYTES)
+    demand("the counter", protocol.COUNTER_MAX, _records.COUNTER_MAX)
+    ours = {
+        op.GET: protocol.OP_GET, op.GET_AND_TOUCH: protocol.OP_GET_AND_TOUCH, op.SET: protocol.OP_SET, op.ADD: protocol.OP_ADD,
+        op.REPLACE: protocol.OP_REPLACE, op.DELETE: protocol.OP_DELETE, op.TOUCH: protocol.OP_TOUCH,
+        op.INCREMENT: protocol.OP_INCREMENT, op.DECREMENT: protocol.OP_DECREMENT, op.APPEND: protocol.OP_APPEND,
+        op.PREPEND: protocol.OP_PREPEND, op.CAS_VERSION: protocol.OP_CAS_VERSION, op.CAS_HASH: protocol.OP_CAS_HASH,
+        op.INSPECT: protocol.OP_INSPECT, op.GET_MANY: protocol.OP_GET_MANY, op.SET_MANY: protocol.OP_SET_MANY,
+        op.DELETE_MANY: protocol.OP_DELETE_MANY,
+    }
+    if set(ours) != _opcodes.DATA_OPCODES:
+        raise ImportError("the native engine does not know all data opcodes")
+    for theirs, number in ours.items():
+        demand(theirs.name, number, theirs)
+    for theirs, number in (
+        (st.OK, protocol.ST_OK), (st.NOT_FOUND, protocol.ST_NOT_FOUND), (st.EXISTS, protocol.ST_EXISTS),
+        (st.CHANGED, protocol.ST_CHANGED), (st.TOO_LARGE, protocol.ST_TOO_LARGE), (st.NO_ROOM, protocol.ST_NO_ROOM),
+        (st.NOT_A_NUMBER, protocol.ST_NOT_A_NUMBER), (st.OUT_OF_RANGE, protocol.ST_OUT_OF_RANGE),
+        (st.REPLY_FULL, protocol.ST_REPLY_FULL), (st.BUSY, protocol.ST_BUSY), (st.DEADLINE_PASSED, protocol.ST_DEADLINE_PASSED),
+        (st.STOPPING, protocol.ST_STOPPING), (st.NOT_PRIMARY, protocol.ST_NOT_PRIMARY),
+        (st.NOT_COMMITTED, protocol.ST_NOT_COMMITTED), (st.APPEND_LOG_FAILED, protocol.ST_APPEND_LOG_FAILED),
+        (st.BAD_MAGIC, protocol.ST_BAD_MAGIC), (st.BAD_VERSION, protocol.ST_BAD_VERSION), (st.BAD_FLAGS, protocol.ST_BAD_FLAGS),
+        (st.FRAME_TOO_LONG, protocol.ST_FRAME_TOO_LONG), (st.BAD_PAYLOAD, protocol.ST_BAD_PAYLOAD),
+        (kind.OPEN, protocol.KIND_OPEN), (kind.SET, protocol.KIND_SET), (kind.REMOVE, protocol.KIND_REMOVE),
+        (kind.FLUSH, protocol.KIND_FLUSH), (kind.ROW, protocol.KIND_ROW), (kind.IMPORT_BEGIN, protocol.KIND_IMPORT_BEGIN),
+        (kind.IMPORT_END, protocol.KIND_IMPORT_END), (kind.DROP, protocol.KIND_DROP), (max(kind) + 1, protocol.KINDS),
+        (cause.SET, protocol.CAUSE_SET), (cause.TOUCHED, protocol.CAUSE_TOUCHED), (cause.COUNTED, protocol.CAUSE_COUNTED),
+        (cause.EXTENDED, protocol.CAUSE_EXTENDED), (cause.DELETED, protocol.CAUSE_DELETED), (cause.EXPIRED, protocol.CAUSE_EXPIRED),
+        (cause.EVICTED, protocol.CAUSE_EVICTED), (cause.FLUSHED, protocol.CAUSE_FLUSHED), (max(cause) + 1, protocol.CAUSES),
+    ):
+        demand(repr(theirs), number, theirs)
+
+
+compare_numbers()
+
+
+cdef object lines_of(Outcome *outcome, Store *store):
+    """A refusal for Python: status, reason, version, position."""
+    cdef char text[REASON_BYTES_MAX]
+    cdef int count = write_reason(store, text, outcome)
+    return outcome.status, text[:count].decode("utf-8", "replace"), outcome.version, outcome.position
+
+
+cdef class Core:
+    """The store, and the calls on it. Sizes in bytes, times by time.monotonic_ns; see `engine` for what each call is for."""
+
+    cdef Store *store
+    cdef uint8_t stop
+    cdef int stop_fd
+
+    def __cinit__(
+        self, *, buckets, stripes, memory_bytes, evict, value_bytes_max, frame_bytes_max, stream_bytes, commit, default_budget_ns,
+        clock, digest
+    ):
+        self.stop_fd = -1
+        self.store = <Store *>calloc(1, sizeof(Store))
+        if self.store == NULL:
+            raise MemoryError("no memory for an engine")
+        cdef Store *store = self.store
+        store.bucket_count, store.stripe_count = buckets, min(stripes, buckets)
+        store.evict, store.commit = evict, commit
+        store.value_bytes_max, store.frame_bytes_max, store.default_budget_ns = value_bytes_max, frame_bytes_max, default_budget_ns
+        store.buffer_bytes_max = max(<int64_t>BUFFER_BYTES_MAX, 2 * <int64_t>frame_bytes_max)
+        Py_INCREF(digest)
+        store.digest = <PyObject *>digest
+        if clock is not None:
+            Py_INCREF(clock)
+            store.clock = <PyObject *>clock
+        if getrandom(store.hash_key, sizeof(store.hash_key), 0) != sizeof(store.hash_key):
+            raise OSError("no random bytes for the hash of keys")
+        self.stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+        if self.stop_fd < 0:
+            raise OSError("no descriptor for an event")
+        if not memory_init(&store.memory, memory_bytes):
+            raise MemoryError(f"no address space for a memory limit of {memory_bytes} bytes")
+        if not ring_init(&store.ring, stream_bytes):
+            raise MemoryError(f"no memory for a change stream of {stream_bytes} bytes")
+        self.make_buckets()
+
+    cdef void make_buckets(self) except *:
+        cdef Store *store = self.store
+        cdef void *made = NULL
+        cdef uint32_t number
+        cdef Bucket *bucket
+        if posix_memalign(&made, LINE, store.bucket_count * line_up(sizeof(Bucket))):
+            raise MemoryError("no memory for the buckets")
+        store.buckets = <uint8_t *>made
+        memset(store.buckets, 0, store.bucket_count * line_up(sizeof(Bucket)))
+        if posix_memalign(&made, LINE, store.stripe_count * line_up(sizeof(Stripe))):
+            raise MemoryError("no memory for the stripes")
+        store.stripes = <uint8_t *>made
+        memset(store.stripes, 0, store.stripe_count * line_up(sizeof(Stripe)))
+        for number in range(store.stripe_count):
+            if mutex_init(&stripe_at(store, number).lock):
+                raise OSError("no lock for a stripe")
+        for number in range(store.bucket_count):
+            bucket = bucket_at(store, number)
+            bucket.number, bucket.stripe = number, stripe_at(store, number % store.stripe_count)
+            table_init(&bucket.table)
+            if store.commit:
+                bucket.pending = <Pending *>calloc(PENDING_MAX, sizeof(Pending))
+                if bucket.pending == NULL:
+                    raise MemoryError("no memory for the buckets")
+
+    def __dealloc__(self):
+        cdef Store *store = self.store
+        cdef uint32_t number
+        if self.stop_fd >= 0:
+            close(self.stop_fd)
+        if store == NULL:
+            return
+        for number in range(store.bucket_count if store.buckets != NULL else 0):
+            free(bucket_at(store, number).table.segments)
+            free(bucket_at(store, number).pending)
+        for number in range(store.stripe_count if store.stripes != NULL else 0):
+            pthread_mutex_destroy(&stripe_at(store, number).lock)
+        free(store.buckets)
+        free(store.stripes)
+        memory_close(&store.memory)
+        ring_close(&store.ring)
+        Py_XDECREF(store.digest)
+        Py_XDECREF(store.clock)
+        free(store)
+
+    @property
+    def epoch(self):
+        return signed64(&self.store.epoch)
+
+    @epoch.setter
+    def epoch(self, epoch):
+        store64(<uint64_t *>&self.store.epoch, epoch)
+
+    def set_clock_offset(self, int64_t offset_ms):
+        """What the machine's boot clock is behind the node's, in ms."""
+        store64(<uint64_t *>&self.store.clock_offset_ms, <uint64_t>offset_ms)
+
+    def stop_serving(self):
+        cdef uint64_t one = 1
+        store8(&self.stop, 1)
+        write(self.stop_fd, &one, sizeof(one))
+
+    # --- requests
+
+    def serve(self, Connection connection not None):
+        """(ending, status, frame): `frame` of what is handed back, and for one that cannot be read its `status`."""
+        cdef Store *store = self.store
+        cdef Handed handed
+        cdef Worker worker
+        cdef Ending ending
+        memset(&worker, 0, sizeof(Worker))
+        memset(&handed, 0, sizeof(Handed))
+        with nogil:
+            ending = serve_alone(store, &worker, &connection.conn, &self.stop, self.stop_fd, &handed)
+        try:
+            return connection.handed_back(ending, &handed)
+        finally:
+            worker_rest(store, &worker)
+
+    def execute(self, uint8_t opcode, uint32_t request_id, uint32_t budget_ms, bytes payload not None):
+        """One data request: its reply frame, or None where the payload does not come out even. Blocks."""
+        cdef Store *store = self.store
+        cdef const uint8_t *data = <const uint8_t *>PyBytes_AS_STRING(payload)
+        cdef uint64_t count = len(payload)
+        cdef Executed executed
+        cdef StreamEnd end
+        cdef Worker worker
+        memset(&worker, 0, sizeof(Worker))
+        with nogil:
+            worker.received_ns = monotonic_ns()
+            executed = execute(store, &worker, opcode, request_id, budget_ms, data, count)
+            if executed != BAD_PAYLOAD and worker.position:
+                end = ring_wait_durable(&store.ring, worker.position, worker.deadline_ns)
+                if end != STREAM_REACHED:
+                    rewrite_uncommitted(store, &worker, load64(&store.ring.durable), end == STREAM_FAILED)
+        try:
+            if worker.out.failed:
+                raise MemoryError("no memory for a reply")
+            return None if executed == BAD_PAYLOAD else PyBytes_FromStringAndSize(<char *>worker.out.data, worker.out.count)
+        finally:
+            worker_rest(store, &worker)
+
+    def flush(self, uint32_t bucket, int64_t deadline_ns):
+        """(items removed, None), or (-1, refusal)."""
+        cdef Outcome outcome
+        cdef int64_t count
+        with nogil:
+            count = flush_bucket(self.store, bucket_at(self.store, bucket), deadline_ns, &outcome)
+        return count, lines_of(&outcome, self.store) if count < 0 else None
+
+    # --- buckets
+
+    def state(self, uint32_t bucket):
+        return load8(&bucket_at(self.store, bucket).state)
+
+    def set_state(self, uint32_t number, uint8_t then, uint8_t only_after):
+        """Go over to FROZEN or ABSENT, if the bucket is in the state `only_after`. Returns the state it was in."""
+        cdef Bucket *bucket = bucket_at(self.store, number)
+        cdef uint8_t now
+        with nogil:
+            pthread_mutex_lock(&bucket.stripe.lock)
+            now = bucket.state
+            if now == only_after:
+                if then == ABSENT:
+                    begin_locked(self.store, bucket, 0)
+                store8(&bucket.state, then)
+            pthread_mutex_unlock(&bucket.stripe.lock)
+        return now
+
+    def open(self, uint32_t number, uint64_t begin, bytes rest not None, int64_t deadline_ns):
+        """(1, None): primary now; (0, sequence): its state or epoch does not allow it; (-1, refusal)."""
+        cdef Bucket *bucket = bucket_at(self.store, number)
+        cdef const uint8_t *data = <const uint8_t *>PyBytes_AS_STRING(rest)
+        cdef uint32_t count = len(rest)
+        cdef Outcome outcome
+        cdef int done
+        if count > 480:
+            raise ValueError("a node name that long is no node's")
+        with nogil:
+            done = open_bucket(self.store, bucket, begin, data, count, deadline_ns, &outcome)
+        return done, lines_of(&outcome, self.store) if done < 0 else (None if done else bucket.sequence)
+
+    def exhausted(self, uint64_t counter_max):
+        """Buckets whose counter is at its end."""
+        return [n for n in range(self.store.bucket_count) if bucket_at(self.store, n).sequence & counter_max >= counter_max]
+
+    def apply(self, const uint8_t[::1] body):
+        """None if all was applied; else why not (as `Applied`), where in `body` that record begins, its bucket and sequence, the
+        bucket's own state and sequence."""
+        cdef Store *store = self.store
+        cdef Countdown left
+        cdef Record record
+        cdef Applied applied = APPLIED
+        cdef Bucket *bucket
+        cdef uint64_t taken
+        if not body.shape[0]:
+            return None
+        memset(&record, 0, sizeof(Record))
+        left = countdown(&body[0], body.shape[0])
+        with nogil:
+            applied = apply_all(store, &left, &record)
+        if applied == APPLIED:
+            return None
+        taken = body.shape[0] - left.left
+        bucket = bucket_at(store, record.head.bucket if record.head.bucket < store.bucket_count else 0)
+        return <int>applied, taken - record.head.length, record.head.bucket, record.head.sequence, bucket.state, bucket.sequence
+
+    def copy(self, uint32_t bucket):
+        """A copy of a bucket as of one sequence: the bytes of IMPORT_BEGIN, ROWs and IMPORT_END."""
+        cdef Buffer out
+        memset(&out, 0, sizeof(Buffer))
+        with nogil:
+            copy_bucket(self.store, bucket_at(self.store, bucket), &out)
+        try:
+            if out.failed:
+                raise MemoryError("no memory for the copy of a bucket")
+            return PyBytes_FromStringAndSize(<char *>out.data, out.count)
+        finally:
+            buffer_free(&out)
+
+    # --- upkeep
+
+    def expire_due(self, int64_t items_max, int64_t deadline_ns):
+        cdef Outcome outcome
+        cdef int64_t count
+        with nogil:
+            count = expire_due(self.store, items_max, deadline_ns, &outcome)
+        return count if count >= 0 else -1 - count
+
+    def evict_page(self, int64_t deadline_ns):
+        """Empty one page. False if there is none to be had. For a recovered copy that is over the limit."""
+        cdef Outcome outcome
+        cdef int done
+        with nogil:
+            done = free_page(self.store, deadline_ns, &outcome)
+        return done > 0
+
+    @property
+    def pages_over(self):
+        """Pages in use beyond the limit."""
+        cdef Memory *memory = &self.store.memory
+        cdef int64_t over
+        pthread_mutex_lock(&memory.pool)
+        over = <int64_t>memory.pages_in_use - memory.pages_max
+        pthread_mutex_unlock(&memory.pool)
+        return max(0, over)
+
+    # --- the stream
+
+    @property
+    def head(self):
+        return load64(&self.store.ring.head)
+
+    @property
+    def durable(self):
+        return load64(&self.store.ring.durable)
+
+    @property
+    def failure(self):
+        return self.store.ring.failure[:].decode("utf-8", "replace") if load8(&self.store.ring.failed) else ""
+
+    def set_durable(self, uint64_t position):
+        with nogil:
+            ring_set_durable(&self.store.ring, position)
+
+    def wait_durable(self, uint64_t position, int64_t deadline_ns):
+        cdef StreamEnd end
+        with nogil:
+            end = ring_wait_durable(&self.store.ring, position, deadline_ns)
+        return <int>end
+
+    def wake_readers(self):
+        cdef Ring *ring = &self.store.ring
+        cdef int number
+        with nogil:
+            pthread_mutex_lock(&ring.lock)
+            for number in range(64):
+                ring.cursors[number].woken = True
+            pthread_cond_broadcast(&ring.readable)
+            pthread_mutex_unlock(&ring.lock)
+
+    def end_waits(self):
+        with nogil:
+            ring_end_waits(&self.store.ring)
+
+    def fail(self, bytes why not None):
+        cdef const char *text = PyBytes_AS_STRING(why)
+        cdef size_t count = len(why)
+        with nogil:
+            ring_fail(&self.store.ring, text, count)
+
+    # --- looking at it
+
+    def stats(self):
+        """Counters and gauges by section."""
+        cdef Store *store = self.store
+        cdef uint64_t hits = 0, misses = 0, sets = 0, items = 0
+        cdef uint64_t removed[4]
+        cdef uint32_t number
+        cdef Stripe *stripe
+        states = [0] * 5
+        memset(removed, 0, sizeof(removed))
+        for number in range(store.stripe_count):
+            stripe = stripe_at(store, number)
+            pthread_mutex_lock(&stripe.lock)
+            hits += stripe.hits
+            misses += stripe.misses
+            sets += stripe.sets
+            for cause in range(4):
+                removed[cause] += stripe.removed[16 + cause]
+            pthread_mutex_unlock(&stripe.lock)
+        for number in range(store.bucket_count):
+            items += bucket_at(store, number).table.count
+            states[bucket_at(store, number).state] += 1
+        return {
+            "items": (items, hits, misses, sets, removed[0], removed[1], removed[2], removed[3]),
+            "states": states,
+            "memory": self.memory_stats(),
+            "stream": self.stream_stats(),
+        }
+
+    cdef dict memory_stats(self):
+        cdef Store *store = self.store
+        cdef Memory *memory = &store.memory
+        return {
+            "limit_bytes": memory.limit_bytes,
+            "used_bytes": memory_used(memory),
+            "reserved_bytes": memory.region_bytes,
+            "page_bytes": memory.page_bytes,
+            "pages": memory.pages_max,
+            "pages_in_use": memory.pages_in_use,
+            "items_moved": memory.moved,
+            "pages_reclassed": memory.drained,
+            "connection_buffer_bytes": signed64(&store.buffer_bytes),
+            "connection_buffer_bytes_max": store.buffer_bytes_max,
+        }
+
+    cdef dict stream_stats(self):
+        cdef Ring *ring = &self.store.ring
+        pthread_mutex_lock(&ring.lock)
+        found = {
+            "bytes_held": ring.head - ring.tail,
+            "bytes_written": ring.head,
+            "bytes_on_disk": ring.durable,
+            "bytes_max": ring.bytes_max,
+            "readers": ring.readers,
+            "waits_for_room": ring.full_waits,
+        }
+        pthread_mutex_unlock(&ring.lock)
+        return found
+
+    def slabs(self):
+        """For each size class that has a page: chunk bytes, pages, chunks in use, free chunks, evictions, wasted bytes, whether it
+        is for tables. Last, with 0 chunk bytes, the large items: their pages."""
+        cdef Memory *memory = &self.store.memory
+        cdef SizeClass *held
+        cdef uint32_t number
+        rows = []
+        for number in range(memory.class_count + TABLE_CLASSES):
+            held = &memory.classes[number]
+            pthread_mutex_lock(&held.lock)
+            if held.page_count or held.evicted:
+                rows.append((
+                    held.chunk_bytes, held.page_count, held.live, <uint64_t>held.page_count * held.per_page - held.live, held.evicted,
+                    held.live * held.chunk_bytes - held.asked, number >= memory.class_count,
+                ))
+            pthread_mutex_unlock(&held.lock)
+        pthread_mutex_lock(&memory.pool)
+        rows.append((
+            0, memory.large_pages, memory.large_pages, 0, memory.large_evicted,
+            (memory.large_pages << memory.page_shift) - memory.large_asked, False,
+        ))
+        pthread_mutex_unlock(&memory.pool)
+        return rows
+
+    def check(self):
+        """Compare every structure with every other. Raises AssertionError. Takes every lock in turn; nothing else may run."""
+        cdef Store *store = self.store
+        cdef uint64_t cost = 0
+        cdef uint32_t number
+        for number in range(store.bucket_count):
+            cost += self.check_bucket(bucket_at(store, number))
+        for number in range(store.stripe_count):
+            self.check_wheel(number)
+        for number in range(TABLE_CLASSES):
+            cost += store.memory.classes[store.memory.class_count + number].live * store.memory.classes[store.memory.class_count + number].chunk_bytes
+        assert cost == memory_used(&store.memory), (cost, memory_used(&store.memory))
+        self.check_pages()
+        self.check_ring()
+
+    cdef uint64_t check_bucket(self, Bucket *bucket) except? 0:
+        """Every item is where a look-up finds it; chains have no holes. Returns what the items cost."""
+        cdef Store *store = self.store
+        cdef uint64_t cost = 0, found = 0
+        cdef uint32_t number
+        cdef Bin *held
+        cdef Item *item
+        for number in range(bucket.table.bins):
+            held = bin_at(&store.memory, &bucket.table, number)
+            while True:
+                for place in range(BIN_ENTRIES):
+                    if not held.entries[place]:
+                        assert place == BIN_ENTRIES - 1 or not held.entries[place + 1], "a hole in a chain"
+                        continue
+                    item = <Item *>chunk_at(&store.memory, held.entries[place])
+                    assert item.state & LIVE and item.home >> 32 == bucket.number
+                    assert bin_number(&bucket.table, hash_of(item)) == number
+                    key = bytearray(item.key_bytes)
+                    body_read(&store.memory, item, 0, key, item.key_bytes)
+                    assert crc32(key, item.key_bytes) & (store.bucket_count - 1) == bucket.number
+                    assert table_find(&store.memory, &bucket.table, hash_of(item), key, item.key_bytes) == item
+                    assert item.version <= bucket.sequence or bucket.state == 1
+                    cost += item_cost(&store.memory, item)
+                    found += 1
+                if not held.more:
+                    break
+                assert held.entries[BIN_ENTRIES - 1], "a chain goes on behind a bin that is not full"
+                held = <Bin *>chunk_at(&store.memory, held.more)
+        assert found == bucket.table.count, (found, bucket.table.count)
+        assert bucket.table.bins >> bucket.table.level == 1
+        return cost
+
+    cdef check_wheel(self, uint32_t stripe):
+        """Every item that expires is in one list of its stripe's wheel, linked both ways, and no other item is."""
+        cdef Store *store = self.store
+        cdef Stripe *held = stripe_at(store, stripe)
+        cdef uint32_t handle, before, expiring = 0, number
+        cdef Bin *chain
+        cdef Item *item
+        listed = 0
+        for place in range(LISTS):
+            handle, before = held.wheel.heads[place], 0x80000000U | <uint32_t>place
+            if place < DUE:
+                assert (handle != 0) == (held.wheel.occupied[place // 64] >> (place % 64) & 1)
+            while handle:
+                item = <Item *>chunk_at(&store.memory, handle)
+                assert item.state & EXPIRES and item.state & LIVE
+                assert expiry_of(item).prev == before
+                assert place >= DUE or expiry_of(item).at_ms > held.wheel.elapsed
+                before, handle = handle, expiry_of(item).next
+                listed += 1
+        for number in range(stripe, store.bucket_count, store.stripe_count):
+            for index in range(bucket_at(store, number).table.bins):
+                chain = bin_at(&store.memory, &bucket_at(store, number).table, index)
+                while True:
+                    for place in range(BIN_ENTRIES):
+                        if chain.entries[place]:
+                            expiring += ((<Item *>chunk_at(&store.memory, chain.entries[place])).state & EXPIRES) != 0
+                    if not chain.more:
+                        break
+                    chain = <Bin *>chunk_at(&store.memory, chain.more)
+        assert listed == expiring, (listed, expiring)
+
+    cdef check_pages(self):
+        """Pages in use are those of classes and of large items; counts agree."""
+        cdef Memory *memory = &self.store.memory
+        cdef uint32_t number, page, in_classes = 0, live
+        for number in range(memory.class_count + TABLE_CLASSES):
+            live = 0
+            for place in range(memory.classes[number].page_count):
+                page = memory.classes[number].pages[place]
+                assert memory.pages[page].state == PAGE_CHUNKS and memory.pages[page].size_class == number
+                assert memory.pages[page].place == place and memory.pages[page].live > 0
+                live += memory.pages[page].live
+            assert live == memory.classes[number].live
+            in_classes += memory.classes[number].page_count
+        assert in_classes + memory.large_pages == memory.pages_in_use, (in_classes, memory.large_pages, memory.pages_in_use)
+
+    cdef check_ring(self):
+        cdef Ring *ring = &self.store.ring
+        cdef uint64_t at = ring.tail
+        assert ring.tail <= ring.head and ring.head - ring.tail <= ring.bytes_max
+        assert signed64(&ring.unpublished) == 0
+        assert signed64(&ring.credit) == <int64_t>(ring.bytes_max - (ring.head - ring.tail)), "room was set aside and not given back"
+        while ring.readers and at < ring.head:
+            at += get32(ring_at(ring, at))
+        assert not ring.readers or at == ring.head
+
+
+cdef class Connection:
+    """A connection's bytes that wait, its limits and counts. Limits in ns."""
+
+    cdef Conn conn
+    cdef Core core
+    cdef readonly object sock
+
+    def __cinit__(self, Core core not None, sock, int64_t hello_ns, int64_t idle_ns, int64_t frame_ns, int64_t send_ns):
+        self.core, self.sock = core, sock
+        self.conn.fd = sock.fileno()
+        self.conn.hello_ns, self.conn.idle_ns, self.conn.frame_ns, self.conn.send_ns = hello_ns, idle_ns, frame_ns, send_ns
+        self.conn.data_allowed = True
+        self.conn.began_ns = monotonic_ns()
+
+    def __dealloc__(self):
+        if self.core is not None:
+            held_free(self.core.store, &self.conn)
+
+    @property
+    def data_allowed(self):
+        return bool(self.conn.data_allowed)
+
+    @data_allowed.setter
+    def data_allowed(self, bint allowed):
+        self.conn.data_allowed = allowed
+
+    @property
+    def greeted(self):
+        return bool(self.conn.greeted)
+
+    @greeted.setter
+    def greeted(self, bint greeted):
+        self.conn.greeted = greeted
+
+    @property
+    def last_executed(self):
+        return self.conn.last_executed
+
+    @last_executed.setter
+    def last_executed(self, uint32_t request_id):
+        self.conn.last_executed = request_id
+
+    @property
+    def requests(self):
+        return self.conn.requests
+
+    @property
+    def frame_bytes_max(self):
+        return self.core.store.frame_bytes_max if self.conn.data_allowed else 1024
+
+    cdef object handed_back(self, Ending ending, Handed *handed):
+        """For Python; what was received behind it waits."""
+        frame = b""
+        if ending == ENDED_FRAME or ending == ENDED_BAD_FRAME:
+            frame = PyBytes_FromStringAndSize(<const char *>handed.frame, handed.count)
+            if not hold(self.core.store, &self.conn, handed.rest, handed.rest_count):
+                raise MemoryError("no memory for what a connection received")
+        return <int>ending, handed.status, frame
+
+    def send(self, bytes data not None):
+        """The ending, or GOING_ON if all was taken in time. Blocks up to the send limit."""
+        cdef const uint8_t *at = <const uint8_t *>PyBytes_AS_STRING(data)
+        cdef uint64_t count = len(data)
+        cdef Ending ending
+        with nogil:
+            ending = send_all(&self.conn, at, count)
+        return <int>ending
+
+
+cdef class Reader:
+    """A cursor in the change stream; used by one thread."""
+
+    cdef Core core
+    cdef Cursor *cursor
+
+    def __cinit__(self, Core core not None, bint holds):
+        self.core = core
+        with nogil:
+            self.cursor = cursor_open(&core.store.ring, holds)
+        if self.cursor == NULL:
+            raise RuntimeError("the change stream has as many readers as it can have")
+
+    def take(self, uint64_t bytes_max, int64_t timeout_ns, int64_t linger_ns):
+        """(body, count of records, position after them, whether records before them were lost). Blocks."""
+        cdef Ring *ring = &self.core.store.ring
+        cdef Cursor *cursor = self.cursor
+        cdef uint64_t size = 0, count = 0
+        cdef bint lost = False, there
+        cdef char *into
+        with nogil:
+            there = cursor_await(ring, cursor, timeout_ns, linger_ns)
+            if there:
+                size = cursor_measure(ring, cursor, bytes_max, &count, &lost)
+        if not there:
+            return b"", 0, cursor.position, False
+        try:
+            body = PyBytes_FromStringAndSize(NULL, size)
+            into = PyBytes_AS_STRING(body)
+            with nogil:
+                copy_out(ring, cursor.position, into, size)
+        except BaseException:
+            with nogil:
+                cursor_unpin(ring, cursor, cursor.position)
+            raise
+        with nogil:
+            cursor_unpin(ring, cursor, cursor.position + size)
+        return body, count, cursor.position, bool(lost)
+
+    def release(self, uint64_t position):
+        with nogil:
+            cursor_release(&self.core.store.ring, self.cursor, position)
+
+    def close(self):
+        if self.cursor != NULL:
+            with nogil:
+                cursor_close(&self.core.store.ring, self.cursor)
+            self.cursor = NULL
+
+    def __dealloc__(self):
+        if self.cursor != NULL:
+            cursor_close(&self.core.store.ring, self.cursor)
+
+
+cdef void copy_out(Ring *ring, uint64_t position, char *into, uint64_t size) noexcept nogil:
+    """Copy part of the stream, which its pinned reader keeps."""
+    memcpy(into, ring_at(ring, position), size)
+
+
+def crc32_of(bytes key not None):
+    """For tests: the bucket hash."""
+    return crc32(<const uint8_t *>PyBytes_AS_STRING(key), len(key))

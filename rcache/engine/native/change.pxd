@@ -1,0 +1,607 @@
+"""Reads and changes of single keys, with all they must wait for first.
+
+What it is: `rcache.engine.reference.store` in native code: room in the stream and memory for the item, then the stripe lock, the
+decision, the record and the item; then what was not used is given back.
+Which thread runs it: workers. Blocks only before a stripe lock is taken.
+What it owns: nothing. What it must not know: frames and payloads (that is `operations`).
+
+Invariants, as there:
+1. A refusal leaves everything as it was, except that an expired item it came upon may have been removed.
+2. Between looking and changing the stripe lock is held throughout; what was reserved beforehand was a guess that is checked
+   under the lock, and if it no longer fits, the change starts over (TRIES_MAX times).
+3. Where the new value is the caller's own bytes, the item is filled before the lock is taken and its record copied after it was
+   let go; only where it is made from the old value is it made, and copied, under the lock.
+"""
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, realloc
+from libc.string cimport memcpy, memmove
+
+from rcache.engine.native.expiry cimport wheel_add, wheel_take
+from rcache.engine.native.hashing cimport crc32, siphash
+from rcache.engine.native.items cimport (
+    EXPIRES, HELD, LARGE, LIVE, Item, body_move, body_of, body_read, body_write, expires_at, expiry_of, item_alloc, item_free,
+    item_total,
+)
+from rcache.engine.native.memory cimport Memory, SizeClass, handle_of
+from rcache.engine.native.protocol cimport (
+    CAUSE_COUNTED, CAUSE_DELETED, CAUSE_EXPIRED, CAUSE_EXTENDED, CAUSE_SET, CAUSE_TOUCHED, COUNTER_MAX, KIND_REMOVE, KIND_SET,
+    RECORD_HEADER_BYTES, ST_BUSY, ST_CHANGED, ST_EXISTS, ST_NOT_A_NUMBER, ST_NOT_FOUND, ST_NOT_PRIMARY, ST_NO_ROOM, ST_OK,
+    ST_OUT_OF_RANGE, ST_STOPPING, ST_TOO_LARGE, RecordHead,
+)
+from rcache.engine.native.removal cimport (
+    WHY_COUNTER, WHY_ITEM_TOO_LARGE, WHY_KEPT_CHANGING, WHY_NOTHING, WHY_NOT_A_NUMBER, WHY_NOT_PRIMARY, WHY_NO_MEMORY,
+    WHY_OUT_OF_RANGE, WHY_STREAM_FAILED, WHY_VALUE_TOO_LARGE, WHY_WOULD_PASS, Outcome, give_key, make_room, refuse, remove_if,
+    remove_locked, reserve_stream,
+)
+from rcache.engine.native.ring cimport POSITION_NONE, ring_publish, ring_unreserve
+from rcache.engine.native.store cimport (
+    PRIMARY, Bucket, Placed, Store, bucket_at, bucket_now_locked, is_expired, link_locked, name_item, now_ms, position_locked,
+    record_locked, used_now,
+)
+from rcache.engine.native.system cimport add_fits, load8, note_wait, pthread_mutex_lock, pthread_mutex_unlock, put32, put64, store32, take_wait
+from rcache.engine.native.table cimport table_entry, table_find, table_reserve
+
+cdef enum:
+    TRIES_MAX = 8
+    NUMBER_TEXT_BYTES_MAX = 20
+
+cdef enum Rule:
+    RULE_PUT = 0
+    RULE_ADD
+    RULE_REPLACE
+    RULE_CAS          # the item's version must be `version`; 0: there must be none
+    RULE_CAS_SEEN     # the item must be the one of `version`, whose value was hashed, and `fits`
+    RULE_DELETE
+    RULE_TOUCH
+    RULE_COUNT
+    RULE_APPEND
+    RULE_PREPEND
+
+cdef enum Act:
+    ACT_REFUSE = 0
+    ACT_PUT
+    ACT_REMOVE
+
+
+cdef struct Buffer:
+    # Bytes that grow. `failed`: memory for more could not be had; what is in it is then worth nothing.
+    uint8_t *data
+    uint64_t count
+    uint64_t room
+    bint failed
+
+
+cdef struct Key:
+    const uint8_t *at
+    uint32_t count
+    uint32_t hashed
+    Bucket *bucket
+    uint64_t clock_ms    # the node's time when it was looked at last
+
+
+cdef struct Change:
+    # What is asked of one key, and what came of it. Times in ms; `value` is the caller's bytes.
+    Key key
+    uint8_t rule
+    bint minus           # RULE_COUNT: down
+    bint create
+    bint fits
+    const uint8_t *value
+    uint64_t value_bytes
+    uint32_t flags
+    uint64_t ttl_ms
+    uint64_t version
+    int64_t delta
+    int64_t initial
+    int64_t deadline_ns
+    uint32_t used_ms
+    Item *stored         # the item, once it was put
+    Buffer *item_to      # where the item that a touch found is to be copied, as the payload of a GET; or NULL
+    Outcome outcome
+
+
+cdef struct Decision:
+    uint8_t act
+    uint8_t status
+    uint8_t why
+    uint8_t cause
+    uint32_t flags
+    uint64_t value_bytes
+    uint64_t expires_at_ms
+    int64_t number
+    int64_t other
+    uint8_t digits[24]
+
+
+# --- buffers
+
+cdef inline bint buffer_need(Buffer *buffer, uint64_t more) noexcept nogil:
+    """Room for `more` bytes behind what is there."""
+    cdef uint64_t room = max(buffer.room, <uint64_t>4096)
+    cdef uint8_t *longer
+    if buffer.count + more <= buffer.room:
+        return True
+    while room < buffer.count + more:
+        room *= 2
+    longer = <uint8_t *>realloc(buffer.data, room)
+    if longer == NULL:
+        buffer.failed = True
+        return False
+    buffer.data, buffer.room = longer, room
+    return True
+
+
+cdef inline void buffer_free(Buffer *buffer) noexcept nogil:
+    free(buffer.data)
+    buffer.data = NULL
+    buffer.count = buffer.room = 0
+
+
+# --- reading
+
+cdef inline Key key_of(const Store *store, const uint8_t *at, uint32_t count, uint64_t clock_ms) noexcept nogil:
+    """A key with its bucket and its place there."""
+    cdef Key key
+    key.at, key.count, key.clock_ms = at, count, clock_ms
+    key.bucket = bucket_at(store, crc32(at, count) & (store.bucket_count - 1))
+    key.hashed = <uint32_t>siphash(store.hash_key, at, count)
+    return key
+
+
+cdef inline void not_primary(const Bucket *bucket, Outcome *outcome) noexcept nogil:
+    refuse(outcome, ST_NOT_PRIMARY, WHY_NOT_PRIMARY)
+    outcome.number, outcome.other = bucket.number, bucket.state
+
+
+cdef inline Item *find_live_locked(Store *store, const Key *key, uint64_t *now, bint *expired) noexcept nogil:
+    """The item under a key, or NULL; `expired` if there is one whose time has come. `now`: the bucket's time."""
+    cdef Item *item = table_find(&store.memory, &key.bucket.table, key.hashed, key.at, key.count)
+    now[0] = bucket_now_locked(key.bucket, key.clock_ms)
+    expired[0] = item != NULL and is_expired(item, now[0])
+    return item
+
+
+cdef inline Item *read_locked(Store *store, Key *key, bint use, uint32_t used_ms, int64_t deadline_ns, uint64_t *now, Outcome *outcome) noexcept nogil:
+    """Look up a key; an expired item is removed first. Returns with the stripe's lock held and the item; or without it and
+    NULL, and then `outcome` is a refusal or NOT_FOUND. `use`: it counts as used."""
+    cdef Bucket *bucket = key.bucket
+    cdef bint expired
+    cdef Item *item
+    while True:
+        pthread_mutex_lock(&bucket.stripe.lock)
+        if bucket.state != PRIMARY:
+            not_primary(bucket, outcome)
+            pthread_mutex_unlock(&bucket.stripe.lock)
+            return NULL
+        item = find_live_locked(store, key, now, &expired)
+        if item == NULL:
+            bucket.stripe.misses += use
+            refuse(outcome, ST_NOT_FOUND, WHY_NOTHING)
+            outcome.position = position_locked(store, bucket, bucket.last_removal)
+            pthread_mutex_unlock(&bucket.stripe.lock)
+            return NULL
+        if not expired:
+            if use:
+                bucket.stripe.hits += 1
+                store32(&item.used_ms, used_ms)
+            outcome.status, outcome.version = ST_OK, item.version
+            outcome.position = position_locked(store, bucket, item.version)
+            return item
+        pthread_mutex_unlock(&bucket.stripe.lock)
+        if remove_if(store, bucket, key.at, key.count, key.hashed, CAUSE_EXPIRED, 0, deadline_ns, outcome) < 0:
+            return NULL
+        key.clock_ms = now_ms(store)
+
+
+cdef inline bint look(Store *store, const Key *key, uint64_t *value_bytes, bint *expires) noexcept nogil:
+    """The item under a key as it is, expired or not: a guess for what a change will need. False if there is none."""
+    cdef Item *item
+    pthread_mutex_lock(&key.bucket.stripe.lock)
+    item = table_find(&store.memory, &key.bucket.table, key.hashed, key.at, key.count)
+    if item != NULL:
+        value_bytes[0] = item.value_bytes
+        expires[0] = item.state & EXPIRES != 0
+    pthread_mutex_unlock(&key.bucket.stripe.lock)
+    return item != NULL
+
+
+# --- deciding
+
+cdef inline bint parse_number(const uint8_t *text, uint64_t count, int64_t *number) noexcept nogil:
+    """A signed 64-bit number as INCREMENT writes it: no leading zeros, space or plus."""
+    cdef uint64_t at = 0
+    cdef bint minus = count > 0 and text[0] == c'-'
+    cdef int64_t digit
+    number[0] = 0
+    if minus:
+        at = 1
+    if count == at or count > NUMBER_TEXT_BYTES_MAX or (text[at] == c'0' and (minus or count > 1)):
+        return False
+    while at < count:
+        digit = <int64_t>text[at] - c'0'
+        if digit < 0 or digit > 9 or number[0] > 922337203685477580LL or number[0] < -922337203685477580LL:
+            return False
+        if not add_fits(number[0] * 10, digit, minus, number):
+            return False
+        at += 1
+    return True
+
+
+cdef inline uint64_t write_number(uint8_t *text, int64_t number) noexcept nogil:
+    """The number in decimal. Returns the length, 20 bytes at most."""
+    cdef uint8_t reversed_[24]
+    cdef uint64_t left = <uint64_t>number if number >= 0 else ~<uint64_t>number + 1, count = 0, at = 0
+    while True:
+        reversed_[count] = <uint8_t>(c'0' + left % 10)
+        count += 1
+        left //= 10
+        if not left:
+            break
+    if number < 0:
+        text[0] = c'-'
+        at = 1
+    while count:
+        count -= 1
+        text[at] = reversed_[count]
+        at += 1
+    return at
+
+
+cdef inline Decision refusal_of(uint8_t status, uint8_t why) noexcept nogil:
+    cdef Decision decision
+    decision.act, decision.status, decision.why = ACT_REFUSE, status, why
+    decision.number = decision.other = 0
+    return decision
+
+
+cdef inline Decision decide_count(const Memory *memory, const Change *change, Item *item, uint64_t now) noexcept nogil:
+    cdef Decision decision
+    cdef uint8_t text[NUMBER_TEXT_BYTES_MAX]
+    cdef int64_t number = change.initial
+    decision.act, decision.cause, decision.other = ACT_PUT, CAUSE_COUNTED, 0
+    decision.flags, decision.expires_at_ms = 0, now + change.ttl_ms if change.ttl_ms else 0
+    if item == NULL:
+        if not change.create:
+            return refusal_of(ST_NOT_FOUND, WHY_NOTHING)
+    else:
+        if item.value_bytes > NUMBER_TEXT_BYTES_MAX:
+            return refusal_of(ST_NOT_A_NUMBER, WHY_NOT_A_NUMBER)
+        body_read(memory, item, item.key_bytes, text, item.value_bytes)
+        if not parse_number(text, item.value_bytes, &number):
+            return refusal_of(ST_NOT_A_NUMBER, WHY_NOT_A_NUMBER)
+        decision.number = number
+        if not add_fits(number, change.delta, change.minus, &number):
+            decision.act, decision.status, decision.why = ACT_REFUSE, ST_OUT_OF_RANGE, WHY_OUT_OF_RANGE
+            decision.other = change.delta
+            return decision
+        decision.flags, decision.expires_at_ms = item.flags, expires_at(item)
+    decision.number = number
+    decision.value_bytes = write_number(decision.digits, number)
+    return decision
+
+
+cdef inline Decision decide_extend(const Store *store, const Change *change, Item *item) noexcept nogil:
+    cdef Decision decision
+    if item == NULL:
+        return refusal_of(ST_NOT_FOUND, WHY_NOTHING)
+    if item.value_bytes + change.value_bytes > store.value_bytes_max:
+        return refusal_of(ST_TOO_LARGE, WHY_WOULD_PASS)
+    decision.act, decision.cause, decision.number, decision.other = ACT_PUT, CAUSE_EXTENDED, 0, 0
+    decision.flags, decision.expires_at_ms = item.flags, expires_at(item)
+    decision.value_bytes = item.value_bytes + change.value_bytes
+    return decision
+
+
+cdef inline Decision decide(const Store *store, const Change *change, Item *item, uint64_t now) noexcept nogil:
+    """What is to be done, given the live item (NULL: none) and the bucket's time. Under the stripe's lock."""
+    cdef Decision decision
+    cdef uint8_t rule = change.rule
+    if rule == RULE_COUNT:
+        return decide_count(&store.memory, change, item, now)
+    if rule == RULE_APPEND or rule == RULE_PREPEND:
+        return decide_extend(store, change, item)
+    if rule == RULE_ADD and item != NULL:
+        return refusal_of(ST_EXISTS, WHY_NOTHING)
+    if (rule == RULE_REPLACE or rule == RULE_DELETE or rule == RULE_TOUCH) and item == NULL:
+        return refusal_of(ST_NOT_FOUND, WHY_NOTHING)
+    if rule == RULE_CAS and (item.version if item != NULL else 0) != change.version:
+        return refusal_of(ST_CHANGED, WHY_NOTHING)
+    if rule == RULE_CAS_SEEN and (not change.fits or item == NULL or item.version != change.version):
+        return refusal_of(ST_CHANGED, WHY_NOTHING)
+    decision.act = ACT_REMOVE if rule == RULE_DELETE else ACT_PUT
+    decision.number = decision.other = 0
+    decision.cause, decision.flags, decision.value_bytes = CAUSE_SET, change.flags, change.value_bytes
+    decision.expires_at_ms = now + change.ttl_ms if change.ttl_ms else 0
+    if rule == RULE_TOUCH:
+        decision.cause, decision.flags, decision.value_bytes = CAUSE_TOUCHED, item.flags, item.value_bytes
+    return decision
+
+
+# --- changing
+
+cdef inline bint brings_value(uint8_t rule) noexcept nogil:
+    """Whether the new value is the caller's bytes (invariant 3)."""
+    return rule <= RULE_CAS_SEEN
+
+
+cdef inline uint64_t room_wanted(Store *store, const Change *change, bint *expires) noexcept nogil:
+    """A guess of the new value's length, and whether it will expire."""
+    cdef uint64_t held = 0
+    expires[0] = change.ttl_ms != 0
+    if brings_value(change.rule):
+        return change.value_bytes
+    if change.rule == RULE_DELETE:
+        return 0
+    if change.rule == RULE_TOUCH:
+        look(store, &change.key, &held, expires)
+        expires[0] = change.ttl_ms != 0
+        return held
+    look(store, &change.key, &held, expires)
+    return NUMBER_TEXT_BYTES_MAX if change.rule == RULE_COUNT else min(held + change.value_bytes, store.value_bytes_max)
+
+
+cdef inline bint fits_in_place(const Memory *memory, Item *item, uint64_t value_bytes, bint expires) noexcept nogil:
+    """Whether an item's own chunk can take a new value."""
+    if (item.state & EXPIRES != 0) != expires:
+        return False
+    if item.state & LARGE:
+        return item.value_bytes == value_bytes
+    return (item_total(memory, item.key_bytes, value_bytes, expires) <= memory.classes[item.size_class].chunk_bytes)
+
+
+cdef inline void resize(Memory *memory, Item *item, uint64_t value_bytes) noexcept nogil:
+    """An item in one chunk has a value of another length from now on, which its chunk holds."""
+    cdef SizeClass *owner = &memory.classes[item.size_class]
+    if item.value_bytes == value_bytes:
+        return
+    pthread_mutex_lock(&owner.lock)
+    owner.asked += value_bytes - item.value_bytes
+    pthread_mutex_unlock(&owner.lock)
+    item.value_bytes = <uint32_t>value_bytes
+
+
+cdef inline Item *take_memory(Store *store, Change *change, uint64_t room, bint expires, bint *refused) noexcept nogil:
+    """Memory for the new item, by eviction where needed. NULL where none is needed: for a change that will be refused or only
+    removes, and for one that a full store can make in place. Where it could not be had, `refused`."""
+    cdef Memory *memory = &store.memory
+    cdef Item *held
+    cdef Decision decision
+    cdef uint64_t now, whole
+    cdef bint expired, in_place = False
+    cdef Item *made = item_alloc(memory, change.key.count, room, expires, False)
+    refused[0] = False
+    if made != NULL:
+        return made
+    pthread_mutex_lock(&change.key.bucket.stripe.lock)
+    held = find_live_locked(store, &change.key, &now, &expired)
+    decision = decide(store, change, NULL if expired else held, now)
+    if decision.act == ACT_PUT and held != NULL:
+        in_place = fits_in_place(memory, held, decision.value_bytes, decision.expires_at_ms > 0)
+    pthread_mutex_unlock(&change.key.bucket.stripe.lock)
+    if decision.act != ACT_PUT or in_place:
+        return NULL
+    whole = item_total(memory, change.key.count, decision.value_bytes, decision.expires_at_ms > 0)
+    if whole > memory.limit_bytes:
+        refuse(&change.outcome, ST_NO_ROOM, WHY_ITEM_TOO_LARGE)
+        change.outcome.number = <int64_t>memory.limit_bytes
+        refused[0] = True
+        return NULL
+    made = make_room(store, change.key.count, room, expires, change.deadline_ns, &change.outcome)
+    refused[0] = made == NULL
+    return made
+
+
+cdef inline void fill_from_old(const Store *store, const Change *change, const Decision *decision, Item *item, Item *old) noexcept nogil:
+    """The new value, where it is made from the old one; `item` may be `old` itself."""
+    cdef const Memory *memory = &store.memory
+    cdef uint64_t key = change.key.count, held = decision.value_bytes - change.value_bytes
+    if change.rule == RULE_COUNT:
+        body_write(memory, item, key, decision.digits, decision.value_bytes)
+    elif change.rule == RULE_TOUCH:
+        if item != old:
+            body_move(memory, item, key, old, key, decision.value_bytes)
+    elif change.rule == RULE_APPEND:
+        if item != old:
+            body_move(memory, item, key, old, key, held)
+        body_write(memory, item, key + held, change.value, change.value_bytes)
+    else:
+        if item != old:
+            body_move(memory, item, key + change.value_bytes, old, key, held)
+        else:
+            memmove(body_of(item) + key + change.value_bytes, body_of(item) + key, held)
+        body_write(memory, item, key, change.value, change.value_bytes)
+
+
+cdef inline void give_record(Store *store, const Placed *placed, const Change *change, const uint8_t *value, uint64_t count) noexcept nogil:
+    """The rest of a SET record, and then it is there."""
+    if placed.at == NULL:
+        return
+    memcpy(placed.at + RECORD_HEADER_BYTES, change.key.at, change.key.count)
+    memcpy(placed.at + RECORD_HEADER_BYTES + change.key.count, value, count)
+    ring_publish(&store.ring, placed.at, KIND_SET)
+
+
+cdef inline void give_made_value_locked(Store *store, Placed *placed, const Change *change) noexcept nogil:
+    """The rest of a SET record whose value was made from the old one: it is copied while the item cannot change."""
+    cdef Item *item = change.stored
+    cdef uint8_t *at = placed.at
+    if at == NULL or brings_value(change.rule):
+        return
+    at += RECORD_HEADER_BYTES
+    memcpy(at, change.key.at, change.key.count)
+    body_read(&store.memory, item, change.key.count, at + change.key.count, item.value_bytes)
+    ring_publish(&store.ring, placed.at, KIND_SET)
+    placed.at = NULL
+
+
+cdef inline void tell_item(const Store *store, const Change *change, Item *item) noexcept nogil:
+    """The payload of a GET: flags, version, the value's length, the value."""
+    cdef Buffer *told = change.item_to
+    if told == NULL or not buffer_need(told, 16 + item.value_bytes):
+        return
+    put_item(&store.memory, told.data + told.count, item)
+    told.count += 16 + item.value_bytes
+
+
+cdef inline void put_item(const Memory *memory, uint8_t *at, Item *item) noexcept nogil:
+    put32(at, item.flags)
+    put64(at + 4, item.version)
+    put32(at + 12, item.value_bytes)
+    body_read(memory, item, item.key_bytes, at + 16, item.value_bytes)
+
+
+cdef inline bint put_locked(
+    Store *store, Change *change, const Decision *decision, Item *old, Item **made, int64_t reserved, uint64_t now, Placed *placed
+) noexcept nogil:
+    """Make the change that was decided on, in the memory of `made` or, without it, in place. False if it does not fit: nothing
+    has changed then. Afterwards `made` is what is to be freed: nothing, or the old item."""
+    cdef Memory *memory = &store.memory
+    cdef Bucket *bucket = change.key.bucket
+    cdef Item *item = made[0]
+    cdef uint32_t *entry = NULL
+    cdef RecordHead head
+    cdef bint expires = decision.expires_at_ms > 0
+    if item == NULL:
+        if old == NULL or not fits_in_place(memory, old, decision.value_bytes, expires):
+            return False
+        item = old
+    elif item.state & LARGE:
+        if item.value_bytes != decision.value_bytes or (item.state & EXPIRES != 0) != expires:
+            return False
+    elif item.value_bytes < decision.value_bytes or (item.state & EXPIRES != 0) != expires:
+        return False
+    if old != NULL and item != old:
+        entry = table_entry(memory, &bucket.table, change.key.hashed, handle_of(memory, old))
+    if old == NULL and not table_reserve(memory, &bucket.table, change.key.hashed):
+        return False
+    head.length = <uint32_t>(RECORD_HEADER_BYTES + change.key.count + decision.value_bytes)
+    head.kind, head.cause, head.key_bytes, head.bucket = KIND_SET, decision.cause, <uint16_t>change.key.count, bucket.number
+    head.flags, head.expires_at_ms = decision.flags, decision.expires_at_ms
+    head.sequence, head.time_ms = bucket.sequence + 1, now
+    placed[0] = record_locked(store, bucket, &head, reserved)
+    if placed.position == POSITION_NONE:
+        return True
+    bucket.stripe.sets += 1
+    change.stored = item
+    settle_locked(store, change, decision, item, old, head.sequence)
+    if item != old:
+        made[0] = old
+        link_locked(store, bucket, item, old, entry)
+    return True
+
+
+cdef inline void settle_locked(Store *store, Change *change, const Decision *decision, Item *item, Item *old, uint64_t version) noexcept nogil:
+    """The new item's fields and, where it was not filled before, its value."""
+    cdef Memory *memory = &store.memory
+    cdef bint in_wheel = item == old and item.state & EXPIRES
+    if in_wheel:
+        wheel_take(memory, &change.key.bucket.stripe.wheel, item)
+    if not item.state & LARGE:
+        resize(memory, item, decision.value_bytes)
+    if not brings_value(change.rule):
+        fill_from_old(store, change, decision, item, old)
+    elif item == old:
+        body_write(memory, item, change.key.count, change.value, change.value_bytes)
+    item.version, item.flags = version, decision.flags
+    if item.state & EXPIRES:
+        expiry_of(item).at_ms = decision.expires_at_ms
+    if in_wheel:
+        wheel_add(memory, &change.key.bucket.stripe.wheel, item)
+    store32(&item.used_ms, change.used_ms)
+
+
+cdef inline void revealing_locked(Store *store, Change *change, const Decision *decision, Item *live) noexcept nogil:
+    """A refusal reveals the item it is about, or that there is none."""
+    cdef Bucket *bucket = change.key.bucket
+    refuse(&change.outcome, decision.status, decision.why)
+    change.outcome.number, change.outcome.other = decision.number, decision.other
+    change.outcome.version = live.version if live != NULL else 0
+    change.outcome.position = position_locked(store, bucket, live.version if live != NULL else bucket.last_removal)
+
+
+cdef inline int64_t try_change(Store *store, Change *change, uint64_t room, bint *expires) noexcept nogil:
+    """One try. -1: it is done, or refused, as the outcome says; else the room that turned out to be needed."""
+    cdef Bucket *bucket = change.key.bucket
+    cdef int64_t reserved = <int64_t>(RECORD_HEADER_BYTES + change.key.count + room), needed = -1
+    cdef Memory *memory = &store.memory
+    cdef bint refused = False, expired = False, wrote = False, removed = False
+    cdef Item *made = NULL
+    cdef Item *held
+    cdef Item *gone = NULL
+    cdef Item *live
+    cdef Decision decision
+    cdef Placed placed
+    cdef uint64_t now
+    if not reserve_stream(store, reserved, change.deadline_ns, &change.outcome):
+        return -1
+    if change.rule != RULE_DELETE:
+        made = take_memory(store, change, room, expires[0], &refused)
+        if refused:
+            ring_unreserve(&store.ring, reserved)
+            return -1
+    if made != NULL:
+        name_item(made, bucket.number, change.key.hashed, change.used_ms)
+        body_write(memory, made, 0, change.key.at, change.key.count)
+        if brings_value(change.rule):
+            body_write(memory, made, change.key.count, change.value, change.value_bytes)  # invariant 3
+    if take_wait():
+        change.key.clock_ms = now_ms(store)
+        note_wait()  # whoever serves the batch looks at its clock, too
+    placed.at, placed.position, placed.wait = NULL, 0, 0
+    pthread_mutex_lock(&bucket.stripe.lock)
+    if bucket.state != PRIMARY:
+        not_primary(bucket, &change.outcome)
+    elif bucket.sequence & COUNTER_MAX == COUNTER_MAX:
+        refuse(&change.outcome, ST_BUSY, WHY_COUNTER)
+        change.outcome.number = bucket.number
+    else:
+        held = find_live_locked(store, &change.key, &now, &expired)
+        live = NULL if expired else held
+        decision = decide(store, change, live, now)
+        if decision.act == ACT_PUT:
+            wrote = put_locked(store, change, &decision, held, &made, reserved, now, &placed)
+            if wrote:
+                reserved = 0
+            else:
+                needed, expires[0] = <int64_t>decision.value_bytes, decision.expires_at_ms > 0
+        elif decision.act == ACT_REMOVE or expired:
+            placed = remove_locked(store, bucket, held, CAUSE_EXPIRED if expired else CAUSE_DELETED, now, reserved)
+            reserved, removed = 0, placed.position != POSITION_NONE
+            gone = held if removed else NULL
+        if (wrote or reserved == 0) and placed.position == POSITION_NONE:
+            refuse(&change.outcome, ST_STOPPING, WHY_STREAM_FAILED)
+        elif decision.act == ACT_REFUSE:
+            revealing_locked(store, change, &decision, live)
+        elif wrote or removed:
+            refuse(&change.outcome, ST_OK, WHY_NOTHING)
+            change.outcome.version, change.outcome.position = bucket.sequence, placed.wait
+            change.outcome.number = decision.number
+            if wrote:
+                tell_item(store, change, change.stored)
+                give_made_value_locked(store, &placed, change)
+    pthread_mutex_unlock(&bucket.stripe.lock)
+    if removed:
+        give_key(store, &placed, change.key.at, change.key.count, KIND_REMOVE)
+        item_free(memory, gone)
+    elif wrote:
+        give_record(store, &placed, change, change.value, change.value_bytes)
+    if reserved:
+        ring_unreserve(&store.ring, reserved)
+    if made != NULL:
+        item_free(memory, made)
+    return needed
+
+
+cdef inline void make_change(Store *store, Change *change) noexcept nogil:
+    """Change one key as its rule says. The outcome says what came of it. Blocks for room, never under a lock."""
+    cdef bint expires = False
+    cdef uint64_t room = room_wanted(store, change, &expires)
+    cdef int64_t needed
+    cdef int tried
+    for tried in range(TRIES_MAX):
+        needed = try_change(store, change, room, &expires)
+        if needed < 0:
+            return
+        room = <uint64_t>needed
+    refuse(&change.outcome, ST_BUSY, WHY_KEPT_CHANGING)

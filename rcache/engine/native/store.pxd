@@ -1,0 +1,248 @@
+"""Buckets, stripes and the store: the state of the native engine, and the steps on it that happen under a stripe lock.
+
+What it is: `rcache.engine.reference.buckets` in native code.
+Which thread runs it: any that holds the stripe's lock; a function with `_locked` in its name says so.
+What it owns: buckets and stripes; the items through their tables. What it must not know: frames, deadlines, who waits for what.
+
+Lock order: a stripe; then a size class, then the pool of pages, or the ring. Nothing waits under a stripe lock, and nobody who
+holds any lock of the engine takes the interpreter's: whoever has that one may wait for one of these.
+
+Invariants, under the stripe's lock:
+1. An item in a bucket's table is LIVE; if it EXPIRES it is in its stripe's wheel.
+2. A bucket's `sequence` is that of its newest record, and its times never decrease.
+3. `pending` covers the newest records that may not be on disk yet, oldest first. Where there are more than it has room for,
+   neighbours are joined: who asks for one of them waits for the later one, which is never too early.
+"""
+
+from cpython.ref cimport PyObject
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+
+from rcache.engine.native.expiry cimport Wheel, wheel_add, wheel_take
+from rcache.engine.native.items cimport EXPIRES, HELD, LIVE, Item, expiry_of, hash_of
+from rcache.engine.native.memory cimport Memory, handle_of
+from rcache.engine.native.protocol cimport (
+    CAUSES, COUNTER_MAX, RECORD_HEADER_BYTES, RecordHead, put_record_head,
+)
+from rcache.engine.native.ring cimport POSITION_NONE, Ring, ring_place
+from rcache.engine.native.system cimport (
+    CLOCK_BOOTTIME, clock_ns, load64, pthread_mutex_t, signed64, store8, store32, store64,
+)
+from rcache.engine.native.table cimport Table, table_insert, table_remove
+
+cdef enum BucketState:
+    ABSENT = 0
+    IMPORTING = 1
+    BACKUP = 2
+    PRIMARY = 3
+    FROZEN = 4
+
+cdef enum:
+    PENDING_MAX = 64
+    PENDING_HALF = 32
+    LINE_BYTES = 64
+
+
+cdef struct Stripe:
+    pthread_mutex_t lock
+    uint64_t hits
+    uint64_t misses
+    uint64_t sets
+    uint64_t removed[CAUSES]
+    Wheel wheel
+
+
+cdef struct Pending:
+    uint64_t first       # sequences
+    uint64_t last
+    uint64_t position    # after the record of `last`
+
+
+cdef struct Bucket:
+    Table table
+    Stripe *stripe
+    Pending *pending
+    uint32_t pending_from
+    uint32_t pending_count
+    uint32_t number
+    uint8_t state
+    uint64_t sequence
+    uint64_t last_removal
+    uint64_t newest_ms
+    int64_t ahead_ms
+    uint64_t import_begin
+    uint64_t import_rows
+
+
+cdef struct Store:
+    Memory memory
+    Ring ring
+    uint8_t *buckets
+    uint8_t *stripes
+    uint32_t bucket_count
+    uint32_t stripe_count
+    uint64_t hash_key[2]
+    bint commit
+    bint evict
+    uint64_t value_bytes_max
+    uint64_t frame_bytes_max
+    int64_t default_budget_ns
+    PyObject *digest     # bytes -> their BLAKE2b-128, by hashlib
+    PyObject *clock      # a clock of the tests; NULL: the machine's, shifted by
+    int64_t clock_offset_ms
+    int64_t newest_ms
+    int64_t epoch
+    int64_t buffer_bytes
+    int64_t buffer_bytes_max
+
+
+cdef inline uint64_t line_up(uint64_t count) noexcept nogil:
+    return (count + LINE_BYTES - 1) & ~<uint64_t>(LINE_BYTES - 1)
+
+
+cdef inline Bucket *bucket_at(const Store *store, uint32_t number) noexcept nogil:
+    return <Bucket *>(store.buckets + number * line_up(sizeof(Bucket)))
+
+
+cdef inline Stripe *stripe_at(const Store *store, uint32_t number) noexcept nogil:
+    return <Stripe *>(store.stripes + number * line_up(sizeof(Stripe)))
+
+
+# --- time
+
+cdef inline uint64_t now_ms(Store *store) noexcept nogil:
+    """The node's time, ms since 1970; never going back."""
+    cdef int64_t now, newest
+    if store.clock != NULL:
+        with gil:
+            return (<object>store.clock).now_ms()
+    now = clock_ns(CLOCK_BOOTTIME) // 1000000 + signed64(&store.clock_offset_ms)
+    newest = <int64_t>load64(<uint64_t *>&store.newest_ms)
+    if now > newest:
+        store64(<uint64_t *>&store.newest_ms, <uint64_t>now)
+        return <uint64_t>now
+    return <uint64_t>newest
+
+
+cdef inline uint32_t used_now() noexcept nogil:
+    """For `used_ms`: about milliseconds, going round in 52 days."""
+    return <uint32_t>(clock_ns(CLOCK_BOOTTIME) >> 20)
+
+
+cdef inline uint64_t bucket_now_locked(const Bucket *bucket, uint64_t clock_ms) noexcept nogil:
+    """The bucket's time: the node's clock, or its newest record's time carried on, whichever is later."""
+    return max(clock_ms + <uint64_t>bucket.ahead_ms, bucket.newest_ms)
+
+
+cdef inline void learn_time_locked(Bucket *bucket, uint64_t time_ms, uint64_t clock_ms) noexcept nogil:
+    """A record from elsewhere, or from before a restart, may be ahead of this node's clock."""
+    bucket.newest_ms = max(bucket.newest_ms, time_ms)
+    bucket.ahead_ms = max(bucket.ahead_ms, <int64_t>(time_ms - clock_ms))
+
+
+# --- positions
+
+cdef inline void forget_durable_locked(Bucket *bucket, uint64_t durable) noexcept nogil:
+    while bucket.pending_count and bucket.pending[bucket.pending_from].position <= durable:
+        bucket.pending_from = (bucket.pending_from + 1) % PENDING_MAX
+        bucket.pending_count -= 1
+
+
+cdef inline uint64_t position_locked(Store *store, Bucket *bucket, uint64_t sequence) noexcept nogil:
+    """The position up to which the stream must be on disk before `sequence` may be revealed; 0: it is already."""
+    cdef uint32_t number
+    cdef Pending *entry
+    if not store.commit:
+        return 0
+    forget_durable_locked(bucket, load64(&store.ring.durable))
+    if not bucket.pending_count or sequence < bucket.pending[bucket.pending_from].first:
+        return 0
+    for number in range(bucket.pending_count):
+        entry = &bucket.pending[(bucket.pending_from + number) % PENDING_MAX]
+        if sequence <= entry.last:
+            return entry.position
+    return bucket.pending[(bucket.pending_from + bucket.pending_count - 1) % PENDING_MAX].position
+
+
+cdef inline void pend_locked(Store *store, Bucket *bucket, uint64_t sequence, uint64_t position) noexcept nogil:
+    """The newest record ends at `position` (invariant 3)."""
+    cdef Pending joined[PENDING_HALF]
+    cdef Pending *one
+    cdef Pending *other
+    cdef uint32_t number
+    forget_durable_locked(bucket, load64(&store.ring.durable))
+    if bucket.pending_count == PENDING_MAX:
+        for number in range(PENDING_HALF):
+            one = &bucket.pending[(bucket.pending_from + 2 * number) % PENDING_MAX]
+            other = &bucket.pending[(bucket.pending_from + 2 * number + 1) % PENDING_MAX]
+            joined[number].first, joined[number].last, joined[number].position = one.first, other.last, other.position
+        for number in range(PENDING_HALF):
+            bucket.pending[number] = joined[number]
+        bucket.pending_from, bucket.pending_count = 0, PENDING_HALF
+    one = &bucket.pending[(bucket.pending_from + bucket.pending_count) % PENDING_MAX]
+    one.first = one.last = sequence
+    one.position = position
+    bucket.pending_count += 1
+
+
+# --- records
+
+cdef struct Placed:
+    uint8_t *at          # where the record is to be copied; NULL where nobody reads
+    uint64_t position    # after it; POSITION_NONE: the stream has failed, and nothing has changed
+    uint64_t wait        # what an answer waits for
+
+
+cdef inline Placed record_locked(Store *store, Bucket *bucket, RecordHead *head, int64_t reserved) noexcept nogil:
+    """Give a record its place, in the bucket (sequence and time are in `head`) and in the stream. Key and value are still to
+    be copied behind its head, and then it is published."""
+    cdef Placed placed
+    placed.wait = 0
+    placed.position = ring_place(&store.ring, head.length, reserved, &placed.at)
+    if placed.position == POSITION_NONE:
+        return placed
+    if placed.at != NULL:
+        put_record_head(placed.at, head)
+    bucket.sequence = head.sequence
+    bucket.newest_ms = head.time_ms
+    if store.commit:
+        pend_locked(store, bucket, head.sequence, placed.position)
+        placed.wait = placed.position
+    return placed
+
+
+# --- items
+
+cdef inline void link_locked(Store *store, Bucket *bucket, Item *item, Item *old, uint32_t *entry) noexcept nogil:
+    """Put an item in its place: that of `old` (whose `entry` in the table is given), or a new one, which was reserved. An old
+    item is the caller's to free."""
+    cdef Memory *memory = &store.memory
+    if old != NULL:
+        if old.state & EXPIRES:
+            wheel_take(memory, &bucket.stripe.wheel, old)
+        store8(&old.state, (old.state & ~<uint8_t>LIVE) | HELD)
+        entry[0] = handle_of(memory, item)
+    else:
+        table_insert(memory, &bucket.table, hash_of(item), handle_of(memory, item))
+    if item.state & EXPIRES:
+        wheel_add(memory, &bucket.stripe.wheel, item)
+    store8(&item.state, (item.state & ~<uint8_t>HELD) | LIVE)
+
+
+cdef inline void unlink_locked(Store *store, Bucket *bucket, Item *item) noexcept nogil:
+    """Take an item out. It is the caller's to free."""
+    table_remove(&store.memory, &bucket.table, hash_of(item), handle_of(&store.memory, item))
+    if item.state & EXPIRES:
+        wheel_take(&store.memory, &bucket.stripe.wheel, item)
+    store8(&item.state, (item.state & ~<uint8_t>LIVE) | HELD)
+
+
+cdef inline void name_item(Item *item, uint32_t bucket, uint32_t hashed, uint32_t used_ms) noexcept nogil:
+    """Say where an item belongs; before it is linked."""
+    store64(&item.home, <uint64_t>bucket << 32 | hashed)
+    store32(&item.used_ms, used_ms)
+
+
+cdef inline bint is_expired(Item *item, uint64_t now) noexcept nogil:
+    return item.state & EXPIRES and expiry_of(item).at_ms <= now and expiry_of(item).at_ms > 0
