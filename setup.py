@@ -16,6 +16,8 @@ from setuptools.command.build_ext import build_ext
 
 COMPILED = {
     "rcache.engine.native._native": "rcache/engine/native/_native.pyx",
+    "rcache.records._rows": "rcache/records/_rows.pyx",
+    "rcache.records._walk": "rcache/records/_walk.pyx",
 }
 """Module: source. What they `cimport` lies beside them."""
 

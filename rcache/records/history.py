@@ -1,6 +1,6 @@
 """What a set of files says about each bucket: which records are on the chain, and which copy to begin from.
 
-What it is: a pure resolver. Record heads, OPENs and import marks go in; for each bucket a plan comes out: a base (a whole
+What it is: a pure resolver. Runs of changes, OPENs and import marks go in; for each bucket a plan comes out: a base (a whole
 copy of the bucket), the chain of epochs back from the newest OPEN, and what is missing, if anything.
 Which thread runs it: the caller's. What it owns: what it was told of each bucket.
 What it must not know: files, values, keys.
@@ -14,6 +14,7 @@ Invariants:
 1. Only records on the chain back from the newest OPEN count; a base whose `end` is off the chain is not used.
 2. A plan without problems is exact: the base plus every live record beyond its `begin`, without a hole.
 3. `until` cuts a bucket to a prefix of its chain: times never decrease along it, so a record is in the prefix if its time is.
+4. What is noted does not depend on how a bucket's changes are cut into runs, only on their order.
 """
 
 from __future__ import annotations
@@ -98,7 +99,8 @@ class _BucketNotes:
 
 
 class History:
-    """Collects what files say. Call `note` for every record of every source, in the order of the source."""
+    """Collects what files say: call `note_all` for the records of every source, in the order of the source, or tell the same in
+    larger pieces. A bucket's runs, its OPENs, and its rows and marks of one source are each told in their order."""
 
     def __init__(self) -> None:
         self._buckets: dict[int, _BucketNotes] = {}
@@ -108,10 +110,14 @@ class History:
     def note_all(self, source: int, body: bytes, heads: list[Head]) -> None:
         """Take in the records of one block of `source`. Raises `BadRecord`."""
         for head in heads:
-            if head.kind in HISTORY_KINDS:
-                self._note_change(head, body)
+            if head.kind == Kind.ROW:
+                self.note_rows(source, head.bucket, 1)
+            elif head.kind in HISTORY_KINDS:
+                self.note_run(head.bucket, head.sequence, head.sequence, head.time_ms, head.time_ms)
+                if head.kind == Kind.OPEN:
+                    self.note_opening(head, body)
             else:
-                self._note_mark(source, head, body)
+                self.note_mark(source, head, body)
 
     def _notes(self, bucket: int) -> _BucketNotes:
         notes = self._buckets.get(bucket)
@@ -119,31 +125,34 @@ class History:
             notes = self._buckets[bucket] = _BucketNotes()
         return notes
 
-    def _note_change(self, head: Head, body: bytes) -> None:
-        notes = self._notes(head.bucket)
-        sequence = head.sequence
-        epoch = epoch_of(sequence)
-        runs = notes.runs.get(epoch)
-        if runs is None:
-            notes.runs[epoch] = [Run(sequence, sequence, head.time_ms, head.time_ms)]
-        elif sequence == runs[-1].last + 1:
-            runs[-1].last, runs[-1].last_ms = sequence, head.time_ms
-        elif not runs[-1].first <= sequence <= runs[-1].last:
-            runs.append(Run(sequence, sequence, head.time_ms, head.time_ms))
-        if head.kind == Kind.OPEN:
-            continues_from = decode_opening(decode(body, head.start, head.end).value).continues_from
-            if continues_from >= make_sequence(epoch, 0):
-                raise BadRecord(f"bucket {head.bucket}: epoch {epoch} says it continues from its own future")
-            if notes.opens.setdefault(epoch, continues_from) != continues_from:
-                notes.conflict = f"epoch {epoch} was opened twice, from different places"
+    def note_run(self, bucket: int, first: int, last: int, first_ms: int, last_ms: int) -> None:
+        """Changes of one epoch, `first` to `last` without a hole (invariant 4); the times are those of the two."""
+        runs = self._notes(bucket).runs.setdefault(epoch_of(first), [])
+        if not runs or not runs[-1].first <= first <= runs[-1].last + 1:
+            runs.append(Run(first, last, first_ms, last_ms))
+        elif last > runs[-1].last:
+            runs[-1].last, runs[-1].last_ms = last, last_ms
 
-    def _note_mark(self, source: int, head: Head, body: bytes) -> None:
+    def note_opening(self, head: Head, body: bytes) -> None:
+        """What an OPEN says beside being a change, which was noted. Raises `BadRecord`."""
+        notes, epoch = self._notes(head.bucket), epoch_of(head.sequence)
+        continues_from = decode_opening(decode(body, head.start, head.end).value).continues_from
+        if continues_from >= make_sequence(epoch, 0):
+            raise BadRecord(f"bucket {head.bucket}: epoch {epoch} says it continues from its own future")
+        if notes.opens.setdefault(epoch, continues_from) != continues_from:
+            notes.conflict = f"epoch {epoch} was opened twice, from different places"
+
+    def note_rows(self, source: int, bucket: int, count: int) -> None:
+        """So many rows of a bucket, one after the other; without an import that has begun they count for nothing."""
+        place = (source, bucket)
+        if place in self._imports:
+            ordinal, begin, rows = self._imports[place]
+            self._imports[place] = (ordinal, begin, rows + count)
+
+    def note_mark(self, source: int, head: Head, body: bytes) -> None:
+        """The begin or the end of an import, or a DROP. Raises `BadRecord`."""
         place = (source, head.bucket)
-        if head.kind == Kind.ROW:
-            if place in self._imports:
-                ordinal, begin, rows = self._imports[place]
-                self._imports[place] = (ordinal, begin, rows + 1)
-        elif head.kind == Kind.IMPORT_BEGIN:
+        if head.kind == Kind.IMPORT_BEGIN:
             self._notes(head.bucket)
             ordinal = self._ordinals[place] = self._ordinals.get(place, 0) + 1
             self._imports[place] = (ordinal, head.sequence, 0)

@@ -49,13 +49,17 @@ class Links:
         """Take in that the block at `offset` speaks of these records' buckets. Other files than segments do not count."""
         if header.kind is not FileKind.SEGMENT:
             return
-        seen = self._log(header).seen
-        place = (header.number, offset)
+        self._log(header)
         for bucket, head in {head.bucket: head for head in found}.items():
-            if head.kind == Kind.DROP:
-                seen.pop(bucket, None)  # invariant 2
-            else:
-                seen[bucket] = (place, head.time_ms)
+            self.note_seen(header, bucket, offset, head.time_ms, dropped=head.kind == Kind.DROP)
+
+    def note_seen(self, header: FileHeader, bucket: int, offset: int, time_ms: int, *, dropped: bool) -> None:
+        """Take in that the last a segment said of a bucket so far is in the block at `offset`, and whether it was a DROP."""
+        seen = self._log(header).seen
+        if dropped:
+            seen.pop(bucket, None)  # invariant 2
+        else:
+            seen[bucket] = ((header.number, offset), time_ms)
 
     def note_file(self, header: FileHeader, findings: Findings) -> None:
         """Take in how a file ended."""

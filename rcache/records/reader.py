@@ -1,7 +1,8 @@
 """Reading a file of records back, with all that can be wrong with it.
 
 What it is: a walk over the blocks of one file that tells a torn tail (the write that a crash cut short) from damage in the
-middle, and reads on behind damage where its caller wants that.
+middle, and reads on behind damage where its caller wants that. What is whole may be read ahead by somebody faster; what is not
+is explained here alone.
 Which thread runs it: the caller's. What it owns: the open file, until `close`.
 What it must not know: what records mean, which files belong together.
 
@@ -14,7 +15,7 @@ when it was written: then they are damage. What follows an end block is damage, 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -61,6 +62,11 @@ class Tail(Enum):
     CLOSED = "closed"
     UNCLOSED = "not closed"
     TORN = "torn"
+
+
+Ahead = Callable[[int, int], tuple[int, int]]
+"""From a place in the file, where the block of a number is due: reads whole blocks as far as it likes, and returns where it
+stopped and how many there were."""
 
 
 class Block(NamedTuple):
@@ -117,6 +123,10 @@ class RecordFile:
     def close(self) -> None:
         os.close(self._fd)
 
+    def fileno(self) -> int:
+        """The open file, for reading with pread or a mapping."""
+        return self._fd
+
     def is_closed(self) -> bool:
         """Whether the file ends with its end block, by its last bytes alone."""
         at = self.size - BLOCK_HEADER_BYTES
@@ -126,8 +136,8 @@ class RecordFile:
         head = decode_block_head(last)
         return head is not None and head.end and block_is_whole(self.header.file_id, last, head, b"")
 
-    def blocks(self, *, skip_damaged: bool = False) -> Iterator[Block]:
-        """All whole blocks in order; `findings` is complete when the iterator ends.
+    def blocks(self, *, skip_damaged: bool = False, ahead: Ahead | None = None) -> Iterator[Block]:
+        """All whole blocks in order, but for those that `ahead` reads; `findings` is complete when the iterator ends.
 
         Raises `DataDamaged` at damage in the middle, or notes it and goes on behind it with `skip_damaged`. A torn tail is
         noted and ends the walk.
@@ -135,6 +145,10 @@ class RecordFile:
         self.findings = found = Findings(whole_bytes=self._begin)
         at, number = self._begin, 0
         while at < self.size:
+            if ahead is not None:
+                at, number = self._let_ahead(ahead, at, number)
+                if at == self.size:
+                    return
             head, block, why = self._block_at(at, number)
             if head is not None and block is not None:
                 at += BLOCK_HEADER_BYTES + head.body_bytes
@@ -159,6 +173,19 @@ class RecordFile:
             if resumes_at is None:
                 return
             at, number = resumes_at, self._number_at(resumes_at)
+
+    def _let_ahead(self, ahead: Ahead, at: int, number: int) -> tuple[int, int]:
+        """Let whole blocks be read ahead until none is. Returns what is due where."""
+        found = self.findings
+        while at < self.size:
+            at, blocks = ahead(at, number)
+            if not blocks:
+                break
+            number += blocks
+            found.blocks += blocks
+            found.whole_bytes = at
+            found.next_number = number
+        return at, number
 
     def _was_synced(self, at: int, resumes_at: int | None) -> bool:
         """Whether a later whole block says that what is at `at` was on the disk when it was written."""

@@ -22,6 +22,7 @@ from pathlib import Path
 from rcache.records.files import NO_FILE, FileKind, encode_end
 from rcache.records.reader import DataDamaged, RecordFile, Tail
 from rcache.records.rebuild import Progress, RebuiltBucket, Source, Survey, no_progress, rebuild, survey
+from rcache.records.walk import check
 from rcache.stream.append_log import LogPlace
 from rcache.stream.data_dir import CHECKPOINT_SUFFIX, SUFFIXES, Identity, ListedFile, read_headers
 from rcache.stream.disk import Disk
@@ -52,7 +53,7 @@ class Recovered:
 
     @property
     def items(self) -> int:
-        return sum(1 for bucket in self.buckets.values() for _ in bucket.live_rows())
+        return sum(bucket.items for bucket in self.buckets.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +148,7 @@ def _close_last(segments: list[ListedFile], recovered: Recovered, skip_damaged: 
     with RecordFile(last.path) as reader:
         if reader.is_closed():
             return
-        for _ in reader.blocks(skip_damaged=skip_damaged):
-            pass
+        check(reader, skip_damaged=skip_damaged)
         found = reader.findings
     if found.tail is Tail.CLOSED:
         return
@@ -252,12 +252,5 @@ def feed(
         progress(done, len(buckets))
         if not bucket.sequence:
             continue
-        piece: list[bytes] = []
-        size = 0
-        for record in bucket.records():
-            piece.append(record)
-            size += len(record)
-            if size >= piece_bytes:
-                apply(b"".join(piece))
-                piece, size = [], 0
-        apply(b"".join(piece))
+        for piece in bucket.pieces(piece_bytes):
+            apply(piece)

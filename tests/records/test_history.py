@@ -4,20 +4,38 @@ from __future__ import annotations
 
 import pytest
 
+from rcache.records import walk
 from rcache.records.history import NO_LIMIT, BucketPlan, History
-from rcache.records.record import BadRecord, heads
+from rcache.records.reader import DataDamaged
+from rcache.records.record import COUNTER_MAX, BadRecord, heads
 
+from .bodies import plans_by_walking
 from .making import dropped, flushed, imported, opened, removed, row, seq, stored
 
 LOG = [opened(1, time_ms=10), *(stored(seq(1, n), b"k", b"v", time_ms=10 + n) for n in range(1, 6))]
 
 
 def plan_of(*sources: list[bytes], until_ms: int = NO_LIMIT) -> BucketPlan:
+    """The plan by the readable body; the compiled one is held against it, with records alone in their blocks and together."""
     history = History()
-    for number, records in enumerate(sources):
-        body = b"".join(records)
-        history.note_all(number, body, list(heads(body)))
-    return history.plan(until_ms=until_ms)[0]
+    try:
+        for number, records in enumerate(sources):
+            body = b"".join(records)
+            history.note_all(number, body, list(heads(body)))
+    except BadRecord as error:
+        _check_refused(sources, str(error))
+        raise
+    plans = history.plan(until_ms=until_ms)
+    for count in (1, 2, 1000) if walk.COMPILED else ():
+        assert plans_by_walking(sources, until_ms=until_ms, records_in_block=count) == plans
+    return plans[0]
+
+
+def _check_refused(sources: tuple[list[bytes], ...], why: str) -> None:
+    if walk.COMPILED:
+        with pytest.raises(DataDamaged) as caught:
+            plans_by_walking(sources, records_in_block=2)
+        assert caught.value.why == why
 
 
 def test_from_birth() -> None:
@@ -181,6 +199,14 @@ def test_an_epoch_opened_twice_from_different_places_is_a_problem() -> None:
 def test_an_open_that_continues_its_own_future_is_refused(future: int) -> None:
     with pytest.raises(BadRecord, match="own future"):
         plan_of([opened(2, future)])
+
+
+def test_an_epoch_whose_counter_ran_out_ends_where_the_next_begins() -> None:
+    """The next sequence in numbers is the next epoch's OPEN, and another run."""
+    last = seq(1, COUNTER_MAX)
+    plan = plan_of([stored(last, b"k", b"v"), opened(2, last)], imported(last - 1, last))
+    assert (plan.problems, plan.chain, plan.end) == ((), {1: last, 2: seq(3, 0) - 1}, seq(2, 0))
+    assert plan_of([stored(last, b"k", b"v"), opened(2, seq(1, 5))]).dead == 1
 
 
 def test_removals_and_flushes_take_a_place_and_marks_do_not() -> None:

@@ -13,6 +13,8 @@ from rcache.stream.data_dir import list_files, sources
 
 from .making import dropped, header_of, imported, opened, seq, stored, write_file
 
+pytestmark = pytest.mark.usefixtures("body")
+
 QUIET, BUSY = 0, 1
 """Two buckets: one that only segment 2 changes, and one that every segment does."""
 

@@ -13,15 +13,18 @@ from random import Random
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from rcache.records import walk
 from rcache.records.files import FileKind
 from rcache.records.history import NO_LIMIT
 from rcache.records.rebuild import RebuiltBucket, rebuild, survey
 from rcache.records.record import Kind, epoch_of
 from rcache.stream.data_dir import list_files, sources
 
+from .bodies import BODIES, using
 from .making import flushed, header_of, imported, opened, removed, row, seq, stored, write_file
 
 KEYS = (b"a", b"b", b"c")
@@ -211,8 +214,10 @@ def _check_state(built: RebuiltBucket, prefix: Line) -> None:
     assert built.time_ms == (prefix[-1].time_ms if prefix else 0)
 
 
+@pytest.mark.parametrize("body", BODIES)
 @settings(max_examples=400, deadline=None)
 @example(seed=0)
 @given(seed=st.integers(0, 2**32))
-def test_plans_and_what_is_rebuilt_agree_with_the_naive_model(seed: int) -> None:
-    check(seed)
+def test_plans_and_what_is_rebuilt_agree_with_the_naive_model(body: walk.Body, seed: int) -> None:
+    with using(body):
+        check(seed)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
+from rcache.records import walk
 from rcache.records.files import BLOCK_HEADER_BYTES, encode_block, encode_end, encode_header
 from rcache.records.reader import DataDamaged, Findings, HeaderCut, RecordFile, Tail
 from rcache.records.record import Kind, draft, scan
 
+from .bodies import told
 from .making import file_bytes, header_of, opened, seq, stored
 
 HEADER = header_of(1)
@@ -31,9 +34,28 @@ def place(tmp_path: Path) -> Path:
 
 
 def read(place: Path, data: bytes, *, skip_damaged: bool = False) -> tuple[list[bytes], Findings]:
+    """All blocks and findings. Whoever reads ahead must come to the same findings, or to the same error."""
     place.write_bytes(data)
+    bodies: list[bytes] = []
     with RecordFile(place) as file:
-        return [block.body for block in file.blocks(skip_damaged=skip_damaged)], file.findings
+        said = read_ahead(file, skip_damaged=skip_damaged)
+        try:
+            bodies.extend(block.body for block in file.blocks(skip_damaged=skip_damaged))
+        finally:
+            error = sys.exception()
+            assert said in (None, told(file.findings) if error is None else str(error))
+    return bodies, file.findings
+
+
+def read_ahead(file: RecordFile, *, skip_damaged: bool) -> tuple[object, ...] | str | None:
+    """What the compiled body finds, or the text of its error; None without a compiled body."""
+    if walk.COMPILED is None:
+        return None
+    try:
+        walk.walk(walk.COMPILED.checker(), 0, file, skip_damaged=skip_damaged)
+    except DataDamaged as damage:
+        return str(damage)
+    return told(file.findings)
 
 
 def test_a_whole_file(place: Path) -> None:

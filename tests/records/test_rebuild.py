@@ -15,6 +15,8 @@ from rcache.stream.data_dir import list_files, sources
 
 from .making import file_bytes, flushed, header_of, imported, opened, removed, row, seq, stored, write_file
 
+pytestmark = pytest.mark.usefixtures("body")
+
 
 def rebuilt(folder: Path, *, until_ms: int = NO_LIMIT, skip_damaged: bool = False) -> RebuiltBucket:
     """Bucket 0 of what is in this folder."""
@@ -76,9 +78,15 @@ def test_an_import_within_a_log_that_goes_over_two_segments(tmp_path: Path) -> N
 
 
 def test_until_is_a_prefix(tmp_path: Path) -> None:
-    records = [opened(1, time_ms=1), *(stored(seq(1, n), b"k", b"%d" % n, time_ms=10 * n) for n in range(1, 6))]
+    records = [opened(1, time_ms=0), *(stored(seq(1, n), b"k", b"%d" % n, time_ms=10 * n) for n in range(1, 6))]
     write_file(tmp_path, header_of(1), records)
-    for until_ms, value, sequence in [(0, None, 0), (9, None, seq(1, 0)), (10, b"1", seq(1, 1)), (39, b"3", seq(1, 3))]:
+    for until_ms, value, sequence in [
+        (-1, None, 0),
+        (0, None, seq(1, 0)),
+        (9, None, seq(1, 0)),
+        (10, b"1", seq(1, 1)),
+        (39, b"3", seq(1, 3)),
+    ]:
         bucket = rebuilt(tmp_path, until_ms=until_ms)
         assert (values(bucket).get(b"k"), bucket.sequence) == (value, sequence)
 

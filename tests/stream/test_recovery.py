@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rcache.engine.reference import ReferenceEngine
+from rcache.records import walk
 from rcache.records.files import NO_FILE, encode_header
 from rcache.records.reader import DataDamaged, Tail
 from rcache.stream.append_log import LogPlace
@@ -16,6 +17,17 @@ from rcache.stream.policy import FsyncPolicy
 from rcache.stream.recovery import HistoryIncomplete, feed, recover
 from tests.stream.harness import DAY_MS, IDENTITY, NOON_MS, read_segment, segments_of
 from tests.stream.node import Items, Node, items_of, recover_items
+
+needs_compiled = pytest.mark.skipif(walk.COMPILED is None, reason="the compiled body was not built")
+
+
+@pytest.fixture(
+    autouse=True,
+    params=[pytest.param(walk.REFERENCE, id="reference"), pytest.param(walk.COMPILED, id="compiled", marks=needs_compiled)],
+)
+def body(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs with each body of the walks."""
+    monkeypatch.setattr(walk, "chosen", request.param)
 
 
 @pytest.fixture
