@@ -9,8 +9,10 @@ What it must not know: sockets, and what the answers are for.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from rcache_client.wire import quick
 from rcache_client.wire.grammar import REQUESTS, BadPayload, Layout, decode_reply
 from rcache_client.wire.opcodes import Opcode, Status, StatusClass, opcode_name, status_class, status_name
 
@@ -36,6 +38,20 @@ CONDITIONS: dict[int, frozenset[Status]] = {
 """The answers beside OK that an opcode can have. Refusals and troubles can come to any."""
 
 
+_QUICK: dict[int, Callable[[bytes], Any]] = {
+    int(Opcode.GET): quick.decode_item,
+    int(Opcode.GET_AND_TOUCH): quick.decode_item,
+    int(Opcode.SET): quick.decode_version,
+    int(Opcode.ADD): quick.decode_version,
+    int(Opcode.REPLACE): quick.decode_version,
+    int(Opcode.DELETE): quick.decode_version,
+    int(Opcode.GET_MANY): quick.decode_items,
+    int(Opcode.SET_MANY): quick.decode_changes,
+    int(Opcode.DELETE_MANY): quick.decode_changes,
+}
+"""What reads an OK to these; for what is not well formed it returns None."""
+
+
 def request_layout(opcode: Opcode) -> Layout:
     """The layout of a request that is not of the many-key kind."""
     layout = REQUESTS[opcode]
@@ -44,7 +60,11 @@ def request_layout(opcode: Opcode) -> Layout:
 
 
 def decode_answer(opcode: int, status: int, payload: bytes) -> Any:
-    """The values of a reply's payload, as the grammar gives them. Raises `BadPayload`."""
+    """The values of a reply's payload, as the grammar gives them; a GET_MANY's as `Items`. Raises `BadPayload`."""
+    if not status and opcode in _QUICK:
+        values = _QUICK[opcode](payload)
+        if values is not None:
+            return values  # else the grammar says what is wrong
     if status and status_class(status) is StatusClass.ANSWERED and status not in CONDITIONS.get(opcode, ()):
         raise BadPayload(f"{opcode_name(opcode)} cannot be answered {status_name(status)}")
     return decode_reply(opcode, status, payload)

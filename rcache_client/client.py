@@ -117,6 +117,7 @@ class Client(KeyCalls[V], ManyCalls[V], ServiceCalls):
         connect_s = checked_seconds("connect_timeout", connect_timeout)
         connections_max = whole_number("max_connections", max_connections, 1, MAX_CONNECTIONS_CEILING)
         self._serializer: Serializer[V] = _BYTES if serializer is None else serializer
+        self._loads_nothing = serializer is None or type(serializer) is BytesSerializer
         self._greeter = Greeter(name, role, secret)
         doors = [Door(address, self._greeter, connections_max, connect_s) for address in addresses]
         self._doors = Doors(doors, wait_for_servers=bool(wait_for_servers))

@@ -3,7 +3,8 @@
 What it is: the edge where operating system errors are met, and translated into `Setback`.
 Which thread runs it: the one that took it out of its pool; it is never shared.
 What it owns: the socket, which never blocks: every wait is a `poll` of what the read timeout and the deadline leave,
-worked out anew for each, so that an answer that trickles in cannot outlive the budget.
+worked out anew for each, so that an answer that trickles in cannot outlive the budget. Before the first wait for an answer
+it looks for an instant whether one is there (see `spin`).
 What it must not know: pools, other servers, whether a request may be sent again.
 
 Invariants:
@@ -29,6 +30,7 @@ from rcache_client.address import Endpoint
 from rcache_client.answers import decode_answer, reason_of
 from rcache_client.budget import told_ms
 from rcache_client.errors import BudgetSpent, TooLarge
+from rcache_client.spin import SPIN_SECONDS, Spin
 from rcache_client.wire.frames import HEADER, HEADER_BYTES, BadFrame, Reply, ReplyReader, encode_request
 from rcache_client.wire.grammar import BadPayload
 from rcache_client.wire.opcodes import (
@@ -52,6 +54,8 @@ FRAME_BYTES_BEFORE_WELCOME = 70_000
 """Before the server has said what it sends: room for the longest reason (65,535 bytes) with its header."""
 
 REQUEST_ID_MAX = 0xFFFF_FFFF
+
+_CLOSING = int(StatusClass.CLOSING)
 
 
 class Trouble(Enum):
@@ -92,15 +96,24 @@ class Setback(Exception):
 
 
 class Connection:
-    """A connected socket and the request under way on it. Not thread-safe."""
+    """A connected socket and the request under way on it. Not thread-safe.
+
+    `alone`: whether no other call to this server was under way when the pool handed it out. Only then may it keep a processor
+    and the interpreter busy with looking for its answer: nobody else's waits to be read meanwhile.
+    """
 
     __slots__ = (
         "_deadline",
         "_last_id",
+        "_look",
         "_poll",
         "_read_timeout",
         "_sent_whole",
         "_socket",
+        "_spin",
+        "_told_ms",
+        "_told_s",
+        "alone",
         "closed",
         "frame_bytes_max",
         "server",
@@ -111,10 +124,15 @@ class Connection:
         self._socket = connected
         self._poll = select.poll()
         self._poll.register(connected, select.POLLIN)
+        self._look = self._poll.poll
+        self._spin = Spin()
+        self._told_s = 0.0
+        self._told_ms = 0
         self._last_id = NO_REQUEST_ID
         self._deadline = 0.0
         self._read_timeout = 0.0
         self._sent_whole = False
+        self.alone = False
         self.closed = False
         self.server = server
         self.frame_bytes_max = FRAME_BYTES_BEFORE_WELCOME
@@ -130,7 +148,9 @@ class Connection:
         wait_s = min(read_timeout, deadline - monotonic())
         if wait_s <= 0:
             raise BudgetSpent("the budget ended before the request was sent", self.server, opcode_name(opcode))
-        frame = encode_request(opcode, request_id, told_ms(wait_s), payload)
+        if wait_s != self._told_s:  # most often it is `read_timeout`, as before
+            self._told_s, self._told_ms = wait_s, told_ms(wait_s)
+        frame = encode_request(opcode, request_id, self._told_ms, payload)
         if len(frame) > self.frame_bytes_max:
             too_long = f"a frame of {len(frame)} bytes; the server takes {self.frame_bytes_max}"
             raise TooLarge(too_long, self.server, opcode_name(opcode))
@@ -139,7 +159,8 @@ class Connection:
         self._sent_whole = False
         try:
             self._send(frame)
-            status, answer = self._receive(request_id, opcode)
+            soon = self.alone and wait_s > SPIN_SECONDS
+            status, answer = self._receive(request_id, opcode, soon)
             values = decode_answer(opcode, status, answer)  # invariant 2
             if not self._sent_whole and status < StatusClass.REFUSED:
                 raise Setback(Trouble.GARBLED, "the request was answered before it was sent whole")
@@ -149,13 +170,13 @@ class Connection:
         except BaseException:
             self.close()  # invariant 1
             raise
-        if status >= StatusClass.CLOSING or not self._sent_whole:
+        if status >= _CLOSING or not self._sent_whole:
             self.close()
         return status, values
 
     def is_stale(self) -> bool:
         """Whether an idle connection must not be used: its end, a GOODBYE, or bytes nobody asked for. Never blocks."""
-        return bool(self._poll.poll(0))
+        return bool(self._look(0))
 
     def send_goodbye(self) -> None:
         """Ask for the end; `await_end` then sees it. Never blocks; a failure is left for `await_end` to notice."""
@@ -202,9 +223,12 @@ class Connection:
                     return False
         return True
 
-    def _receive(self, request_id: int, opcode: int) -> tuple[int, bytes]:
-        """The (status, payload) of the answer to that request. The common case is a reply that came whole in one read."""
-        data = self._receive_some(RECEIVE_BYTES)
+    def _receive(self, request_id: int, opcode: int, soon: bool) -> tuple[int, bytes]:
+        """The (status, payload) of the answer to that request. The common case is a reply that came whole in one read.
+
+        `soon`: whether it is to be looked for before it is slept over.
+        """
+        data = self._receive_soon() if soon else self._receive_some(RECEIVE_BYTES)
         if len(data) >= HEADER_BYTES:
             magic, version, answered, status, length, answered_id, _ = HEADER.unpack_from(data)
             if (
@@ -260,21 +284,36 @@ class Connection:
             status=reply.status,
         )
 
-    def _receive_some(self, count: int) -> bytes:
-        """The next bytes of the stream, at least one and at most `count`."""
+    def _receive_soon(self) -> bytes:
+        """As `_receive_some`, for an answer that is there or about to come."""
+        try:
+            return self._read(RECEIVE_BYTES)
+        except BlockingIOError:
+            seen = self._spin.sees(self._look)
+        return self._receive_some(RECEIVE_BYTES, seen)
+
+    def _receive_some(self, count: int, seen: bool = False) -> bytes:
+        """The next bytes of the stream, at least one and at most `count`. `seen`: there is no need to wait for the first."""
         while True:
-            self._wait(self._poll, "no answer came in time")
+            if not seen:
+                self._wait(self._poll, "no answer came in time")
+            seen = False
             try:
-                data = self._socket.recv(count)
+                return self._read(count)
             except BlockingIOError:
                 continue
-            except OSError as error:
-                raise Setback(Trouble.CLOSED, f"the connection was lost ({error})", maybe_executed=self._sent_whole) from error
-            if not data:
-                raise Setback(
-                    Trouble.CLOSED, "the server closed the connection without an answer", maybe_executed=self._sent_whole
-                )
-            return data
+
+    def _read(self, count: int) -> bytes:
+        """What is there of the stream, at least one byte and at most `count`. Raises `BlockingIOError` if nothing is."""
+        try:
+            data = self._socket.recv(count)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise Setback(Trouble.CLOSED, f"the connection was lost ({error})", maybe_executed=self._sent_whole) from error
+        if not data:
+            raise Setback(Trouble.CLOSED, "the server closed the connection without an answer", maybe_executed=self._sent_whole)
+        return data
 
     def _wait(self, poll: select.poll, reason: str) -> int:
         """Wait for the socket and return what happened to it; a `Setback` if nothing did in time."""

@@ -21,8 +21,13 @@ from rcache_client.budget import ttl_in_ms
 from rcache_client.calls import Caller
 from rcache_client.errors import WrongFormat
 from rcache_client.serializers import Serializer
-from rcache_client.wire.grammar import COUNT_BY, EXTEND, KEY_AND_TTL, KEY_ONLY, STORE
+from rcache_client.wire.grammar import COUNT_BY, EXTEND, KEY_AND_TTL
 from rcache_client.wire.opcodes import TTL_MS_MAX, VALUE_HASH_BYTES, Opcode
+from rcache_client.wire.quick import encode_key, encode_store
+
+_GET = int(Opcode.GET)
+_SET = int(Opcode.SET)
+"""Plain numbers: an Enum's are dearer to look up, and dearer to write into a frame."""
 
 V = TypeVar("V")
 D = TypeVar("D")
@@ -58,16 +63,20 @@ class KeyCalls(Generic[V]):
 
     _caller: Caller
     _serializer: Serializer[V]
+    _loads_nothing: bool
+    """Whether `_serializer` gives bytes back as they are, so that it need not be asked."""
 
     def get(self, key: Key, default: D | None = None, *, budget: float | None = None) -> V | D | None:
         """The value, or `default` if there is none."""
         caller = self._caller
-        status, values = caller.call(Opcode.GET, KEY_ONLY.encode(key_bytes(key)), caller.deadline(budget))
-        return default if status else self._load(key, values[2], values[0])
+        status, values = caller.call(_GET, encode_key(key_bytes(key)), caller.deadline(budget))
+        if status:
+            return default
+        return values[2] if self._loads_nothing else self._load(key, values[2], values[0])
 
     def get_with_version(self, key: Key, *, budget: float | None = None) -> ValueAndVersion[V]:
         """The value and its version; (None, 0) if there is none. Hand the version to `cas`."""
-        status, values = self._call(Opcode.GET, KEY_ONLY.encode(key_bytes(key)), budget)
+        status, values = self._call(Opcode.GET, encode_key(key_bytes(key)), budget)
         return ValueAndVersion(None, 0) if status else ValueAndVersion(self._load(key, values[2], values[0]), values[1])
 
     def get_and_touch(
@@ -80,7 +89,7 @@ class KeyCalls(Generic[V]):
 
     def set(self, key: Key, value: V, ttl: float | None = None, *, budget: float | None = None) -> int:
         """Store the value, for `ttl` seconds or for ever; return its version."""
-        return self._store(Opcode.SET, key, value, ttl, budget)
+        return self._store(_SET, key, value, ttl, budget)
 
     def add(self, key: Key, value: V, ttl: float | None = None, *, budget: float | None = None) -> int:
         """Store the value only if there is none; return its version, or 0 if there is one."""
@@ -129,7 +138,7 @@ class KeyCalls(Generic[V]):
 
     def delete(self, key: Key, *, budget: float | None = None) -> bool:
         """Remove the value; return whether there was one."""
-        status, _ = self._call(Opcode.DELETE, KEY_ONLY.encode(key_bytes(key)), budget)
+        status, _ = self._call(Opcode.DELETE, encode_key(key_bytes(key)), budget)
         return not status
 
     def touch(self, key: Key, ttl: float | None = None, *, budget: float | None = None) -> bool:
@@ -155,7 +164,7 @@ class KeyCalls(Generic[V]):
 
     def inspect(self, key: Key, *, budget: float | None = None) -> Inspection | None:
         """Version, flags, time left and length of the value; None if there is none."""
-        status, values = self._call(Opcode.INSPECT, KEY_ONLY.encode(key_bytes(key)), budget)
+        status, values = self._call(Opcode.INSPECT, encode_key(key_bytes(key)), budget)
         if status:
             return None
         version, flags, left_ms, value_bytes = values
@@ -171,10 +180,11 @@ class KeyCalls(Generic[V]):
             error.operation = f"the value of {key!r}"
             raise
 
-    def _store(self, opcode: Opcode, key: Key, value: V, ttl: float | None, budget: float | None) -> int:
+    def _store(self, opcode: int, key: Key, value: V, ttl: float | None, budget: float | None) -> int:
         caller = self._caller
         data, flags = self._serializer.dump(value)
-        payload = STORE.encode(flags, 0 if ttl is None else ttl_in_ms(ttl, TTL_MS_MAX), key_bytes(key), data)
+        ttl_ms = 0 if ttl is None else ttl_in_ms(ttl, TTL_MS_MAX)
+        payload = encode_store(flags, ttl_ms, key_bytes(key), data)
         status, values = caller.call(opcode, payload, caller.deadline(budget))
         return 0 if status else int(values[0])
 

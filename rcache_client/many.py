@@ -8,37 +8,76 @@ What it must not know: connections, opcodes, values.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from typing import Generic, NamedTuple, TypeVar
 
+from rcache_client.arguments import Key, key_bytes
 from rcache_client.errors import NotExecuted, RcacheError, SomeKeysFailed
 from rcache_client.wire.frames import HEADER_BYTES
+from rcache_client.wire.grammar import Group
 from rcache_client.wire.opcodes import MANY_KEYS_MAX
+from rcache_client.wire.quick import encode_key, encode_plain_keys
 
 COUNT_BYTES = 2
 """The count of entries in front of them, in requests and replies."""
 
-K = TypeVar("K", bound=Hashable)
+K = TypeVar("K", bound=Key)
 R = TypeVar("R")
 
+Frame = tuple[Sequence[K], bytes]
+"""The keys of one frame, and its payload."""
 
-def parts(
-    entries: Sequence[bytes], frame_bytes_max: int, reply_entry_bytes: int, entries_max: int = MANY_KEYS_MAX
-) -> Iterator[slice]:
-    """Cut encoded entries into frames of at most `frame_bytes_max`, whose replies (`reply_entry_bytes` each) are so too.
 
-    An entry that is too large even alone gets a frame of its own, to be refused by name.
-    """
-    room = frame_bytes_max - HEADER_BYTES - COUNT_BYTES
-    count_max = max(1, min(entries_max, room // reply_entry_bytes))
+class Room(NamedTuple):
+    """What one frame may hold: bytes of entries, and a number of them."""
+
+    entry_bytes: int
+    entries: int
+
+    @classmethod
+    @lru_cache(maxsize=64)
+    def of(cls, frame_bytes_max: int, reply_entry_bytes: int, entries_max: int = MANY_KEYS_MAX) -> Room:
+        """So that neither the frame nor its reply (`reply_entry_bytes` for each entry) is longer than `frame_bytes_max`."""
+        entry_bytes = frame_bytes_max - HEADER_BYTES - COUNT_BYTES
+        return cls(entry_bytes, max(1, min(entries_max, entry_bytes // reply_entry_bytes)))
+
+
+def parts(entries: Sequence[bytes], room: Room) -> Iterator[slice]:
+    """Cut encoded entries into frames. An entry that is too large even alone gets a frame of its own, to be refused by name."""
     start, taken = 0, 0
     for place, entry in enumerate(entries):
-        if place > start and (place - start >= count_max or taken + len(entry) > room):
+        if place > start and (place - start >= room.entries or taken + len(entry) > room.entry_bytes):
             yield slice(start, place)
             start, taken = place, 0
         taken += len(entry)
     if start < len(entries):
         yield slice(start, len(entries))
+
+
+def encode_keys(keys: Sequence[Key]) -> bytes | list[bytes]:
+    """The payload that names all these keys, where it is made in one step; else an entry for each of them.
+
+    Raises `TypeError` or `ValueError` for a bad key.
+    """
+    payload = encode_plain_keys(keys)
+    return key_entries(keys) if payload is None else payload
+
+
+def key_entries(keys: Sequence[Key]) -> list[bytes]:
+    """The entry of each key. Raises `TypeError` or `ValueError` for a bad one."""
+    return [encode_key(key_bytes(key)) for key in keys]
+
+
+def frames_of(keys: Sequence[K], encoded: bytes | list[bytes], room: Room) -> Iterator[Frame[K]]:
+    """As few frames as these keys fit into; `encoded` is what `encode_keys` made of them, or any other entries for them."""
+    if isinstance(encoded, bytes):
+        if len(keys) <= room.entries and len(encoded) <= COUNT_BYTES + room.entry_bytes:
+            yield keys, encoded
+            return
+        encoded = key_entries(keys)
+    for part in parts(encoded, room):
+        yield keys[part], Group.join(encoded[part])
 
 
 class Gathering(Generic[K, R]):

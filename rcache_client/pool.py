@@ -73,6 +73,20 @@ class Pool:
             if connection is None:
                 return self._open(deadline)
             if not connection.is_stale():
+                connection.alone = False  # somebody else had it until now, or has another one
+                return connection
+            self.discard(connection)
+
+    def take_idle(self) -> Connection | None:
+        """As `take`, but None where no connection is idle. Never blocks."""
+        while True:
+            with self._lock:
+                if not self._idle:  # a pool that was closed has none either
+                    return None
+                connection = self._idle.pop()
+                alone = len(self._idle) + 1 == self._places
+            if not connection.is_stale():
+                connection.alone = alone
                 return connection
             self.discard(connection)
 
@@ -83,7 +97,10 @@ class Pool:
             return
         with self._lock:
             if connection in self._connections and not self._closed:
-                self._hand_out_locked(connection)
+                if self._waiting:
+                    self._hand_out_locked(connection)
+                else:
+                    self._idle.append(connection)
                 return
             self._forget_locked(connection)
         _say_goodbye([connection])
@@ -173,6 +190,7 @@ class Pool:
             raise
         with self._lock:
             self._connections.add(connection)
+            connection.alone = self._places == 1
         return connection
 
     def _hand_out_locked(self, connection: Connection) -> None:

@@ -71,11 +71,6 @@ class Door:
         self._greeter = greeter
         self._connect_timeout = connect_timeout
 
-    @property
-    def troubled(self) -> bool:
-        """Whether there is something for a good answer to clear."""
-        return self.failures > 0 or self.silences > 0
-
     def _open_connection(self, deadline: float) -> Connection:
         """Resolve, connect and greet, within `connect_timeout` for all three. Raises `Setback` and what greeting raises."""
         limit = min(deadline, monotonic() + self._connect_timeout)
@@ -135,12 +130,18 @@ class Doors:
         `ProtocolError`.
         """
         tried: set[Door] = set()
-        while True:
+        if self._all_up:  # nearly always, and then there is nothing to lock
+            door, probing = self._doors[next(self._turn) % len(self._doors)], False
+            connection = door.pool.take_idle()
+        else:
             door, probing = self._choose(deadline, tried)
+            connection = None
+        while connection is None:
             connection = self._connect(door, probing, deadline)
-            if connection is not None:
-                return door, connection
-            tried.add(door)
+            if connection is None:
+                tried.add(door)
+                door, probing = self._choose(deadline, tried)
+        return door, connection
 
     def fail(self, door: Door, why: str, cause: BaseException | None = None) -> None:
         """Mark a door as failed, unless somebody already did; its idle connections are dropped."""
@@ -188,8 +189,6 @@ class Doors:
 
     def _choose(self, deadline: float, tried: set[Door]) -> tuple[Door, bool]:
         """The next door in turn, and whether the caller must probe it. Blocks only with `wait_for_servers`."""
-        if self._all_up and not tried:
-            return self._doors[next(self._turn) % len(self._doors)], False
         with self._changed:
             while True:
                 if self._closed:

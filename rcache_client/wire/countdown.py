@@ -1,4 +1,4 @@
-"""The countdown buffer: the only way bytes of a frame, a record or a file header are read.
+"""The countdown buffer: how the bytes of a frame, a record or a file header are read (`quick` says how it does without).
 
 What it is: a cursor over some bytes that knows how many are still owed. Every take is checked against that number and
 counts it down; at the end it must be exactly zero.

@@ -16,12 +16,13 @@ from rcache_client import (
     ProtocolError,
     ServersUnavailable,
     SomeKeysFailed,
+    StrSerializer,
     TooLarge,
     WrongFormat,
 )
-from rcache_client.many import COUNT_BYTES, parts
+from rcache_client.many import COUNT_BYTES, Room, parts
 from rcache_client.wire.frames import HEADER_BYTES
-from rcache_client.wire.grammar import Group
+from rcache_client.wire.grammar import Group, encode_keys
 from rcache_client.wire.opcodes import Opcode, Status
 
 from .fake_service import FakeService, Item
@@ -39,14 +40,55 @@ def test_many_keys_in_one_frame(server: ScriptedServer, cache: Client[bytes]) ->
     assert server.service.items[b"b"].ttl_ms == 60_000
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["aaa", "bbb", "ccc"],
+        ["a", "bb", "ccc"],
+        [b"aaa", "bbb", b"ccc"],
+        ["aa", "ü", "bb"],
+        ["x" * 127, "y" * 128, "z" * 300],
+        [b"\xff", b"\0\1", b"k" * 65_535],
+    ],
+    ids=["alike", "of_many_lengths", "text_and_bytes", "not_ascii", "long", "bytes"],
+)
+@pytest.mark.parametrize("missing", [None, 0, 1, 2])
+def test_keys_of_all_kinds_are_asked_for_in_one_frame(
+    server: ScriptedServer, cache: Client[bytes], keys: list[str | bytes], missing: int | None
+) -> None:
+    """However they were encoded, and however the reply was read."""
+    values = {key: b"%d" % place * (place + 1) for place, key in enumerate(keys) if place != missing}
+    cache.set_many(values)
+    assert cache.get_many(keys) == values
+    asked = [key if isinstance(key, bytes) else key.encode() for key in keys]
+    assert server.requests[-1].payload == encode_keys(asked)
+    assert cache.delete_many(keys) == {key: place != missing for place, key in enumerate(keys)}
+    assert server.requests[-1].payload == encode_keys(asked)
+
+
+def test_values_alike_are_each_under_their_own_key(cache: Client[bytes]) -> None:
+    values = {f"key-{n:03}": b"%03d" % n for n in range(500)}
+    cache.set_many(values)
+    assert cache.get_many(values) == values
+    assert cache.get_many(reversed(list(values))) == values
+
+
+def test_bytes_are_read_whoever_wrote_them(server: ScriptedServer, cache: Client[bytes]) -> None:
+    with Client(server.address, serializer=StrSerializer()) as texts:
+        texts.set_many({"a": "1", "b": "2"})
+        assert cache.get_many(["a", "b"]) == {"a": b"1", "b": b"2"}
+        assert cache.get("a") == b"1"
+
+
 def test_no_keys_ask_nobody() -> None:
     with Client(free_address()) as cache:
         assert cache.get_many([]) == cache.set_many({}) == cache.delete_many([]) == {}
 
 
-def test_a_key_given_twice_is_asked_once(cache: Client[bytes]) -> None:
+def test_a_key_given_twice_is_asked_once(server: ScriptedServer, cache: Client[bytes]) -> None:
     cache.set("a", b"1")
     assert cache.get_many(iter(["a", "a"])) == {"a": b"1"}
+    assert server.requests[-1].payload == encode_keys([b"a"])
     assert cache.delete_many(["a", "a"]) == {"a": True}
 
 
@@ -64,7 +106,7 @@ def test_parts_cover_all_in_order_and_no_frame_is_too_long(
     lengths: list[int], frame_bytes_max: int, reply_entry_bytes: int
 ) -> None:
     entries = [bytes(length) for length in lengths]
-    cut = list(parts(entries, frame_bytes_max, reply_entry_bytes))
+    cut = list(parts(entries, Room.of(frame_bytes_max, reply_entry_bytes)))
     assert [entry for part in cut for entry in entries[part]] == entries
     for part in cut:
         inside = entries[part]
@@ -90,6 +132,15 @@ def test_no_request_or_reply_outgrows_the_servers_frame() -> None:
         assert cache.delete_many(values) == dict.fromkeys(values, True)
         assert all(HEADER_BYTES + len(r.payload) <= 4096 for r in server.requests)
         assert server.connections == 1
+
+
+def test_long_plain_keys_are_cut_by_what_the_request_holds() -> None:
+    """Their replies would fit into one frame."""
+    with ScriptedServer(service=FakeService(frame_bytes_max=4096)) as server, Client(server.address) as cache:
+        keys = [f"{n:0100}" for n in range(100)]
+        cache.set_many(dict.fromkeys(keys, b""))
+        assert cache.get_many(keys) == dict.fromkeys(keys, b"")
+        assert all(HEADER_BYTES + len(r.payload) <= 4096 for r in server.requests)
 
 
 def test_values_that_do_not_fit_into_one_reply_are_asked_for_again() -> None:

@@ -214,7 +214,7 @@ def test_an_interrupted_call_never_gives_its_connection_back(server: ScriptedSer
         def interrupt(*_: object) -> bytes:
             raise Interrupt
 
-        monkeypatch.setattr(type(connection), "_receive_some", interrupt)
+        monkeypatch.setattr(type(connection), "_receive", interrupt)
         with pytest.raises(Interrupt):
             cache.get("key")
         monkeypatch.undo()

@@ -63,6 +63,21 @@ def test_one_serializers_values_are_not_misread_by_another(server: ScriptedServe
         assert texts.get("text") == things.get("json") == "5"
 
 
+class Reversing(BytesSerializer):
+    """A serializer of one's own, made from one of these."""
+
+    def load(self, data: bytes, flags: int) -> bytes:
+        return data[::-1]
+
+
+def test_a_serializer_made_from_the_one_of_bytes_is_asked(server: ScriptedServer) -> None:
+    with Client(server.address, serializer=Reversing()) as cache:
+        cache.set("key", b"123")
+        assert cache.get("key") == b"321"
+        assert cache.get_with_version("key")[0] == b"321"
+        assert cache.get_many(["key"]) == {"key": b"321"}
+
+
 def test_counters_can_be_read_by_all(server: ScriptedServer) -> None:
     with (
         Client(server.address) as raw,
