@@ -53,6 +53,7 @@ from rcache.records._keys cimport (
     seal,
     siphash,
 )
+from rcache.records._parts cimport Link, Part, is_live
 from rcache.records._walk cimport Taker
 
 import os
@@ -63,46 +64,6 @@ from rcache.records.rows import Row
 cdef enum:
     AHEAD = 32  # records whose slots are fetched into the cache before the first of them is looked up
     ROWS_AHEAD = 8  # rows that are fetched before they are copied: they lie all over their file
-
-
-cdef struct Link:
-    uint64_t epoch
-    uint64_t last
-
-
-cdef struct Part:
-    # One bucket: what its plan says, and what came of it.
-    Keys keys
-    uint64_t floor
-    Link *chain  # by epoch
-    size_t links
-    Link live  # the link that the record before was on
-    int64_t base_source  # -1: no base
-    uint64_t base_ordinal
-    int64_t source  # that `ordinal` is of
-    uint64_t ordinal
-    uint64_t sequence
-    uint64_t time_ms
-
-
-cdef inline bint _is_live(Part *part, uint64_t sequence) noexcept nogil:
-    """`BucketPlan.is_live`."""
-    cdef uint64_t epoch = sequence >> 40
-    cdef size_t low = 0, high = part.links, middle
-    if sequence <= part.floor:
-        return False
-    if part.live.epoch == epoch:
-        return sequence <= part.live.last
-    while low < high:
-        middle = (low + high) // 2
-        if part.chain[middle].epoch < epoch:
-            low = middle + 1
-        else:
-            high = middle
-    if low == part.links or part.chain[low].epoch != epoch:
-        return False
-    part.live = part.chain[low]
-    return sequence <= part.live.last
 
 
 cdef class Builder(Taker):
@@ -215,7 +176,7 @@ cdef class Builder(Taker):
         """Keep what the plan calls live. False: no memory."""
         cdef Entry entry
         if is_change(head.kind):
-            if self._none_in_time or head.time_ms > self._until_ms or not _is_live(part, head.sequence):
+            if self._none_in_time or head.time_ms > self._until_ms or not is_live(part, head.sequence):
                 return True
             if head.sequence > part.sequence:
                 part.sequence, part.time_ms = head.sequence, max(head.time_ms, part.time_ms)

@@ -26,6 +26,7 @@ from rcache.records.rebuild import RebuiltBucket, Source, rebuild, survey
 from rcache.records.record import BadRecord, Head, Kind, heads
 
 from .bodies import needs_compiled, outcome, told, using
+from .fuzz import fuzz
 from .making import file_bytes, flushed, header_of, imported, opened, removed, row, seq, stored, write_file
 
 pytestmark = needs_compiled
@@ -196,6 +197,13 @@ def test_it_takes_a_body_for_records_exactly_where_heads_does(
         taker = compiled_taker()
         taker.begin(0, file)
         assert taker.run(len(FRONT), 0)[1] == (count == claimed)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_short_campaign_of_blocks_that_lie(seed: int) -> None:
+    whole, pieces = fuzz(seed, 4000)
+    assert 1000 < whole < 3000
+    assert pieces
 
 
 @pytest.mark.parametrize("skip_damaged", [False, True])
