@@ -1,8 +1,8 @@
 """Blocks whose checksums fit and whose records lie, by the million: `python -m tests.records.fuzz --seed 1 --inputs 1000000`.
 
 What it is: a program for long campaigns, most of all with the sanitizers (`RCACHE_SANITIZE=address,undefined`); a test runs a
-few thousand. Each input is a block in a file in memory. The compiled body must take it exactly where `heads` does; the rows of a
-rebuild over files that were changed meanwhile are refused or come out, and no byte is read that is not there.
+few thousand. Each input is a block in a file in memory. The compiled body must take it exactly where `heads` does; the rows of
+a rebuild over files that were changed meanwhile are refused or come out, and no byte is read that is not there.
 """
 
 from __future__ import annotations
