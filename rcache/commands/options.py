@@ -13,6 +13,7 @@ Any wrong use ends the program with exit code 2 and one message that names the o
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import sys
 from argparse import ArgumentTypeError, BooleanOptionalAction, RawDescriptionHelpFormatter
@@ -59,6 +60,9 @@ SEGMENT_MIB_MAX = 64 * KIB
 KEEP_DAYS_MAX = 36_500
 CONNECTIONS_MAX = 1_000_000
 """What Linux lets one process open (fs.nr_open is 1,048,576) less what else it needs."""
+
+WORKER_THREADS_DEFAULT = os.cpu_count() or 1
+"""As many as there are cores: more threads take turns, and then workers that share sockets are faster (decision 0012)."""
 
 LOG_LEVELS = ("TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 ENGINES = ("auto", NATIVE, REFERENCE)
@@ -371,7 +375,8 @@ def _add_limits(group: Any) -> None:
         threads,
         "0",
         "N",
-        "threads that serve connections, one each with this engine, so it bounds them as --max-connections does; 0: no bound",
+        "up to so many connections have a thread each, more share workers (native engine); the reference engine takes no more"
+        " connections than that; 0: as many as there are cores, or with the reference engine as --max-connections",
     )
     _add(group, "--hello-timeout", _time(), "10", "SECONDS", "time a new connection has for its first request")
     _add(group, "--idle-timeout", _time(), "600", "SECONDS", "time a connection may stay without a request")

@@ -13,6 +13,7 @@ repeated from the same files.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 import time
@@ -23,11 +24,11 @@ from loguru import logger
 
 from rcache.commands.descriptors import connections_allowed
 from rcache.commands.exit_codes import ExitCode
-from rcache.commands.options import BUCKETS_DEFAULT, ServerOptions
+from rcache.commands.options import BUCKETS_DEFAULT, CONNECTIONS_MAX, WORKER_THREADS_DEFAULT, ServerOptions
 from rcache.commands.restore import restore
 from rcache.commands.show import show_count, show_size
 from rcache.commands.start_failed import StartFailed
-from rcache.engine.bodies import REFERENCE, make_engine, why_not_native
+from rcache.engine.bodies import NATIVE, REFERENCE, make_engine, why_not_native
 from rcache.engine.clock import NodeClock
 from rcache.engine.contract import ConnectionLimits, Engine, EngineConfig, RequestRefused
 from rcache.records.reader import DataDamaged
@@ -46,6 +47,10 @@ SYNC_WAIT_S = 60.0
 
 PROGRESS_EVERY_S = 1.0
 
+SHARED_WORKERS = max(1, (os.cpu_count() or 1) // 2)
+"""Workers that share sockets: half the cores; the other half is for the kernel's share of their work, the log, and clients that
+run on the same machine (decision 0012)."""
+
 
 class _Given(NamedTuple):
     """What is settled before anything is opened."""
@@ -58,9 +63,9 @@ def boot(options: ServerOptions, version: str, notifier: Notifier, stops: Stops)
     """A service that is recovered and durable in its new epoch, but not listening yet. Raises `StartFailed`; with exit code
     STOPPED if a signal came meanwhile."""
     watch = _Watch(notifier, stops)
-    connections = connections_allowed(
-        min(options.max_connections, options.worker_threads or options.max_connections), CONNECTIONS_RESERVED
-    )
+    shares = options.engine == NATIVE
+    wanted = options.max_connections if shares else min(options.max_connections, options.worker_threads or CONNECTIONS_MAX)
+    connections = connections_allowed(wanted, CONNECTIONS_RESERVED)
     with contextlib.ExitStack() as cleanup:
         data_dir = _open_data_dir(options)
         cleanup.callback(_let_go, data_dir)
@@ -160,6 +165,8 @@ def _assemble(
         recovery=_recovery_stats(recovered, items, restored, time.monotonic() - began),
         limits=ConnectionLimits(options.hello_timeout, options.idle_timeout, options.frame_timeout, options.send_timeout),
         connections_max=given.connections_max,
+        worker_threads=options.worker_threads or WORKER_THREADS_DEFAULT,
+        shared_workers=SHARED_WORKERS,
         stop_timeout_s=options.stop_timeout,
         persist=options.persist_on_shutdown,
         secret=options.secret,

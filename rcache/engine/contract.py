@@ -69,6 +69,7 @@ class Ended(Enum):
     FRAME_TIMEOUT = "a frame that did not come in whole in time"
     SLOW_READER = "replies were not taken in time"
     STOPPING = "asked to stop"
+    CROWDED = "to be served by a worker that shares sockets from now on"
 
 
 class Handback(NamedTuple):
@@ -180,6 +181,24 @@ class EngineConnection(Protocol):
         """Send a reply made outside the engine; None if all was taken in time. Blocks up to `send_s`."""
         ...
 
+    def queue(self, data: bytes, *, last: bool = False) -> None:
+        """Have its group send this as soon as the connection is added to it. After the `last` frame comes FIN, then the peer's
+        end is waited for (bounded), and the connection is handed back as CLOSED. Never blocks."""
+        ...
+
+
+class SocketGroup(Protocol):
+    """Connections that one worker serves together, without ever blocking in one of them."""
+
+    def add(self, connection: EngineConnection) -> None:
+        """Any thread: serve this one too, until `serve` hands it back."""
+        ...
+
+    def serve(self) -> tuple[EngineConnection, Handback] | None:
+        """Until a connection has something that is not the engine's business; it is out of the group then, and all its replies
+        have been sent. None once serving is to stop and nobody is left. Blocks."""
+        ...
+
 
 class Engine(Protocol):
     """The node's items and their change stream."""
@@ -198,6 +217,14 @@ class Engine(Protocol):
 
     def serve(self, connection: EngineConnection) -> Handback:
         """Receive, execute and answer data opcodes until something else comes up. Blocks."""
+        ...
+
+    def share(self) -> SocketGroup | None:
+        """A new group of connections; None where this body serves one connection in each thread."""
+        ...
+
+    def set_crowded(self, crowded: bool) -> None:
+        """Any thread: from now on `serve` comes back with CROWDED after the batch under way, or no longer does."""
         ...
 
     def stop_serving(self) -> None:

@@ -15,6 +15,7 @@ import threading
 
 from loguru import logger
 
+from rcache.server.sharing import Placing
 from rcache.server.worker import Connections, WorkerRun
 from rcache_client.wire.frames import encode_reply
 from rcache_client.wire.grammar import GOODBYE_REPLY
@@ -49,8 +50,9 @@ def bind(host: str, port: int) -> socket.socket:
 class Listener:
     """Accepts until it is stopped."""
 
-    def __init__(self, sock: socket.socket, connections: Connections, run: WorkerRun) -> None:
+    def __init__(self, sock: socket.socket, connections: Connections, run: WorkerRun, placing: Placing) -> None:
         self._sock = sock
+        self._placing = placing
         self._connections = connections
         self._run = run
         self._stopping = threading.Event()
@@ -139,7 +141,7 @@ class Listener:
             self._turn_away(sock, peer)
             return
         try:
-            worker.start(self._run)
+            self._placing.place(worker)
         except RuntimeError as error:
             logger.error("no thread for {}: {}", peer, error)
             self._connections.leave(worker, "no thread")

@@ -35,6 +35,7 @@ from rcache.server.housekeeper import Housekeeper, Task
 from rcache.server.listener import Listener
 from rcache.server.notify import Notifier
 from rcache.server.session import Welcome
+from rcache.server.sharing import Placing
 from rcache.server.stops import Stops
 from rcache.server.worker import Connections, WorkerRun
 from rcache.stream.append_log import AppendLog, LogFailure
@@ -74,6 +75,8 @@ class Parts:
     recovery: dict[str, Any]
     limits: ConnectionLimits
     connections_max: int
+    worker_threads: int
+    shared_workers: int
     stop_timeout_s: float
     persist: bool
     secret: bytes | None = field(repr=False, default=None)
@@ -102,7 +105,8 @@ class Service:
         self.connections = Connections(parts.connections_max, CONNECTIONS_RESERVED)
         self._housekeeper = Housekeeper(self._tasks(watchdog_s))
         run = WorkerRun(parts.engine, self.connections, self, self._welcome(), parts.limits, parts.secret)
-        self._listener = Listener(parts.sock, self.connections, run)
+        self._placing = Placing(parts.engine, self.connections, run, parts.worker_threads, parts.shared_workers)
+        self._listener = Listener(parts.sock, self.connections, run, self._placing)
 
     def _welcome(self) -> Welcome:
         parts, identity = self.parts, self.parts.data_dir.identity
@@ -137,6 +141,7 @@ class Service:
 
     def start(self) -> None:
         """Begin to serve. Raises OSError where the address cannot be listened on."""
+        self._placing.start()
         self._listener.start()
         self._housekeeper.start()
 
@@ -282,6 +287,7 @@ class Service:
             logger.warning("{} connections were cut off at the deadline of {} s", len(late), self.parts.stop_timeout_s)
         if stuck:
             stopped.stuck.append(f"{len(stuck)} workers")
+        stopped.stuck += self._placing.stop(JOIN_S)
 
     def _end_log(self, stopped: Stopped, progress: Callable[[str], object]) -> None:
         log = self.parts.log

@@ -1,8 +1,9 @@
-"""Workers: one thread for each connection, from accept to close.
+"""Workers: a connection and what serves it, from accept to close; and the threads that serve one each.
 
 What it is: the loop that lets the engine serve and does what it hands back; the polite and the impolite ways to close; and
 the register of all connections, with its limit.
-Which thread runs it: each connection's own, `worker-N`. Started by the listener, joined by the service through `Connections`.
+Which thread runs it: each connection's own, `worker-N`, where it has one (see `sharing`). Started by the listener, joined by
+the service through `Connections`.
 What it owns: the connection's socket. It may lock: the register, for moments; never with I/O.
 What it must not know: what requests mean.
 
@@ -34,12 +35,19 @@ RESERVED_HELLO_S = 1.0
 
 DISCARD_BYTES = 64 << 10
 
+MOVED = "moved"
+"""How a thread ends whose connection another worker serves from now on."""
+
 _GOODBYES = {
     Ended.HELLO_TIMEOUT: (Status.HELLO_TIMEOUT, "nothing was said in time"),
     Ended.IDLE_TIMEOUT: (Status.IDLE_TIMEOUT, "idle for too long"),
     Ended.FRAME_TIMEOUT: (Status.FRAME_TIMEOUT, "a frame did not come in whole in time"),
     Ended.STOPPING: (Status.SHUTTING_DOWN, "this node stops; nothing after the named request was executed"),
 }
+
+
+def _nobody_shares(_worker: object) -> None:
+    raise AssertionError("nobody shares sockets here")
 
 
 class Connections:
@@ -74,6 +82,10 @@ class Connections:
             if self._workers.pop(worker.number, None) is not None:
                 self.ended[how] += 1
                 self._requests_of_ended += worker.connection.requests
+        worker.gone.set()
+
+    def __len__(self) -> int:
+        return len(self._workers)
 
     def note_refused(self) -> None:
         with self._lock:
@@ -101,14 +113,15 @@ class Connections:
             }
 
     def join_all(self, deadline: float) -> list[Worker]:
-        """Wait for all workers until `deadline` (time.monotonic). Returns those that are still there."""
-        for worker in self.workers():
-            worker.thread.join(max(0.0, deadline - time.monotonic()))
-        return [worker for worker in self.workers() if worker.thread.is_alive()]
+        """Wait until all connections have left, to `deadline` (time.monotonic) at most. Returns those that are still there."""
+        return [worker for worker in self.workers() if not worker.join(max(0.0, deadline - time.monotonic()))]
 
 
 class Worker:
-    """One connection and its thread."""
+    """One connection and, where it has one of its own, its thread.
+
+    `parting_as`: the last frame is on its way, and how the connection will have ended; "" before that. `gone`: it has left.
+    """
 
     def __init__(self, number: int, sock: socket.socket, peer: str, connection: EngineConnection, session: Session) -> None:
         self.number = number
@@ -116,12 +129,25 @@ class Worker:
         self.connection = connection
         self.session = session
         self.sock = sock
-        self.thread = threading.Thread(target=lambda: None)
+        self.parting_as = ""
+        self.gone = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def start(self, run: Callable[[Worker], None]) -> None:
         """Raises RuntimeError where no thread can be had."""
-        self.thread = threading.Thread(target=run, args=(self,), name=f"worker-{self.number}")
-        self.thread.start()
+        thread = threading.Thread(target=run, args=(self,), name=f"worker-{self.number}")
+        thread.start()
+        self._thread = thread
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait until the connection has left and its thread, if it has one, has ended. False if that took too long."""
+        deadline = time.monotonic() + timeout_s
+        if not self.gone.wait(timeout_s):
+            return False
+        if self._thread is not None:
+            self._thread.join(max(0.0, deadline - time.monotonic()))
+            return not self._thread.is_alive()
+        return True
 
     def break_off(self) -> None:
         """Any thread: end the connection now; its worker wakes up with an error."""
@@ -147,6 +173,7 @@ class WorkerRun:
         self._welcome = welcome
         self._limits = limits
         self._secret = secret
+        self.share: Callable[[Worker], None] = _nobody_shares
 
     def make(self, number: int, sock: socket.socket, peer: str, *, reserved: bool) -> Worker:
         limits = self._limits
@@ -165,14 +192,17 @@ class WorkerRun:
         except Exception:
             self._connections.note_crash()
             logger.exception("worker {} ({}): unhandled error; the connection is closed", worker.number, worker.peer)
-        finally:
+        if how != MOVED:
             worker.sock.close()
             self._connections.leave(worker, how)
 
     def _serve(self, worker: Worker) -> str:
-        """Until the connection is to be closed. Returns how it ended."""
+        """Until the connection is to be closed, or served by another. Returns how it ended."""
         while True:
             handback = self._engine.serve(worker.connection)
+            if handback.ended is Ended.CROWDED:
+                self.share(worker)
+                return MOVED
             if handback.ended is not Ended.FRAME:
                 return self._end(worker, handback)
             assert handback.request is not None
@@ -186,16 +216,24 @@ class WorkerRun:
                 return lost.name.lower()
 
     def _end(self, worker: Worker, handback: Handback) -> str:
+        words = self.last_words(worker, handback)
+        if words is not None:
+            self._part(worker, words)
+        return handback.ended.name.lower()
+
+    @staticmethod
+    def last_words(worker: Worker, handback: Handback) -> bytes | None:
+        """The frame to send before the connection is closed; None where there is nothing to say."""
         ended = handback.ended
         if handback.bad is not None:
             logger.warning("{}: {} ({}); closed", worker.peer, handback.bad.status.name, handback.bad.reason)
-            self._part(worker, worker.session.reject(handback.bad).frame)
-        elif ended in _GOODBYES:
-            status, reason = _GOODBYES[ended]
-            if not worker.connection.data_allowed and ended is Ended.HELLO_TIMEOUT and worker.session.reserved:
-                status, reason = Status.TOO_MANY_CONNECTIONS, "all places for clients are taken; try again later"
-            self._part(worker, worker.session.goodbye(status, reason))
-        return ended.name.lower()
+            return worker.session.reject(handback.bad).frame
+        if ended not in _GOODBYES:
+            return None
+        status, reason = _GOODBYES[ended]
+        if not worker.connection.data_allowed and ended is Ended.HELLO_TIMEOUT and worker.session.reserved:
+            status, reason = Status.TOO_MANY_CONNECTIONS, "all places for clients are taken; try again later"
+        return worker.session.goodbye(status, reason)
 
     @staticmethod
     def _part(worker: Worker, frame: bytes) -> None:

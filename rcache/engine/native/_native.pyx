@@ -7,6 +7,7 @@ What it owns: the store, its readers' cursors, its connections' buffers.
 What it must not know: HELLO, files, options; which exception belongs to a refusal (that is `engine`'s).
 """
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.ref cimport PyObject, Py_INCREF, Py_XDECREF
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -15,7 +16,7 @@ from libc.string cimport memcpy, memset
 
 from rcache.engine.native cimport protocol
 from rcache.engine.native.answers cimport Worker, forget_replies, rewrite_uncommitted, write_reason, REASON_BYTES_MAX
-from rcache.engine.native.change cimport Buffer, buffer_free, buffer_need, key_of
+from rcache.engine.native.change cimport Buffer, buffer_free, buffer_need, drop_spare
 from rcache.engine.native.copies cimport (
     APPLIED, Applied, Record, apply_all, begin_locked, copy_bucket, flush_bucket, open_bucket,
 )
@@ -30,16 +31,18 @@ from rcache.engine.native.operations cimport BAD_PAYLOAD, Executed, deadline_of,
 from rcache.engine.native.removal cimport Outcome, WHY_LOG_FAILED, WHY_TIMED_OUT, evict_for_class, expire_due, free_page, refuse
 from rcache.engine.native.ring cimport (
     STREAM_FAILED, STREAM_REACHED, Cursor, Ring, StreamEnd, cursor_await, cursor_close, cursor_measure, cursor_open, cursor_release,
-    cursor_unpin, ring_at, ring_close, ring_end_waits, ring_fail, ring_init, ring_set_durable, ring_wait_durable,
+    cursor_unpin, ring_at, ring_close, ring_end_waits, ring_fail, ring_init, ring_set_durable, ring_wait_durable, waker_add,
+    waker_remove,
 )
 from rcache.engine.native.serving cimport (
     ENDED_BAD_FRAME, ENDED_FRAME, GOING_ON, Conn, Ending, Handed, held_free, hold, send_all, serve_alone, worker_ready, worker_rest,
 )
+from rcache.engine.native.sharing cimport Group, next_handed, push
 from rcache.engine.native.store cimport (
     ABSENT, FROZEN, PENDING_MAX, PRIMARY, Bucket, Pending, Store, Stripe, bucket_at, line_up, now_ms, stripe_at,
 )
 from rcache.engine.native.system cimport (
-    EFD_CLOEXEC, EFD_NONBLOCK, close, eventfd, fence, get32, getrandom, load64, load8, monotonic_ns, mutex_init,
+    EFD_CLOEXEC, EFD_NONBLOCK, EPOLLIN, EPOLL_CLOEXEC, EPOLL_CTL_ADD, add64, close, epoll_create1, epoll_ctl, epoll_event, eventfd, fence, get32, getrandom, load64, load8, monotonic_ns, mutex_init,
     pthread_cond_broadcast, pthread_mutex_destroy, pthread_mutex_lock, pthread_mutex_unlock, signed64, store64, store8, write,
 )
 from rcache.engine.native.table cimport BIN_ENTRIES, Bin, bin_at, bin_number, table_find, table_init
@@ -123,6 +126,7 @@ cdef class Core:
 
     cdef Store *store
     cdef uint8_t stop
+    cdef uint8_t crowded
     cdef int stop_fd
 
     def __cinit__(
@@ -216,6 +220,9 @@ cdef class Core:
         store8(&self.stop, 1)
         write(self.stop_fd, &one, sizeof(one))
 
+    def set_crowded(self, bint crowded):
+        store8(&self.crowded, crowded)
+
     # --- requests
 
     def serve(self, Connection connection not None):
@@ -227,7 +234,7 @@ cdef class Core:
         memset(&worker, 0, sizeof(Worker))
         memset(&handed, 0, sizeof(Handed))
         with nogil:
-            ending = serve_alone(store, &worker, &connection.conn, &self.stop, self.stop_fd, &handed)
+            ending = serve_alone(store, &worker, &connection.conn, &self.stop, self.stop_fd, &self.crowded, &handed)
         try:
             return connection.handed_back(ending, &handed)
         finally:
@@ -245,6 +252,7 @@ cdef class Core:
         with nogil:
             worker.received_ns = monotonic_ns()
             executed = execute(store, &worker, opcode, request_id, budget_ms, data, count)
+            drop_spare(&store.memory, &worker.spare)
             if executed != BAD_PAYLOAD and worker.position:
                 end = ring_wait_durable(&store.ring, worker.position, worker.deadline_ns)
                 if end != STREAM_REACHED:
@@ -593,6 +601,7 @@ cdef class Core:
         assert not ring.readers or at == ring.head
 
 
+@cython.no_gc_clear  # its end needs the core
 cdef class Connection:
     """A connection's bytes that wait, its limits and counts. Limits in ns."""
 
@@ -610,6 +619,9 @@ cdef class Connection:
     def __dealloc__(self):
         if self.core is not None:
             held_free(self.core.store, &self.conn)
+            add64(&self.core.store.buffer_bytes, -<int64_t>self.conn.unsent.room)
+            buffer_free(&self.conn.unsent)
+            free(self.conn.replies)
 
     @property
     def data_allowed(self):
@@ -652,6 +664,17 @@ cdef class Connection:
                 raise MemoryError("no memory for what a connection received")
         return <int>ending, handed.status, frame
 
+    def queue(self, bytes data not None, bint last):
+        """Have the group send this once the connection is added to it again; after the `last` frame comes the end."""
+        cdef Conn *conn = &self.conn
+        cdef uint64_t count = len(data), room = conn.unsent.room
+        if not buffer_need(&conn.unsent, count):
+            raise MemoryError("no memory for a reply")
+        memcpy(conn.unsent.data + conn.unsent.count, PyBytes_AS_STRING(data), count)
+        conn.unsent.count += count
+        conn.parting = conn.parting or last
+        add64(&self.core.store.buffer_bytes, <int64_t>(conn.unsent.room - room))
+
     def send(self, bytes data not None):
         """The ending, or GOING_ON if all was taken in time. Blocks up to the send limit."""
         cdef const uint8_t *at = <const uint8_t *>PyBytes_AS_STRING(data)
@@ -662,6 +685,84 @@ cdef class Connection:
         return <int>ending
 
 
+@cython.no_gc_clear  # its end needs the core
+cdef class SocketGroup:
+    """Connections that share one worker. `serve` is its thread's; `add` any."""
+
+    cdef Core core
+    cdef Group *group
+
+    def __cinit__(self, Core core not None):
+        cdef epoll_event wanted
+        self.core = core
+        self.group = <Group *>calloc(1, sizeof(Group))
+        if self.group == NULL or mutex_init(&self.group.lock):
+            raise MemoryError("no memory for a group of connections")
+        self.group.store, self.group.stop, self.group.stop_fd = core.store, &core.stop, core.stop_fd
+        self.group.poller, self.group.waker = epoll_create1(EPOLL_CLOEXEC), eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+        if self.group.poller < 0 or self.group.waker < 0 or not waker_add(&core.store.ring, self.group.waker):
+            raise OSError("no descriptor for a group of connections")
+        wanted.events, wanted.data.ptr = EPOLLIN, &self.group.waker
+        epoll_ctl(self.group.poller, EPOLL_CTL_ADD, self.group.waker, &wanted)
+        wanted.data.ptr = &self.group.stop_fd
+        epoll_ctl(self.group.poller, EPOLL_CTL_ADD, self.group.stop_fd, &wanted)
+
+    def __dealloc__(self):
+        cdef uint32_t number
+        if self.group == NULL:
+            return
+        for number in range(self.group.count):
+            Py_XDECREF(self.group.conns[number].owner)
+        for number in range(self.group.incoming_count):
+            Py_XDECREF(self.group.incoming[number].owner)
+        if self.group.waker > 0:
+            waker_remove(&self.core.store.ring, self.group.waker)
+            close(self.group.waker)
+        if self.group.poller > 0:
+            close(self.group.poller)
+        worker_rest(self.core.store, &self.group.worker)
+        pthread_mutex_destroy(&self.group.lock)
+        free(self.group.conns)
+        free(self.group.incoming)
+        free(self.group.again)
+        free(self.group)
+
+    def add(self, Connection connection not None):
+        """Serve this connection too. It belongs to the group until `serve` hands it back."""
+        cdef Group *group = self.group
+        cdef uint64_t one = 1
+        cdef bint added
+        Py_INCREF(connection)
+        connection.conn.owner = <PyObject *>connection
+        with nogil:
+            pthread_mutex_lock(&group.lock)
+            added = push(&group.incoming, &group.incoming_count, &group.incoming_room, &connection.conn)
+            pthread_mutex_unlock(&group.lock)
+            write(group.waker, &one, sizeof(one))
+        if not added:
+            Py_XDECREF(connection.conn.owner)
+            raise MemoryError("no memory for one more connection")
+
+    def serve(self):
+        """(connection, ending, status, frame), or None once serving is to end and nobody is left. Blocks."""
+        cdef Group *group = self.group
+        cdef Handed handed
+        cdef Ending ending
+        cdef Conn *conn
+        memset(&handed, 0, sizeof(Handed))
+        with nogil:
+            conn = next_handed(group, &ending, &handed) if worker_ready(group.store, &group.worker) else NULL
+        if conn == NULL:
+            return None
+        connection = <Connection>conn.owner
+        conn.owner = NULL
+        try:
+            return (connection, *(<Connection>connection).handed_back(ending, &handed))
+        finally:
+            Py_XDECREF(<PyObject *>connection)
+
+
+@cython.no_gc_clear  # its end needs the core
 cdef class Reader:
     """A cursor in the change stream; used by one thread."""
 

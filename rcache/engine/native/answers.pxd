@@ -12,6 +12,7 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memmove, strlen
 
 from rcache.engine.native.change cimport Buffer, buffer_need
+from rcache.engine.native.items cimport Item
 from rcache.engine.native.protocol cimport (
     HEADER_BYTES, ST_APPEND_LOG_FAILED, ST_CHANGED, ST_EXISTS, ST_NOT_COMMITTED, ST_NOT_FOUND, put_frame_head,
 )
@@ -50,6 +51,7 @@ cdef struct Worker:
     uint64_t clock_ms
     uint32_t used_ms
     uint32_t left            # operations until the clocks are looked at again
+    Item *spare              # a chunk over from the last change
     uint8_t *input
     uint64_t input_room
 

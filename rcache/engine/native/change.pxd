@@ -21,9 +21,9 @@ from rcache.engine.native.expiry cimport wheel_add, wheel_take
 from rcache.engine.native.hashing cimport crc32, siphash
 from rcache.engine.native.items cimport (
     EXPIRES, HELD, LARGE, LIVE, Item, body_move, body_of, body_read, body_write, expires_at, expiry_of, item_alloc, item_free,
-    item_total,
+    item_reuse, item_total,
 )
-from rcache.engine.native.memory cimport Memory, SizeClass, handle_of
+from rcache.engine.native.memory cimport Memory, SizeClass, chunk_at
 from rcache.engine.native.protocol cimport (
     CAUSE_COUNTED, CAUSE_DELETED, CAUSE_EXPIRED, CAUSE_EXTENDED, CAUSE_SET, CAUSE_TOUCHED, COUNTER_MAX, KIND_REMOVE, KIND_SET,
     RECORD_HEADER_BYTES, ST_BUSY, ST_CHANGED, ST_EXISTS, ST_NOT_A_NUMBER, ST_NOT_FOUND, ST_NOT_PRIMARY, ST_NO_ROOM, ST_OK,
@@ -40,7 +40,7 @@ from rcache.engine.native.store cimport (
     record_locked, used_now,
 )
 from rcache.engine.native.system cimport add_fits, load8, note_wait, pthread_mutex_lock, pthread_mutex_unlock, put32, put64, store32, take_wait
-from rcache.engine.native.table cimport table_entry, table_find, table_reserve
+from rcache.engine.native.table cimport table_find, table_look, table_reserve
 
 cdef enum:
     TRIES_MAX = 8
@@ -78,6 +78,7 @@ cdef struct Key:
     uint32_t hashed
     Bucket *bucket
     uint64_t clock_ms    # the node's time when it was looked at last
+    uint32_t *entry      # where its item stands in its table, while the stripe's lock is held
 
 
 cdef struct Change:
@@ -97,6 +98,7 @@ cdef struct Change:
     int64_t deadline_ns
     uint32_t used_ms
     Item *stored         # the item, once it was put
+    Item **spare         # a chunk that this thread has over from its last change, or NULL
     Buffer *item_to      # where the item that a touch found is to be copied, as the payload of a GET; or NULL
     Outcome outcome
 
@@ -154,9 +156,12 @@ cdef inline void not_primary(const Bucket *bucket, Outcome *outcome) noexcept no
     outcome.number, outcome.other = bucket.number, bucket.state
 
 
-cdef inline Item *find_live_locked(Store *store, const Key *key, uint64_t *now, bint *expired) noexcept nogil:
+cdef inline Item *find_live_locked(Store *store, Key *key, uint64_t *now, bint *expired) noexcept nogil:
     """The item under a key, or NULL; `expired` if there is one whose time has come. `now`: the bucket's time."""
-    cdef Item *item = table_find(&store.memory, &key.bucket.table, key.hashed, key.at, key.count)
+    cdef Item *item = NULL
+    key.entry = table_look(&store.memory, &key.bucket.table, key.hashed, key.at, key.count)
+    if key.entry != NULL:
+        item = <Item *>chunk_at(&store.memory, key.entry[0])
     now[0] = bucket_now_locked(key.bucket, key.clock_ms)
     expired[0] = item != NULL and is_expired(item, now[0])
     return item
@@ -369,8 +374,14 @@ cdef inline Item *take_memory(Store *store, Change *change, uint64_t room, bint 
     cdef Decision decision
     cdef uint64_t now, whole
     cdef bint expired, in_place = False
-    cdef Item *made = item_alloc(memory, change.key.count, room, expires, False)
+    cdef Item *made = change.spare[0]
     refused[0] = False
+    if made != NULL:
+        made = item_reuse(memory, made, change.key.count, room, expires)
+        if made != NULL:
+            change.spare[0] = NULL
+            return made
+    made = item_alloc(memory, change.key.count, room, expires, False)
     if made != NULL:
         return made
     pthread_mutex_lock(&change.key.bucket.stripe.lock)
@@ -459,7 +470,6 @@ cdef inline bint put_locked(
     cdef Memory *memory = &store.memory
     cdef Bucket *bucket = change.key.bucket
     cdef Item *item = made[0]
-    cdef uint32_t *entry = NULL
     cdef RecordHead head
     cdef bint expires = decision.expires_at_ms > 0
     if item == NULL:
@@ -471,8 +481,6 @@ cdef inline bint put_locked(
             return False
     elif item.value_bytes < decision.value_bytes or (item.state & EXPIRES != 0) != expires:
         return False
-    if old != NULL and item != old:
-        entry = table_entry(memory, &bucket.table, change.key.hashed, handle_of(memory, old))
     if old == NULL and not table_reserve(memory, &bucket.table, change.key.hashed):
         return False
     head.length = <uint32_t>(RECORD_HEADER_BYTES + change.key.count + decision.value_bytes)
@@ -487,7 +495,7 @@ cdef inline bint put_locked(
     settle_locked(store, change, decision, item, old, head.sequence)
     if item != old:
         made[0] = old
-        link_locked(store, bucket, item, old, entry)
+        link_locked(store, bucket, item, old, change.key.entry)
     return True
 
 
@@ -589,8 +597,23 @@ cdef inline int64_t try_change(Store *store, Change *change, uint64_t room, bint
     if reserved:
         ring_unreserve(&store.ring, reserved)
     if made != NULL:
-        item_free(memory, made)
+        keep_spare(memory, change, made)
     return needed
+
+
+cdef inline void keep_spare(Memory *memory, Change *change, Item *item) noexcept nogil:
+    """What is over: kept for this thread's next change until its batch ends, because writes of one size follow each other."""
+    if item.state & LARGE:
+        item_free(memory, item)
+        return
+    drop_spare(memory, change.spare)
+    change.spare[0] = item
+
+
+cdef inline void drop_spare(Memory *memory, Item **spare) noexcept nogil:
+    if spare[0] != NULL:
+        item_free(memory, spare[0])
+        spare[0] = NULL
 
 
 cdef inline void make_change(Store *store, Change *change) noexcept nogil:

@@ -60,7 +60,9 @@ BUSY_WAIT_S = 0.2
 
 STATES = (BucketState.ABSENT, BucketState.IMPORTING, BucketState.BACKUP, BucketState.PRIMARY, BucketState.FROZEN)
 ENDINGS = tuple(Ended)
-GOING_ON = len(ENDINGS)
+GOING_ON = ENDINGS.index(Ended.CROWDED)
+"""Of a `send`: all was taken. Of a `serve`: nothing ended; another worker is to go on."""
+
 STREAM_ENDS = (StreamEnd.REACHED, StreamEnd.TIMED_OUT, StreamEnd.FAILED)
 
 UNCOMMITTED = {
@@ -176,6 +178,9 @@ class NativeConnection:
         ending = self.core.send(data)
         return None if ending == GOING_ON else ENDINGS[ending]
 
+    def queue(self, data: bytes, *, last: bool = False) -> None:
+        self.core.queue(data, last)
+
     def handback(self, ending: int, status: int, frame: bytes) -> Handback:
         """What the core handed back, in the contract's types."""
         ended = ENDINGS[ending]
@@ -201,6 +206,27 @@ class NativeConnection:
         except BadFrame as bad:
             return bad
         raise AssertionError(f"a frame was refused with {Status(status).name} that the grammar takes: {frame[:64]!r}")
+
+
+class NativeGroup:
+    """Connections that share a worker. See `contract.SocketGroup`."""
+
+    def __init__(self, core: _native.Core) -> None:
+        self._group = _native.SocketGroup(core)
+        self._connections: dict[_native.Connection, NativeConnection] = {}
+
+    def add(self, connection: EngineConnection) -> None:
+        assert isinstance(connection, NativeConnection)
+        self._connections[connection.core] = connection
+        self._group.add(connection.core)
+
+    def serve(self) -> tuple[EngineConnection, Handback] | None:
+        served = self._group.serve()
+        if served is None:
+            return None
+        core, ending, status, frame = served
+        connection = self._connections.pop(core)
+        return connection, connection.handback(ending, status, frame)
 
 
 class NativeEngine:
@@ -254,6 +280,12 @@ class NativeEngine:
             REQUESTS[request.opcode].decode(request.payload)
             raise AssertionError(f"a payload was refused that the grammar takes: {request!r}")
         return reply
+
+    def share(self) -> NativeGroup:
+        return NativeGroup(self._core)
+
+    def set_crowded(self, crowded: bool) -> None:
+        self._core.set_crowded(crowded)
 
     def stop_serving(self) -> None:
         self._core.stop_serving()

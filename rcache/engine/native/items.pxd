@@ -16,7 +16,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 from rcache.engine.native.memory cimport (
-    GROW, GROW_FORCED, GROW_NOT, NO_PAGE, PAGE_LARGE, Memory, chunk_alloc, chunk_free, handle_of, page_start, pool_give, pool_take,
+    GROW, GROW_FORCED, GROW_NOT, NO_PAGE, PAGE_LARGE, Memory, SizeClass, chunk_alloc, chunk_free, handle_of, page_start, pool_give, pool_take,
 )
 from rcache.engine.native.system cimport pthread_mutex_lock, pthread_mutex_unlock, store8, store64
 
@@ -160,6 +160,23 @@ cdef inline bint extent_alloc(Memory *memory, Item *item, uint32_t count, bint f
     memory.large_asked += <uint64_t>item.key_bytes + item.value_bytes - head_part(memory, item, count)
     pthread_mutex_unlock(&memory.pool)
     return True
+
+
+cdef inline Item *item_reuse(Memory *memory, Item *spare, uint32_t key_bytes, uint64_t value_bytes, bint expires) noexcept nogil:
+    """An item in one chunk that is in no table, made over into room for another; or NULL if its chunk is of another class."""
+    cdef uint32_t before = body_offset(spare.state) + spare.key_bytes + spare.value_bytes
+    cdef uint64_t asked = ITEM_BYTES + (EXPIRY_BYTES if expires else 0) + key_bytes + value_bytes
+    cdef SizeClass *owner = &memory.classes[spare.size_class]
+    if asked > memory.chunk_bytes_max or memory.class_of_size[
+            (asked + (1 << memory.handle_shift) - 1) >> memory.handle_shift] != spare.size_class:
+        return NULL
+    if asked != before:
+        pthread_mutex_lock(&owner.lock)
+        owner.asked += asked - before
+        pthread_mutex_unlock(&owner.lock)
+    spare.key_bytes, spare.value_bytes = <uint16_t>key_bytes, <uint32_t>value_bytes
+    store8(&spare.state, HELD | (EXPIRES if expires else 0))
+    return spare
 
 
 cdef inline void pages_give(Memory *memory, uint32_t page) noexcept nogil:

@@ -160,7 +160,7 @@ cdef inline Executed execute(Store *store, Worker *worker, uint8_t opcode, uint3
     cdef const uint8_t *hashed = NULL
     cdef Change change
     memset(&change, 0, sizeof(Change))
-    change.deadline_ns = deadline_of(store, worker, budget_ms)
+    change.deadline_ns, change.spare = deadline_of(store, worker, budget_ms), &worker.spare
     if worker.left == 0 or take_wait():
         look_at_clocks(store, worker)
     worker.left -= 1

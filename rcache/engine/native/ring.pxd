@@ -256,6 +256,39 @@ cdef inline void ring_set_durable(Ring *ring, uint64_t position) noexcept nogil:
     pthread_mutex_unlock(&ring.lock)
 
 
+cdef inline void ring_park(Ring *ring, int64_t more) noexcept nogil:
+    """One more connection, or one less, waits for the disk in a shared worker; the log is to hurry for it."""
+    add64(&ring.parked, more)
+    fence()
+    if more > 0:
+        pthread_mutex_lock(&ring.lock)
+        pthread_cond_broadcast(&ring.readable)
+        pthread_mutex_unlock(&ring.lock)
+
+
+cdef inline bint waker_add(Ring *ring, int fd) noexcept nogil:
+    """Have this eventfd written to when the log has come further. False if there are too many."""
+    cdef bint added = False
+    pthread_mutex_lock(&ring.lock)
+    if ring.waker_count < WAKERS_MAX:
+        ring.wakers[ring.waker_count] = fd
+        ring.waker_count += 1
+        added = True
+    pthread_mutex_unlock(&ring.lock)
+    return added
+
+
+cdef inline void waker_remove(Ring *ring, int fd) noexcept nogil:
+    cdef uint32_t number
+    pthread_mutex_lock(&ring.lock)
+    for number in range(ring.waker_count):
+        if ring.wakers[number] == fd:
+            ring.waker_count -= 1
+            ring.wakers[number] = ring.wakers[ring.waker_count]
+            break
+    pthread_mutex_unlock(&ring.lock)
+
+
 cdef inline StreamEnd ring_wait_durable(Ring *ring, uint64_t position, int64_t deadline_ns) noexcept nogil:
     cdef StreamEnd end = STREAM_REACHED
     if load64(&ring.durable) >= position:

@@ -13,12 +13,13 @@ Invariants, as there:
    peers together by `buffer_bytes_max` (`Store`), beyond one read for each.
 """
 
+from cpython.ref cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memmove
 
-from rcache.engine.native.answers cimport Worker, forget_replies, rewrite_uncommitted
-from rcache.engine.native.change cimport buffer_free
+from rcache.engine.native.answers cimport Reply, Worker, forget_replies, rewrite_uncommitted
+from rcache.engine.native.change cimport Buffer, buffer_free, drop_spare
 from rcache.engine.native.operations cimport BAD_PAYLOAD, execute, look_at_clocks
 from rcache.engine.native.protocol cimport (
     HEADER_BYTES, OP_DELETE_MANY, OP_GET, OP_GET_MANY, OP_INSPECT, PROTOCOL_VERSION, REQUEST_MAGIC, ST_BAD_FLAGS, ST_BAD_MAGIC,
@@ -75,6 +76,21 @@ cdef struct Conn:
     int64_t idle_ns
     int64_t frame_ns
     int64_t send_ns
+    # Of a connection that shares a worker (`sharing`):
+    uint8_t phase
+    bint parting             # the last frame is on its way: then FIN, and the peer's end is waited for
+    bint again               # what is held may be whole frames: look at it without receiving
+    Buffer unsent
+    uint64_t unsent_at
+    Reply *replies           # of what waits for the disk
+    uint64_t reply_count
+    uint64_t reply_room
+    uint64_t position
+    int64_t deadline_ns
+    int64_t phase_began_ns
+    uint32_t place           # in its group
+    bint watched             # by the group's epoll
+    PyObject *owner          # the Python object it belongs to
 
 
 cdef struct Handed:
@@ -259,6 +275,7 @@ cdef inline Ending answer_alone(Store *store, Worker *worker, Conn *conn, const 
     worker.left = 0
     while True:
         ending = process(store, worker, conn, data + at, count - at, &used, handed)
+        drop_spare(&store.memory, &worker.spare)
         at += used
         lost = flush_replies(store, worker, conn)
         if lost != GOING_ON:
@@ -372,14 +389,17 @@ cdef inline void note_received(Conn *conn, uint64_t held_before) noexcept nogil:
         conn.frame_began_ns = conn.received_ns
 
 
-cdef inline Ending serve_alone(Store *store, Worker *worker, Conn *conn, const uint8_t *stop, int stop_fd, Handed *handed) noexcept nogil:
-    """Until something is not the engine's business; all replies to what came before have been sent by then."""
+cdef inline Ending serve_alone(Store *store, Worker *worker, Conn *conn, const uint8_t *stop, int stop_fd, const uint8_t *crowded, Handed *handed) noexcept nogil:
+    """Until something is not the engine's business; all replies to what came before have been sent by then. GOING_ON: this
+    connection is to be served by a worker that shares sockets from now on."""
     cdef const uint8_t *data = conn.held
     cdef uint64_t count = conn.held_count
     cdef Ending ending = GOING_ON
     while True:
         if count:
             ending = answer_alone(store, worker, conn, data, count, handed)
+            if ending == GOING_ON and load8(crowded):
+                return GOING_ON
         if ending != GOING_ON:
             return ending
         ending = receive_alone(store, worker, conn, stop, stop_fd, &data, &count)

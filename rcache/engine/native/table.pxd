@@ -75,6 +75,13 @@ cdef inline uint32_t bin_number(const Table *table, uint32_t hashed) noexcept no
 
 
 cdef inline Item *table_find(const Memory *memory, Table *table, uint32_t hashed, const uint8_t *key, uint32_t key_bytes) noexcept nogil:
+    """The item under a key, or NULL."""
+    cdef uint32_t *entry = table_look(memory, table, hashed, key, key_bytes)
+    return <Item *>chunk_at(memory, entry[0]) if entry != NULL else NULL
+
+
+cdef inline uint32_t *table_look(const Memory *memory, Table *table, uint32_t hashed, const uint8_t *key, uint32_t key_bytes) noexcept nogil:
+    """Where the item under a key stands in its chain, or NULL."""
     cdef Bin *held = bin_at(memory, table, bin_number(table, hashed))
     cdef uint8_t tag = <uint8_t>(hashed >> TAG_SHIFT)
     cdef uint32_t found
@@ -88,7 +95,7 @@ cdef inline Item *table_find(const Memory *memory, Table *table, uint32_t hashed
             if held.entries[place]:
                 item = <Item *>chunk_at(memory, held.entries[place])
                 if hash_of(item) == hashed and key_is(memory, item, key, key_bytes):
-                    return item
+                    return &held.entries[place]
         if not held.more:
             return NULL
         held = <Bin *>chunk_at(memory, held.more)

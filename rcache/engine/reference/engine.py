@@ -89,6 +89,12 @@ class ReferenceEngine:
     def execute(self, request: Request) -> bytes:
         return self._server.execute(request)
 
+    def share(self) -> None:
+        """This body serves one connection in each thread."""
+
+    def set_crowded(self, crowded: bool) -> None:
+        assert not crowded, "there is no group to serve them"
+
     def stop_serving(self) -> None:
         self._server.stop.set()
 

@@ -176,6 +176,9 @@ class Connection:
                 return Ended.SLOW_READER
         return None
 
+    def queue(self, data: bytes, *, last: bool = False) -> None:
+        raise NotImplementedError("this body has no groups of connections")
+
 
 class Server:
     """The request path: serves connections on a store's operations."""

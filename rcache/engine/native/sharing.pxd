@@ -1,0 +1,431 @@
+"""Many connections, one worker: sockets that share a thread by a level-triggered epoll.
+
+What it is: the loop of a worker that serves a group of connections and never blocks in one of them. A connection whose replies
+wait for the disk is parked; one whose peer takes nothing waits for room; both are read from no further meanwhile.
+Which thread runs it: the group's own worker; `group_add` any.
+What it owns: the connections that were added, until they are handed back. What it must not know: what is said in the frames that
+are not the engine's business.
+
+The phases of a connection here:
+    OPEN      it is read from; nothing is to be sent
+    PARKED    replies wait for the log to be on disk up to `position`, or for `deadline_ns`; nothing of it is watched
+    SENDING   bytes wait for the peer to take them, for `send_ns` at most
+    DRAINING  the last frame and FIN are sent; what still comes is read and dropped, until the peer closes or FAREWELL_NS are over
+OPEN -> PARKED -> SENDING -> OPEN or DRAINING, with none or any of the two in the middle.
+
+Invariants: those of `serving`, and
+4. A frame that is not the engine's business is handed back only when all replies before it were sent.
+5. A connection is in the group, or handed back; never both.
+"""
+
+from cpython.ref cimport PyObject
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, realloc
+from libc.string cimport memset
+
+from rcache.engine.native.answers cimport Reply, Worker, forget_replies, rewrite_uncommitted
+from rcache.engine.native.change cimport Buffer, buffer_free, drop_spare
+from rcache.engine.native.protocol cimport ST_BAD_PAYLOAD
+from rcache.engine.native.ring cimport Ring, ring_park
+from rcache.engine.native.serving cimport (
+    ENDED_BAD_FRAME, ENDED_CLOSED, ENDED_FRAME, ENDED_FRAME_TIMEOUT, ENDED_HELLO_TIMEOUT, ENDED_IDLE_TIMEOUT, ENDED_LOST,
+    ENDED_SLOW_READER, ENDED_STOPPING, GOING_ON, OUTPUT_BYTES_MAX, OUTPUT_FULL, BUFFER_BYTES_KEPT, Conn, Ending, Handed, hold,
+    limit_of, note_received, process, receive, worker_ready,
+)
+from rcache.engine.native.store cimport Store
+from rcache.engine.native.system cimport (
+    EAGAIN, EINTR, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, MSG_DONTWAIT, MSG_NOSIGNAL,
+    SHUT_WR, add64, epoll_ctl, epoll_event, epoll_wait, last_errno, load64, load8, monotonic_ns, pthread_mutex_lock,
+    pthread_mutex_t, pthread_mutex_unlock, read, recv, send, shutdown,
+)
+
+cdef enum Phase:
+    PHASE_OPEN = 0
+    PHASE_PARKED
+    PHASE_SENDING
+    PHASE_DRAINING
+
+cdef enum:
+    EVENTS_MAX = 128
+    # How often the limits of all connections are looked at.
+    SWEEP_NS = 50000000
+    # How long a peer has to close after FIN: one that reads its replies does so within a round trip.
+    FAREWELL_NS = 2000000000
+    DISCARD_BYTES = 16384
+
+
+cdef struct Group:
+    Store *store
+    int poller
+    int waker                # eventfd: something was added, the log came further
+    int stop_fd
+    const uint8_t *stop
+    bint stop_seen
+    pthread_mutex_t lock     # of `incoming`
+    Conn **incoming
+    uint32_t incoming_count
+    uint32_t incoming_room
+    Conn **conns
+    uint32_t count
+    uint32_t room
+    Conn **again             # whose held bytes are to be looked at
+    uint32_t again_count
+    uint32_t again_room
+    epoll_event events[EVENTS_MAX]
+    int event_count
+    int event_at
+    uint32_t parked
+    int64_t sweep_at_ns
+    uint32_t sweep_from      # where a sweep that was interrupted by a handback goes on
+    bint sweeping
+    Worker worker
+
+
+cdef inline bint push(Conn ***list_, uint32_t *count, uint32_t *room, Conn *conn) noexcept nogil:
+    cdef Conn **longer
+    if count[0] == room[0]:
+        longer = <Conn **>realloc(list_[0], (room[0] * 2 + 16) * sizeof(Conn *))
+        if longer == NULL:
+            return False
+        list_[0], room[0] = longer, room[0] * 2 + 16
+    list_[0][count[0]] = conn
+    count[0] += 1
+    return True
+
+
+# --- who is watched for what
+
+cdef inline void watch(Group *group, Conn *conn, uint32_t events) noexcept nogil:
+    """Have the kernel tell of these events, or of nothing (0)."""
+    cdef epoll_event wanted
+    wanted.events, wanted.data.ptr = events, conn
+    if events:
+        epoll_ctl(group.poller, EPOLL_CTL_MOD if conn.watched else EPOLL_CTL_ADD, conn.fd, &wanted)
+    elif conn.watched:
+        epoll_ctl(group.poller, EPOLL_CTL_DEL, conn.fd, &wanted)
+    conn.watched = events != 0
+
+
+cdef inline void leave(Group *group, Conn *conn) noexcept nogil:
+    """Out of the group (invariant 5)."""
+    cdef Conn *last = group.conns[group.count - 1]
+    cdef int event
+    cdef uint32_t number, kept = 0
+    watch(group, conn, 0)
+    for number in range(group.again_count):
+        if group.again[number] != conn:
+            group.again[kept] = group.again[number]
+            kept += 1
+    group.again_count = kept
+    group.conns[conn.place] = last
+    last.place = conn.place
+    group.count -= 1
+    for event in range(group.event_at, group.event_count):
+        if group.events[event].data.ptr == conn:
+            group.events[event].data.ptr = NULL
+    if conn.phase == PHASE_PARKED:
+        unpark(group, conn)
+
+
+cdef inline void unpark(Group *group, Conn *conn) noexcept nogil:
+    group.parked -= 1
+    ring_park(&group.store.ring, -1)
+    conn.phase = PHASE_OPEN
+
+
+# --- sending
+
+cdef inline void drop_unsent(Group *group, Conn *conn) noexcept nogil:
+    add64(&group.store.buffer_bytes, -<int64_t>conn.unsent.room)
+    buffer_free(&conn.unsent)
+    conn.unsent_at = 0
+
+
+cdef inline void keep_unsent(Group *group, Conn *conn, Worker *worker, uint64_t sent) noexcept nogil:
+    """What was not sent, or may not be yet, goes over to the connection; the worker gets a new buffer when it needs one."""
+    conn.unsent, conn.unsent_at = worker.out, sent
+    add64(&group.store.buffer_bytes, <int64_t>conn.unsent.room)
+    memset(&worker.out, 0, sizeof(Buffer))
+
+
+cdef inline Ending send_some(Group *group, Conn *conn) noexcept nogil:
+    """Send on what waits. GOING_ON, whether all was taken (then the phase is another) or not."""
+    cdef ssize_t sent
+    while conn.unsent_at < conn.unsent.count:
+        sent = send(conn.fd, conn.unsent.data + conn.unsent_at, conn.unsent.count - conn.unsent_at, MSG_NOSIGNAL | MSG_DONTWAIT)
+        if sent < 0:
+            if last_errno() == EINTR:
+                continue
+            if last_errno() != EAGAIN:
+                return ENDED_LOST
+            if conn.phase != PHASE_SENDING:
+                conn.phase, conn.phase_began_ns = PHASE_SENDING, monotonic_ns()
+            watch(group, conn, EPOLLOUT)
+            return GOING_ON
+        conn.unsent_at += sent
+    drop_unsent(group, conn)
+    if conn.parting:
+        shutdown(conn.fd, SHUT_WR)
+        conn.phase, conn.phase_began_ns = PHASE_DRAINING, monotonic_ns()
+    else:
+        conn.phase = PHASE_OPEN
+        if conn.again and not push(&group.again, &group.again_count, &group.again_room, conn):
+            return ENDED_LOST
+    watch(group, conn, EPOLLIN)
+    return GOING_ON
+
+
+cdef inline bint flush_shared(Group *group, Conn *conn, Ending *lost) noexcept nogil:
+    """Send the replies gathered, as far as that can be done now. True if all of them have left."""
+    cdef Worker *worker = &group.worker
+    cdef ssize_t sent = 0
+    lost[0] = GOING_ON
+    if worker.out.failed:
+        lost[0] = ENDED_LOST
+        return False
+    if worker.position > load64(&group.store.ring.durable):
+        park(group, conn)
+        return False
+    if worker.out.count:
+        sent = send(conn.fd, worker.out.data, worker.out.count, MSG_NOSIGNAL | MSG_DONTWAIT)
+        if sent < 0 and last_errno() != EAGAIN and last_errno() != EINTR:
+            lost[0] = ENDED_LOST
+            return False
+        if sent < <ssize_t>worker.out.count:
+            keep_unsent(group, conn, worker, max(sent, <ssize_t>0))
+            forget_replies(worker)
+            conn.phase, conn.phase_began_ns = PHASE_SENDING, monotonic_ns()
+            if group.store.buffer_bytes > group.store.buffer_bytes_max + <int64_t>group.store.frame_bytes_max:
+                lost[0] = ENDED_SLOW_READER
+            watch(group, conn, EPOLLOUT)
+            return False
+    forget_replies(worker)
+    if worker.out.room > OUTPUT_BYTES_MAX + BUFFER_BYTES_KEPT:
+        buffer_free(&worker.out)
+    return True
+
+
+cdef inline void park(Group *group, Conn *conn) noexcept nogil:
+    """The replies gathered wait for the disk (invariant 2)."""
+    cdef Worker *worker = &group.worker
+    keep_unsent(group, conn, worker, 0)
+    conn.replies, conn.reply_count, conn.reply_room = worker.replies, worker.reply_count, worker.reply_room
+    conn.position, conn.deadline_ns = worker.position, worker.deadline_ns
+    worker.replies, worker.reply_room = NULL, 0
+    forget_replies(worker)
+    conn.phase, conn.phase_began_ns = PHASE_PARKED, monotonic_ns()
+    group.parked += 1
+    group.sweep_at_ns = min(group.sweep_at_ns, conn.deadline_ns)
+    watch(group, conn, 0)
+    ring_park(&group.store.ring, 1)
+
+
+cdef inline Ending unpark_if_due(Group *group, Conn *conn, int64_t now_ns) noexcept nogil:
+    """Send the replies of a parked connection if the log has come that far, or if that will not be in time."""
+    cdef Ring *ring = &group.store.ring
+    cdef uint64_t durable = load64(&ring.durable)
+    cdef Worker told
+    if conn.position > durable:
+        if not load8(&ring.failed) and not ring.waits_ended and now_ns < conn.deadline_ns:
+            group.sweep_at_ns = min(group.sweep_at_ns, conn.deadline_ns)
+            return GOING_ON
+        memset(&told, 0, sizeof(Worker))
+        told.out, told.replies, told.reply_count = conn.unsent, conn.replies, conn.reply_count
+        add64(&group.store.buffer_bytes, -<int64_t>conn.unsent.room)
+        rewrite_uncommitted(group.store, &told, durable, load8(&ring.failed) != 0)
+        conn.unsent = told.out
+        add64(&group.store.buffer_bytes, <int64_t>conn.unsent.room)
+    free(conn.replies)
+    conn.replies = NULL
+    unpark(group, conn)
+    return ENDED_LOST if conn.unsent.failed else send_some(group, conn)
+
+
+# --- receiving
+
+cdef inline Ending answer_shared(Group *group, Conn *conn, const uint8_t *data, uint64_t count, Handed *handed) noexcept nogil:
+    """Execute and answer the whole frames of `data`, as far as that can be done now; what is left is held."""
+    cdef uint64_t at = 0, used = 0
+    cdef Ending ending, lost
+    conn.again = False
+    group.worker.received_ns = monotonic_ns()
+    group.worker.left = 0
+    while True:
+        ending = process(group.store, &group.worker, conn, data + at, count - at, &used, handed)
+        drop_spare(&group.store.memory, &group.worker.spare)
+        at += used
+        if not flush_shared(group, conn, &lost):
+            if lost != GOING_ON:
+                return lost
+            if ending == ENDED_FRAME or ending == ENDED_BAD_FRAME:  # invariant 4: it is looked at again
+                at = handed.frame - data
+                conn.requests -= ending == ENDED_FRAME or handed.status == ST_BAD_PAYLOAD
+            conn.again = ending != GOING_ON
+            break
+        if ending == GOING_ON:
+            break
+        if ending != OUTPUT_FULL:
+            handed.rest, handed.rest_count = data + at, count - at
+            return ending
+        group.worker.received_ns = monotonic_ns()
+    return GOING_ON if hold(group.store, conn, data + at, count - at) else ENDED_LOST
+
+
+cdef inline Ending receive_shared(Group *group, Conn *conn, Handed *handed) noexcept nogil:
+    """Something is there to read."""
+    cdef const uint8_t *data = NULL
+    cdef uint64_t count = 0
+    cdef ssize_t got = receive(group.store, &group.worker, conn, MSG_DONTWAIT, &data, &count)
+    if got == -2:  # no buffer now: not watched until the next look at the limits
+        watch(group, conn, 0)
+        return GOING_ON
+    if got < 0:
+        return GOING_ON if last_errno() == EAGAIN or last_errno() == EINTR else ENDED_LOST
+    if got == 0:
+        return ENDED_CLOSED
+    note_received(conn, conn.held_count if data != conn.held else conn.held_count - got)
+    return answer_shared(group, conn, data, count, handed)
+
+
+cdef inline Ending drain(Group *group, Conn *conn) noexcept nogil:
+    """After FIN: what still comes is dropped."""
+    cdef ssize_t got = recv(conn.fd, group.worker.input, DISCARD_BYTES, MSG_DONTWAIT)
+    if got < 0:
+        return GOING_ON if last_errno() == EAGAIN or last_errno() == EINTR else ENDED_LOST
+    return GOING_ON if got else ENDED_CLOSED
+
+
+cdef inline Ending on_event(Group *group, Conn *conn, Handed *handed) noexcept nogil:
+    if conn.phase == PHASE_SENDING:
+        return send_some(group, conn)
+    if conn.phase == PHASE_DRAINING:
+        return drain(group, conn)
+    if conn.phase == PHASE_OPEN and not conn.again:
+        return receive_shared(group, conn, handed)
+    return GOING_ON
+
+
+# --- limits
+
+cdef inline Ending overdue(Group *group, Conn *conn, int64_t now_ns) noexcept nogil:
+    """Which of its limits a connection has passed, or GOING_ON."""
+    cdef int64_t left_ns
+    cdef Ending ending
+    if conn.phase == PHASE_PARKED:
+        return unpark_if_due(group, conn, now_ns)
+    if conn.phase == PHASE_SENDING:
+        return ENDED_SLOW_READER if now_ns - conn.phase_began_ns > conn.send_ns else GOING_ON
+    if conn.phase == PHASE_DRAINING:
+        return ENDED_CLOSED if now_ns - conn.phase_began_ns > FAREWELL_NS else GOING_ON
+    if group.stop_seen and not conn.again:
+        return ENDED_STOPPING
+    if not conn.watched:
+        watch(group, conn, EPOLLIN)
+    ending = limit_of(conn, now_ns, &left_ns)
+    if ending == ENDED_IDLE_TIMEOUT:  # counted from the last read
+        left_ns = conn.idle_ns - (now_ns - max(conn.received_ns, conn.began_ns))
+    return ending if left_ns <= 0 else GOING_ON
+
+
+# --- the loop
+
+cdef inline bint take_incoming(Group *group) noexcept nogil:
+    """Those that were added by other threads. False if memory for them cannot be had."""
+    cdef uint32_t number
+    cdef Conn *conn
+    cdef bint taken = True
+    pthread_mutex_lock(&group.lock)
+    for number in range(group.incoming_count):
+        conn = group.incoming[number]
+        conn.place, conn.watched = group.count, False
+        taken = push(&group.conns, &group.count, &group.room, conn) and taken
+        conn.again = conn.held_count > 0
+        if conn.unsent.count or conn.parting:
+            conn.phase, conn.phase_began_ns = PHASE_SENDING, monotonic_ns()
+            watch(group, conn, EPOLLOUT)
+            continue
+        conn.phase = PHASE_OPEN
+        watch(group, conn, EPOLLIN)
+        if conn.again:
+            taken = push(&group.again, &group.again_count, &group.again_room, conn) and taken
+    group.incoming_count = 0
+    pthread_mutex_unlock(&group.lock)
+    return taken
+
+
+cdef inline void look_at_stop(Group *group) noexcept nogil:
+    cdef epoll_event unused
+    if load8(group.stop) and not group.stop_seen:
+        group.stop_seen = True
+        epoll_ctl(group.poller, EPOLL_CTL_DEL, group.stop_fd, &unused)
+        group.sweep_at_ns = 0
+
+
+cdef inline Conn *sweep(Group *group, int64_t now_ns, Ending *ending) noexcept nogil:
+    """Look at the limits of all connections. One that has passed one is returned; the sweep goes on behind it next time."""
+    cdef Conn *conn
+    if not group.sweeping:
+        group.sweeping, group.sweep_from = True, 0
+        group.sweep_at_ns = now_ns + SWEEP_NS
+    while group.sweep_from < group.count:
+        conn = group.conns[group.sweep_from]
+        ending[0] = overdue(group, conn, now_ns)
+        if ending[0] != GOING_ON:
+            return conn
+        group.sweep_from += 1
+    group.sweeping = False
+    return NULL
+
+
+cdef inline Conn *next_handed(Group *group, Ending *ending, Handed *handed) noexcept nogil:
+    """Serve until a connection is to be handed back: it is out of the group then. NULL: serving ends, and nobody is left."""
+    cdef Conn *conn
+    cdef uint64_t ticks
+    cdef int64_t now_ns
+    while True:
+        handed.status, handed.frame = 0, NULL
+        ending[0] = GOING_ON
+        conn = NULL
+        if group.again_count:
+            group.again_count -= 1
+            conn = group.again[group.again_count]
+            if conn.phase == PHASE_OPEN and conn.again:
+                ending[0] = answer_shared(group, conn, conn.held, conn.held_count, handed)
+        elif group.event_at < group.event_count:
+            conn = <Conn *>group.events[group.event_at].data.ptr
+            group.event_at += 1
+            if conn == NULL:
+                continue
+            ending[0] = on_event(group, conn, handed)
+        else:
+            now_ns = monotonic_ns()
+            if group.sweeping or now_ns >= group.sweep_at_ns:
+                conn = sweep(group, now_ns, ending)
+            if ending[0] == GOING_ON:
+                conn = NULL
+                if group.stop_seen and not group.count and not group.incoming_count:
+                    return NULL
+                wait_for_events(group, now_ns)
+        if conn != NULL and ending[0] != GOING_ON:
+            leave(group, conn)
+            return conn
+
+
+cdef inline void wait_for_events(Group *group, int64_t now_ns) noexcept nogil:
+    """Sleep until something happens or limits are to be looked at."""
+    cdef int64_t left_ms = max((group.sweep_at_ns - now_ns + 999999) // 1000000, <int64_t>0)
+    cdef uint64_t ticks
+    cdef int event
+    group.event_at = 0
+    group.event_count = epoll_wait(group.poller, group.events, EVENTS_MAX, <int>min(left_ms, <int64_t>1000) if not group.again_count else 0)
+    for event in range(group.event_count):
+        if group.events[event].data.ptr != &group.waker and group.events[event].data.ptr != &group.stop_fd:
+            continue
+        if group.events[event].data.ptr == &group.waker:
+            read(group.waker, &ticks, sizeof(ticks))
+            if group.parked:
+                group.sweep_at_ns = 0
+        group.events[event].data.ptr = NULL
+    look_at_stop(group)
+    if not take_incoming(group):
+        group.stop_seen = True
