@@ -62,4 +62,9 @@ $(STAMP): pyproject.toml setup.py $(COMPILED)
 	  "$$python" -m venv --clear $(VENV); \
 	fi; \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'; \
+	case "$$($(BIN)/rcached --version)" in \
+	  *"engine: native"*"walks: compiled"*) ;; \
+	  *) echo "WARNING: not all compiled parts could be built, and Python takes their place, many times slower." \
+	       "'$(BIN)/python -m pip install -v -e .' says why; 'make -B setup' tries again" >&2 ;; \
+	esac; \
 	touch $@

@@ -26,6 +26,7 @@ from typing import Any, NoReturn, TextIO
 import configargparse
 
 from rcache.commands import option_values as values
+from rcache.commands.bodies_here import bodies_text
 from rcache.commands.exit_codes import ExitCode
 from rcache.commands.option_file import option_file_format
 from rcache.commands.option_values import GIB, KIB, MIB, TIB, size_text
@@ -237,7 +238,7 @@ def build_parser() -> _Parser:
         config_file_parser_class=option_file_format(OPTION_NAMES),
         config_file_open_func=lambda name: _open_option_file(parser, name),
     )
-    parser.add_argument("--version", action="version", version=f"{PROGRAM} {version('rcache')}")
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {version('rcache')} ({bodies_text()})")
     parser.add_argument(
         "--config",
         is_config_file=True,

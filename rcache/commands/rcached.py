@@ -16,10 +16,12 @@ from typing import NoReturn
 
 from loguru import logger
 
+from rcache.commands.bodies_here import missing_bodies
 from rcache.commands.exit_codes import ExitCode
 from rcache.commands.options import ServerOptions, parse
 from rcache.commands.start_failed import StartFailed
 from rcache.commands.startup import boot, writers
+from rcache.records import walk
 from rcache.server.notify import Notifier
 from rcache.server.service import Service, Stopped
 from rcache.server.stops import Stops
@@ -84,6 +86,9 @@ def _run(options: ServerOptions, notifier: Notifier) -> int:
         signal.signal(number, lambda caught, _frame: stops.signal(signal.Signals(caught).name))
     release = version("rcache")
     logger.info("rcached {} starts: node {}, engine {}, data in {}", release, options.name, options.engine, options.data_dir)
+    logger.info("record walks: {}", walk.chosen.name)
+    for missing in missing_bodies():
+        logger.warning("{}", missing)
     service = boot(options, release, notifier, stops)
     try:
         why = _serve(service, options, notifier)

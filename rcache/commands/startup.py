@@ -24,11 +24,12 @@ from loguru import logger
 
 from rcache.commands.descriptors import connections_allowed
 from rcache.commands.exit_codes import ExitCode
+from rcache.commands.option_values import size_text
 from rcache.commands.options import BUCKETS_DEFAULT, CONNECTIONS_MAX, WORKER_THREADS_DEFAULT, ServerOptions
 from rcache.commands.restore import restore
 from rcache.commands.show import show_count, show_size
 from rcache.commands.start_failed import StartFailed
-from rcache.engine.bodies import NATIVE, REFERENCE, make_engine, why_not_native
+from rcache.engine.bodies import NATIVE, make_engine
 from rcache.engine.clock import NodeClock
 from rcache.engine.contract import ConnectionLimits, Engine, EngineConfig, RequestRefused
 from rcache.records.reader import DataDamaged
@@ -135,7 +136,7 @@ def _assemble(
     recovered = _recover(options, data_dir, watch)
     engine = _make_engine(options, data_dir, clock)
     cleanup.callback(engine.close)
-    feed(recovered.buckets, engine.apply, watch.progress("loading", _in_buckets))
+    _feed(options, recovered, engine, watch)
     identity = data_dir.identity
     assert identity is not None
     epoch = max(identity.epoch, recovered.newest_epoch) + 1
@@ -175,16 +176,23 @@ def _assemble(
 
 
 def _make_engine(options: ServerOptions, data_dir: DataDir, clock: NodeClock) -> Engine:
-    """The engine that the options name. Says which, and says so loudly where the slow one was not asked for."""
-    missing = why_not_native() if options.engine == REFERENCE else ""
-    if missing:
-        logger.warning("the native engine cannot be used: {}; serving with the reference engine, many times slower", missing)
+    """The engine that the options name."""
     try:
-        engine = make_engine(options.engine, _engine_config(options, data_dir), clock)
+        return make_engine(options.engine, _engine_config(options, data_dir), clock)
     except MemoryError as error:
         raise StartFailed(ExitCode.WRONG_USE, f"--memory-limit: {error}") from None
-    logger.info("engine: {}", engine.name)
-    return engine
+
+
+def _feed(options: ServerOptions, recovered: Recovered, engine: Engine, watch: _Watch) -> None:
+    """Put what was recovered into the engine, and let go of it: its rows, and the files that they were read from."""
+    try:
+        feed(recovered.buckets, engine.apply, watch.progress("loading", _in_buckets))
+    except DataDamaged as error:  # a file was changed under the running start
+        raise StartFailed(ExitCode.DAMAGED_FILE, str(error)) from None
+    except MemoryError as error:
+        why = f"--memory-limit {size_text(options.memory_limit)} is too small for the data on disk: {error}"
+        raise StartFailed(ExitCode.WRONG_USE, f"{why}; give a larger one") from None
+    recovered.buckets.clear()
 
 
 def _recover(options: ServerOptions, data_dir: DataDir, watch: _Watch) -> Recovered:

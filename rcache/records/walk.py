@@ -23,10 +23,10 @@ from rcache.records.rows import DictRows, RebuiltBucket, Row, Rows
 try:
     from rcache.records import _rows as compiled_rows
     from rcache.records import _walk as compiled_walk
-except ImportError:  # there was no compiler: see setup.py
-    HAS_COMPILED = False
+except ImportError as error:  # there was no compiler: see setup.py
+    why_not_compiled = str(error)
 else:
-    HAS_COMPILED = True
+    why_not_compiled = ""
 
 Plans = dict[int, BucketPlan]
 
@@ -159,7 +159,7 @@ class Body(NamedTuple):
 
 
 REFERENCE = Body("reference", ReferenceTaker, ReferenceSurveyor, ReferenceBuilder)
-COMPILED = Body("compiled", compiled_walk.Taker, compiled_walk.Surveyor, compiled_rows.Builder) if HAS_COMPILED else None
+COMPILED = None if why_not_compiled else Body("compiled", compiled_walk.Taker, compiled_walk.Surveyor, compiled_rows.Builder)
 
 chosen = COMPILED or REFERENCE
 """The body in use. Tests set it to the other one."""

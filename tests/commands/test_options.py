@@ -363,7 +363,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         parse(["--version"], {})
     assert ended.value.code == 0
-    assert re.fullmatch(r"rcached \d+\.\d+\.\d+\n", capsys.readouterr().out)
+    assert re.fullmatch(r"rcached \d+\.\d+\.\d+ \(engine: \w+; record walks: \w+\)\n", capsys.readouterr().out)
     with pytest.raises(SystemExit) as ended:
         parse(["--help"], {})
     assert ended.value.code == 0
