@@ -84,6 +84,8 @@ def test_where_nothing_was_built_the_native_engine_is_refused(tmp_path: Path, wi
         assert "'native' cannot be used: it was not built" in server.stderr_text
 
 
-@pytest.mark.skipif(os.environ.get("RCACHE_REQUIRE_NATIVE", "") in ("", "0"), reason="RCACHE_REQUIRE_NATIVE is not set: CI sets it")
+@pytest.mark.skipif(
+    os.environ.get("RCACHE_REQUIRE_NATIVE", "") in ("", "0"), reason="RCACHE_REQUIRE_NATIVE is not set: CI sets it"
+)
 def test_where_they_are_required_the_compiled_parts_are_there() -> None:
     assert why_not_native() == walk.why_not_compiled == ""

@@ -74,12 +74,15 @@ def test_once_it_is_fed_nothing_is_left_of_what_was_recovered(data_dir: Path, mo
     def mapped() -> bool:
         return str(data_dir) in Path("/proc/self/maps").read_text()
 
-    while_recovered: list[bool] = []
     kept: list[Recovered] = []
-    after_recovery(monkeypatch, lambda recovered: (while_recovered.append(mapped()), kept.append(recovered)) and None)
+
+    def keep(recovered: Recovered) -> None:
+        assert mapped()
+        kept.append(recovered)
+
+    after_recovery(monkeypatch, keep)
     service = boot(data_dir)
     try:
-        assert while_recovered == [True]
         assert not mapped()
         assert kept[0].buckets == {}
         assert service.stats()["items"]["items"] == 200
