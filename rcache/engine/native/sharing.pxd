@@ -175,13 +175,21 @@ cdef inline Ending send_some(Group *group, Conn *conn) noexcept nogil:
     return GOING_ON
 
 
+cdef inline Ending lose_replies(Worker *worker) noexcept nogil:
+    """A connection is lost: what it was to be told is told to nobody, least of all to the next one that is served."""
+    forget_replies(worker)
+    buffer_free(&worker.out)
+    worker.out.failed = False
+    return ENDED_LOST
+
+
 cdef inline bint flush_shared(Group *group, Conn *conn, Ending *lost) noexcept nogil:
     """Send the replies gathered, as far as that can be done now. True if all of them have left."""
     cdef Worker *worker = &group.worker
     cdef ssize_t sent = 0
     lost[0] = GOING_ON
     if worker.out.failed:
-        lost[0] = ENDED_LOST
+        lost[0] = lose_replies(worker)
         return False
     if worker.position > load64(&group.store.ring.durable):
         park(group, conn)
@@ -189,7 +197,7 @@ cdef inline bint flush_shared(Group *group, Conn *conn, Ending *lost) noexcept n
     if worker.out.count:
         sent = send(conn.fd, worker.out.data, worker.out.count, MSG_NOSIGNAL | MSG_DONTWAIT)
         if sent < 0 and last_errno() != EAGAIN and last_errno() != EINTR:
-            lost[0] = ENDED_LOST
+            lost[0] = lose_replies(worker)
             return False
         if sent < <ssize_t>worker.out.count:
             keep_unsent(group, conn, worker, max(sent, <ssize_t>0))
