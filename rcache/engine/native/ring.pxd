@@ -199,16 +199,16 @@ cdef inline StreamEnd reserve_slowly(Ring *ring, int64_t count, int64_t deadline
 # --- records in
 
 cdef inline uint64_t ring_place(Ring *ring, uint32_t count, int64_t reserved, uint8_t **place) noexcept nogil:
-    """A place for a record of `count` bytes, using up `reserved`; `place` is NULL where nobody reads. Returns the position
+    """A place for a record of `count` bytes, using up `reserved`; `place` is NULL where nobody reads, and without a place. Returns the position
     after it; POSITION_NONE if the stream has failed, and then the room was given back (invariant 3)."""
     cdef uint64_t position
     cdef int64_t unused = reserved - count
+    place[0] = NULL
     pthread_mutex_lock(&ring.lock)
     if ring.failed:
         pthread_mutex_unlock(&ring.lock)
         ring_give(ring, reserved)
         return POSITION_NONE
-    place[0] = NULL
     if ring.readers:
         place[0] = ring_at(ring, ring.head)
         store8(place[0] + KIND_AT, 0)
