@@ -419,7 +419,7 @@ cdef inline void fill_from_old(const Store *store, const Change *change, const D
     else:
         if item != old:
             body_move(memory, item, key + change.value_bytes, old, key, held)
-        else:
+        elif change.value_bytes:  # of a large item, which does not lie in one piece, nothing else can be done in place
             memmove(body_of(item) + key + change.value_bytes, body_of(item) + key, held)
         body_write(memory, item, key, change.value, change.value_bytes)
 
