@@ -420,7 +420,7 @@ cdef class Core:
         cdef Store *store = self.store
         cdef uint64_t hits = 0, misses = 0, sets = 0, items = 0
         cdef uint64_t removed[4]
-        cdef uint32_t number
+        cdef uint32_t number, cause
         cdef Stripe *stripe
         states = [0] * 5
         memset(removed, 0, sizeof(removed))
@@ -461,40 +461,48 @@ cdef class Core:
 
     cdef dict stream_stats(self):
         cdef Ring *ring = &self.store.ring
+        cdef uint64_t head, tail, durable
+        cdef uint32_t readers
+        cdef int64_t waits
+        # No Python object is made under a lock: that may run anything, and anything may want this lock.
         pthread_mutex_lock(&ring.lock)
-        found = {
-            "bytes_held": ring.head - ring.tail,
-            "bytes_written": ring.head,
-            "bytes_on_disk": ring.durable,
-            "bytes_max": ring.bytes_max,
-            "readers": ring.readers,
-            "waits_for_room": ring.full_waits,
-        }
+        head, tail, durable, readers, waits = ring.head, ring.tail, ring.durable, ring.readers, ring.full_waits
         pthread_mutex_unlock(&ring.lock)
-        return found
+        return {
+            "bytes_held": head - tail,
+            "bytes_written": head,
+            "bytes_on_disk": durable,
+            "bytes_max": ring.bytes_max,
+            "readers": readers,
+            "waits_for_room": waits,
+        }
 
     def slabs(self):
         """For each size class that has a page: chunk bytes, pages, chunks in use, free chunks, evictions, wasted bytes, whether it
         is for tables. Last, with 0 chunk bytes, the large items: their pages."""
         cdef Memory *memory = &self.store.memory
         cdef SizeClass *held
-        cdef uint32_t number
+        cdef uint32_t number, pages
+        cdef uint64_t live, asked
+        cdef int64_t evicted
         rows = []
         for number in range(memory.class_count + TABLE_CLASSES):
             held = &memory.classes[number]
             pthread_mutex_lock(&held.lock)
-            if held.page_count or held.evicted:
-                rows.append((
-                    held.chunk_bytes, held.page_count, held.live, <uint64_t>held.page_count * held.per_page - held.live, held.evicted,
-                    held.live * held.chunk_bytes - held.asked, number >= memory.class_count,
-                ))
+            pages, live, asked = held.page_count, held.live, held.asked
             pthread_mutex_unlock(&held.lock)
+            evicted = signed64(<int64_t *>&held.evicted)
+            if pages or evicted:
+                rows.append((
+                    held.chunk_bytes, pages, live, <uint64_t>pages * held.per_page - live, evicted,
+                    live * held.chunk_bytes - asked, number >= memory.class_count,
+                ))
         pthread_mutex_lock(&memory.pool)
-        rows.append((
-            0, memory.large_pages, memory.large_pages, 0, memory.large_evicted,
-            (memory.large_pages << memory.page_shift) - memory.large_asked, False,
-        ))
+        live, asked = memory.large_pages, memory.large_asked
         pthread_mutex_unlock(&memory.pool)
+        rows.append((
+            0, live, live, 0, signed64(<int64_t *>&memory.large_evicted), (live << memory.page_shift) - asked, False,
+        ))
         return rows
 
     def check(self):
