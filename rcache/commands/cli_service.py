@@ -9,23 +9,17 @@ What it must not know: how an answer is written.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
-
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 
 from rcache.commands.cli_answer import Answer
 from rcache.commands.cli_exit import CliExit, CliStopped, code_of, explain
 from rcache.commands.cli_options import CliOptions
-from rcache.commands.show import show_count, show_seconds, show_size
+from rcache.commands.show import show_count, show_seconds
+from rcache.commands.show_stats import tables
 from rcache_client import Client, RcacheError
 
 OpenClient = Callable[[CliOptions, tuple[str, ...]], Client[bytes]]
-
-_PLAIN = frozenset({"pid", "epoch", "incarnation", "segment_number"})
-"""Numbers that are names: no separators of thousands."""
 
 
 def ping(options: CliOptions, open_client: OpenClient) -> Answer:
@@ -50,7 +44,8 @@ def ping(options: CliOptions, open_client: OpenClient) -> Answer:
 
 def stats(options: CliOptions, client: Client[bytes]) -> Answer:
     sections = client.stats(options.section)
-    return Answer({"stats": sections}, tables(sections))
+    beside = client.stats("memory") if options.section == "slabs" and not options.json else {}  # the size of a page
+    return Answer({"stats": sections}, tables(sections, beside))
 
 
 def persist(options: CliOptions, client: Client[bytes]) -> Answer:
@@ -76,52 +71,3 @@ def _ask(question: str) -> None:
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise CliStopped(CliExit.REFUSED, "nothing was removed")
-
-
-def tables(sections: Mapping[str, Any]) -> Group:
-    """One table for each section."""
-    parts: list[Text | Table] = []
-    for name, figures in sections.items():
-        parts += [Text(name.replace("_", " "), style="bold"), _table(figures), Text()]
-    return Group(*parts[:-1])
-
-
-def _table(figures: Any) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(style="cyan", no_wrap=True, min_width=26)
-    table.add_column(overflow="fold")
-    for name, figure in figures.items() if isinstance(figures, Mapping) else [("", figures)]:
-        table.add_row(Text(f"  {_title(name, figures)}"), Text(show_figure(name, figure)))
-    return table
-
-
-def _title(name: str, figures: Any) -> str:
-    """A figure's name for people: without its unit, which stands beside the number, unless another is called so."""
-    for suffix in ("_bytes", "_seconds", "_ms", "_s"):
-        if name.removesuffix(suffix) not in figures:
-            name = name.removesuffix(suffix)
-    return name.replace("_", " ")
-
-
-def show_figure(name: str, figure: Any) -> str:
-    """A figure in the unit that its name ends in."""
-    if isinstance(figure, Mapping):
-        return ", ".join(f"{each}: {show_figure(each, count)}" for each, count in figure.items()) or "none"
-    if isinstance(figure, list):
-        return ", ".join(map(str, figure)) or "none"
-    if isinstance(figure, bool):
-        return "yes" if figure else "no"
-    if isinstance(figure, int | float) and name not in _PLAIN:
-        return _show_number(name, figure)
-    return str(figure) if figure != "" else "-"
-
-
-def _show_number(name: str, number: float) -> str:
-    words = name.split("_")
-    if "bytes" in words:
-        return show_size(int(number))
-    if words[-1] in ("s", "seconds"):
-        return show_seconds(number)
-    if words[-1] == "ms":
-        return show_seconds(number / 1000)
-    return f"{number:,}"

@@ -22,8 +22,9 @@ from rcache.commands import cli_load
 from rcache.commands.cli_exit import EXIT_CODES, CliExit
 from rcache.commands.cli_load import Loaded, find_files
 from rcache.commands.cli_options import COMMANDS, parse
-from rcache.commands.cli_service import show_figure
 from rcache.commands.show import show_seconds, show_size
+from rcache.commands.show_stats import show_figure, show_share
+from rcache.engine.bodies import why_not_native
 from rcache_client import Client, Role
 from rcache_client.wire.grammar import REQUESTS
 from rcache_client.wire.opcodes import Opcode
@@ -273,6 +274,83 @@ def test_stats_are_tables_for_people(cli: Cli, cache: Client[bytes]) -> None:
     assert memory.startswith("memory\n")
     assert "append log" not in memory
     assert "\x1b" not in every
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A small server with the native engine, filled past its limit with small, middling and large items."""
+    if why_not_native():
+        pytest.skip("the native engine was not built here")
+    with ServerProcess(tmp_path_factory.mktemp("slabs") / "data", "--engine", "native", "--memory-limit", "16M") as started:
+        with Client(started.address) as client:
+            client.set_many({f"{number}": b"" for number in range(40_000)})  # enough for tables beyond a bucket's first
+            for number in range(120):
+                client.set_many({f"{number}-{size}": bytes(size) for size in (100, 1_000, 5_000, 200_000)})
+        yield started
+        assert started.stop() == 0
+
+
+def test_stats_memory_says_how_much_of_how_much(native: ServerProcess) -> None:
+    figures = run("stats", "memory", "--json", "--server", native.address).json["stats"]["memory"]
+    shown = run("stats", "memory", "--server", native.address).text
+    used = show_size(figures["used_bytes"])
+    for title, figure in {
+        "limit": "16.0 MiB",
+        "in use": f"{used} ({show_share(figures['used_bytes'], figures['limit_bytes'])} of the limit)",
+        "pages in use": f"{figures['pages_in_use']:,} of {figures['pages']:,}, each of {show_size(figures['page_bytes'])}",
+        "reserved": f"{show_size(figures['reserved_bytes'])} of addresses; memory only as it is used",
+        "items moved": f"{figures['items_moved']:,}",
+        "pages reclassed": f"{figures['pages_reclassed']:,}",
+        "evict": "yes",
+    }.items():
+        assert re.search(rf"^  {title} +{re.escape(figure)}$", shown, re.MULTILINE), (title, figure, shown)
+    assert re.search(r"^  connection buffers +[\d.,]+ \w+ of at most [\d.,]+ MiB$", shown, re.MULTILINE)
+    assert re.search(r"^  process, resident +[\d.]+ MiB$", shown, re.MULTILINE)
+    told = {"limit_bytes", "used_bytes", "pages", "pages_in_use", "page_bytes", "reserved_bytes", "items_moved", "evict"}
+    told |= {"pages_reclassed", "connection_buffer_bytes", "connection_buffer_bytes_max", "process_bytes"}
+    assert set(figures) == told, "a figure that is not shown, or not looked at here"
+    assert len(shown.splitlines()) == 1 + len(told) - 3, "a row each, but pages in one, and buffers in one"
+
+
+def test_stats_memory_of_the_reference_engine_says_what_it_knows(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path / "data", "--engine", "reference") as server:
+        shown = run("stats", "memory", "--server", server.address).text
+        assert re.match(r"memory\n  limit +1.0 GiB\n  in use +[\d.]+ \w+ \(0.0 % of the limit\)\n", shown)
+        assert "process, resident" in shown
+        refused = run("stats", "slabs", "--server", server.address)
+        assert (refused.code, "no section 'slabs'" in refused.err) == (5, True), "it has none"
+        assert server.stop() == 0
+
+
+def test_stats_slabs_are_a_row_for_each_class_and_their_sum(native: ServerProcess) -> None:
+    found = run("stats", "slabs", "--json", "--server", native.address).json["stats"]
+    page_bytes = run("stats", "memory", "--json", "--server", native.address).json["stats"]["memory"]["page_bytes"]
+    assert set(found) == {"slabs"}, "raw, and nothing beside"
+    classes = found["slabs"]["classes"]
+    assert {each["kind"] for each in classes} == {"items", "tables", "large items"}
+    title, header, *rows, total = run("stats", "slabs", "--server", native.address).text.splitlines()
+    assert title == "slabs"
+    assert re.split(r" {2,}", header.strip()) == [
+        *("kind", "chunk", "pages", "used chunks", "free chunks", "evicted", "waste", "of used"),
+    ]
+    cells = [re.split(r" {2,}", row.strip()) for row in rows]
+    for row, each in zip(cells, classes, strict=True):
+        chunk_bytes = each["chunk_bytes"] or page_bytes
+        counts = [chunk_bytes, each["pages"], each["used_chunks"], each["free_chunks"], each["evicted"]]
+        waste = show_share(each["wasted_bytes"], each["used_chunks"] * chunk_bytes)
+        assert row == [each["kind"], *(f"{count:,}" for count in counts), show_size(each["wasted_bytes"]), waste]
+    pages, evicted = (sum(each[name] for each in classes) for name in ("pages", "evicted"))
+    assert evicted > 0
+    assert re.match(rf"  all +{pages:,} +[\d,]+ +[\d,]+ +{evicted:,} +[\d.]+ \w+ +[\d.]+ %$", total)
+    assert len({len(row) for row in (header, *rows, total)}) == 1, "numbers stand below each other"
+
+
+def test_stats_of_all_sections_hold_the_same_tables(native: ServerProcess) -> None:
+    every = run("stats", "--server", native.address).text
+    assert "\nslabs\n  kind " in every
+    assert "\n  large items " in every
+    assert "of the limit)\n" in every
+    assert "{" not in every, "nothing is left as Python writes it"
 
 
 def test_stats_are_numbers_for_programs(cli: Cli, cache: Client[bytes]) -> None:
