@@ -62,7 +62,7 @@ class BuildWhatCanBeBuilt(build_ext):
         try:
             super().build_extension(ext)
         except Exception as error:
-            self.failed[ext.name] = (str(error).strip() or repr(error)).splitlines()[-1]
+            self.failed[ext.name] = in_short(str(error).strip() or repr(error))
             self._remove_earlier(ext.name)
             raise CompileError(str(error)) from error  # the kind that setuptools expects of an optional one
 
@@ -74,6 +74,12 @@ class BuildWhatCanBeBuilt(build_ext):
     def _remove_earlier(self, name: str) -> None:
         with suppress(FileNotFoundError):
             os.remove(self.get_ext_fullpath(name))
+
+
+def in_short(text: str) -> str:
+    """The last line, without the middle of a long one: there the compiler's options are."""
+    line = text.splitlines()[-1]
+    return line if len(line) <= 120 else f"{line[:50]} ... {line[-50:]}"
 
 
 def compile_options() -> tuple[list[str], list[str]]:

@@ -102,7 +102,7 @@ def _memory(figures: Figures, _sections: Figures) -> Table:
         rows.append(("reserved", f"{show_size(left.pop('reserved_bytes'))} of addresses; memory only as it is used"))
     if {"connection_buffer_bytes", "connection_buffer_bytes_max"} <= left.keys():
         held, bound = left.pop("connection_buffer_bytes"), left.pop("connection_buffer_bytes_max")
-        rows.append(("connection buffers", f"{show_size(held)} of at most {show_size(bound)}"))
+        rows.append(("connection buffers", f"{show_size(held)} (bound: {show_size(bound)}, and one read for each)"))
     process = [("process, resident", show_size(left.pop("process_bytes")))] if "process_bytes" in left else []
     return _rows([*rows, *((_title(name, left), show_figure(name, figure)) for name, figure in left.items()), *process])
 

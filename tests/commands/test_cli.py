@@ -304,7 +304,7 @@ def test_stats_memory_says_how_much_of_how_much(native: ServerProcess) -> None:
         "evict": "yes",
     }.items():
         assert re.search(rf"^  {title} +{re.escape(figure)}$", shown, re.MULTILINE), (title, figure, shown)
-    assert re.search(r"^  connection buffers +[\d.,]+ \w+ of at most [\d.,]+ MiB$", shown, re.MULTILINE)
+    assert re.search(r"^  connection buffers +[\d.,]+ \w+ \(bound: 64.0 MiB, and one read for each\)$", shown, re.MULTILINE)
     assert re.search(r"^  process, resident +[\d.]+ MiB$", shown, re.MULTILINE)
     told = {"limit_bytes", "used_bytes", "pages", "pages_in_use", "page_bytes", "reserved_bytes", "items_moved", "evict"}
     told |= {"pages_reclassed", "connection_buffer_bytes", "connection_buffer_bytes_max", "process_bytes"}
