@@ -75,7 +75,9 @@ def test_set_that_waited_for_room(engine: Engine, clock: FailingClock) -> None:
     waits = stat(engine, "stream", "waits_for_room")
     answers: list[tuple[Status, object]] = []
     waiting = threading.Thread(
-        target=lambda: answers.append(Caller(engine).ask(Opcode.SET, 0, 0, b"key", b"w" * (STREAM_BYTES // 4), budget_ms=20_000))
+        target=lambda: answers.append(
+            Caller(engine).ask(Opcode.SET, 0, 0, b"key", b"w" * (STREAM_BYTES // 4), budget_ms=20_000)
+        )
     )
     waiting.start()
     wait_until(lambda: bool(stat(engine, "stream", "waits_for_room") > waits), "a wait for room")

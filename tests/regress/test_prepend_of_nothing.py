@@ -15,7 +15,13 @@ from tests.contract.harness import Caller
 
 def make(body: str) -> Engine:
     config = EngineConfig(
-        buckets=1, stripes=1, memory_bytes=1 << 20, evict=False, value_bytes_max=1 << 20, frame_bytes_max=2 << 20, stream_bytes=8 << 20
+        buckets=1,
+        stripes=1,
+        memory_bytes=1 << 20,
+        evict=False,
+        value_bytes_max=1 << 20,
+        frame_bytes_max=2 << 20,
+        stream_bytes=8 << 20,
     )
     engine = make_engine(body, config, NodeClock())
     engine.open_buckets([0], 1, 1, "n1")
