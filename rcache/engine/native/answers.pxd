@@ -90,7 +90,7 @@ cdef inline int write_reason(const Store *store, char *text, const Outcome *outc
         return snprintf(text, REASON_BYTES_MAX, "the memory limit of %lld bytes is reached, %s", first, plain)
     if why == WHY_OUT_OF_RANGE:
         return snprintf(text, REASON_BYTES_MAX, "%lld and %s%llu add up to more than 64 bits hold", first,
-                        <const char *>("-" if b < 0 else ""), <unsigned long long>(b if b >= 0 else -(b + 1)) + (b < 0))
+                        <const char *>("-" if b and (b < 0) != outcome.minus else ""), <unsigned long long>(b if b >= 0 else -(b + 1)) + (b < 0))
     if why == WHY_TOO_MANY:
         return snprintf(text, REASON_BYTES_MAX, "%lld keys are more than one reply holds; ask in several requests", first)
     if why == WHY_STREAM_FULL:
@@ -181,6 +181,7 @@ cdef inline void rewrite_uncommitted(const Store *store, Worker *worker, uint64_
     outcome.why = WHY_LOG_FAILED if log_failed else WHY_TIMED_OUT
     outcome.version = outcome.position = 0
     outcome.number = outcome.other = 0
+    outcome.minus = False
     for number in range(worker.reply_count):
         reply = worker.replies[number]
         if reply.position > durable:

@@ -523,7 +523,7 @@ cdef inline void revealing_locked(Store *store, Change *change, const Decision *
     """A refusal reveals the item it is about, or that there is none."""
     cdef Bucket *bucket = change.key.bucket
     refuse(&change.outcome, decision.status, decision.why)
-    change.outcome.number, change.outcome.other = decision.number, decision.other
+    change.outcome.number, change.outcome.other, change.outcome.minus = decision.number, decision.other, change.minus
     change.outcome.version = live.version if live != NULL else 0
     change.outcome.position = position_locked(store, bucket, live.version if live != NULL else bucket.last_removal)
 

@@ -100,12 +100,14 @@ cdef struct Outcome:
     uint64_t position
     int64_t number
     int64_t other
+    bint minus         # `other` is to be read with its sign changed
 
 
 cdef inline void refuse(Outcome *outcome, uint8_t status, uint8_t why) noexcept nogil:
     outcome.status, outcome.why = status, why
     outcome.version = outcome.position = 0
     outcome.number = outcome.other = 0
+    outcome.minus = False
 
 
 cdef inline bint reserve_stream(Store *store, int64_t count, int64_t deadline_ns, Outcome *refusal) noexcept nogil:
