@@ -18,6 +18,7 @@ class Core:
         stream_bytes: int,
         commit: bool,
         default_budget_ns: int,
+        looks: bool,
         clock: object,
         digest: Callable[[bytes], bytes],
     ) -> None: ...

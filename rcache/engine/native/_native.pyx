@@ -131,7 +131,7 @@ cdef class Core:
 
     def __cinit__(
         self, *, buckets, stripes, memory_bytes, evict, value_bytes_max, frame_bytes_max, stream_bytes, commit, default_budget_ns,
-        clock, digest
+        looks, clock, digest
     ):
         self.stop_fd = -1
         self.store = <Store *>calloc(1, sizeof(Store))
@@ -139,7 +139,7 @@ cdef class Core:
             raise MemoryError("no memory for an engine")
         cdef Store *store = self.store
         store.bucket_count, store.stripe_count = buckets, min(stripes, buckets)
-        store.evict, store.commit = evict, commit
+        store.evict, store.commit, store.looks = evict, commit, looks
         store.value_bytes_max, store.frame_bytes_max, store.default_budget_ns = value_bytes_max, frame_bytes_max, default_budget_ns
         store.buffer_bytes_max = max(<int64_t>BUFFER_BYTES_MAX, 2 * <int64_t>frame_bytes_max)
         Py_INCREF(digest)

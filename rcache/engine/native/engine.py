@@ -9,6 +9,7 @@ engine; where a frame or a record cannot be read, its own grammar is asked for t
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -247,6 +248,7 @@ class NativeEngine:
             stream_bytes=config.stream_bytes,
             commit=config.commit,
             default_budget_ns=int(config.default_budget_s * 1e9),
+            looks=(os.cpu_count() or 1) > 1,
             clock=None if self.clock.is_machines else self.clock,
             digest=_digest,
         )

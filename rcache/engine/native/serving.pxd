@@ -28,7 +28,8 @@ from rcache.engine.native.protocol cimport (
 from rcache.engine.native.ring cimport STREAM_FAILED, STREAM_REACHED, StreamEnd, ring_wait_durable
 from rcache.engine.native.store cimport Store
 from rcache.engine.native.system cimport (
-    EAGAIN, EINTR, MSG_NOSIGNAL, POLLIN, add64, get32, last_errno, load64, load8, monotonic_ns, poll, pollfd, recv, send, signed64,
+    EAGAIN, EINTR, MSG_DONTWAIT, MSG_NOSIGNAL, POLLIN, add64, get32, last_errno, load64, load8, monotonic_ns, pause_a_moment, poll,
+    pollfd, recv, send, signed64,
 )
 
 cdef enum:
@@ -43,6 +44,10 @@ cdef enum:
     # What is held of a peer without asking: a batch cut anywhere.
     HELD_BYTES_FREE = 4096
     NO_BUFFER_PAUSE_MS = 5
+    # How long a thread looks for the next request before it sleeps: a core that went to sleep takes about as long to wake up.
+    LOOK_NS = 50000
+    # After looks in vain one in so many (a power of two) waits is begun with a look at last.
+    LOOKS_IN_VAIN_MAX = 10
     POLL_MS_MAX = 0x7FFFFFFF
 
 cdef enum Ending:
@@ -76,6 +81,8 @@ cdef struct Conn:
     int64_t idle_ns
     int64_t frame_ns
     int64_t send_ns
+    uint32_t in_vain         # looks in a row that found nothing
+    uint32_t waits_unlooked  # waits to come that begin without a look
     # Of a connection that shares a worker (`sharing`):
     uint8_t phase
     bint parting             # the last frame is on its way: then FIN, and the peer's end is waited for
@@ -350,6 +357,28 @@ cdef inline bint wait_readable(int fd, int stop_fd, int64_t left_ns) noexcept no
             return True
 
 
+cdef inline ssize_t receive_or_sleep(Store *store, Worker *worker, Conn *conn, const uint8_t **data, uint64_t *count) noexcept nogil:
+    """One read that blocks. A caller that sends its next request as soon as it has the reply to the last is met awake: for a
+    moment it is looked for first, unless that was in vain lately."""
+    cdef int64_t until_ns
+    cdef ssize_t got
+    if not store.looks or conn.waits_unlooked:
+        conn.waits_unlooked -= conn.waits_unlooked > 0
+        return receive(store, worker, conn, 0, data, count)
+    until_ns = monotonic_ns() + LOOK_NS
+    while True:
+        got = receive(store, worker, conn, MSG_DONTWAIT, data, count)
+        if got != -1 or last_errno() != EAGAIN:
+            conn.in_vain = 0
+            return got
+        if monotonic_ns() >= until_ns:
+            break
+        pause_a_moment()
+    conn.in_vain = min(conn.in_vain + 1, <uint32_t>LOOKS_IN_VAIN_MAX)
+    conn.waits_unlooked = (<uint32_t>1 << conn.in_vain) - 1
+    return receive(store, worker, conn, 0, data, count)
+
+
 cdef inline Ending receive_alone(Store *store, Worker *worker, Conn *conn, const uint8_t *stop, int stop_fd, const uint8_t **data, uint64_t *count) noexcept nogil:
     """Take in what comes next. Blocks up to the limit that applies. A busy connection costs one call; one that was quiet for the
     socket's own time-out sleeps in a poll that the stop signal ends too, without buffers."""
@@ -365,7 +394,7 @@ cdef inline Ending receive_alone(Store *store, Worker *worker, Conn *conn, const
                 return ending
         if not worker_ready(store, worker):
             return ENDED_LOST
-        got = receive(store, worker, conn, 0, data, count)
+        got = receive_or_sleep(store, worker, conn, data, count)
         if got == -2:
             poll(NULL, 0, NO_BUFFER_PAUSE_MS)
             continue

@@ -85,6 +85,7 @@ cdef struct Store:
     uint64_t hash_key[2]
     bint commit
     bint evict
+    bint looks           # threads look for the next request for a moment before they sleep
     uint64_t value_bytes_max
     uint64_t frame_bytes_max
     int64_t default_budget_ns
