@@ -72,6 +72,7 @@ def test_a_confined_server_does_all_that_it_does(server: ServerProcess) -> None:
     until(lambda: stats(server, "checkpoints")["checkpoints"] > 0, "a checkpoint")
     assert stats(server, "checkpoints")["checkpoints_failed"] == 0
     found = held(server, values)
+    until(lambda: stats(server, "append_log")["bytes_not_on_disk"] == 0, "the log on disk")
     server.kill()
     server.start()
     assert held(server, values) == found, "recovered"
