@@ -66,6 +66,10 @@ class BuildWhatCanBeBuilt(build_ext):
             self._remove_earlier(ext.name)
             raise CompileError(str(error)) from error  # the kind that setuptools expects of an optional one
 
+    def get_output_mapping(self) -> dict[str, str]:
+        """What was built, to its place beside the source. A strict editable installation links all that it is told of."""
+        return {built: place for built, place in super().get_output_mapping().items() if os.path.exists(built)}
+
     def copy_extensions_to_source(self) -> None:
         super().copy_extensions_to_source()
         for name in self.failed:
