@@ -15,7 +15,7 @@ Invariants, as there:
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
-from libc.string cimport memcpy, memmove
+from libc.string cimport memcpy, memmove, memset
 
 from rcache.engine.native.expiry cimport wheel_add, wheel_take
 from rcache.engine.native.hashing cimport crc32, siphash
@@ -116,6 +116,17 @@ cdef struct Decision:
     uint8_t digits[24]
 
 
+cdef struct Attempt:
+    # One try of a change: what was set aside for it, and what was done.
+    Item *made           # memory for the new item; afterwards what is over
+    Item *gone           # an item that was taken out
+    Placed placed
+    int64_t reserved     # of room in the stream, and not used up
+    int64_t needed       # -1, or the room that turned out to be needed
+    bint expires         # with it: whether the item will expire
+    bint wrote
+
+
 # --- buffers
 
 cdef inline bint buffer_need(Buffer *buffer, uint64_t more) noexcept nogil:
@@ -145,7 +156,7 @@ cdef inline void buffer_free(Buffer *buffer) noexcept nogil:
 cdef inline Key key_of(const Store *store, const uint8_t *at, uint32_t count, uint64_t clock_ms) noexcept nogil:
     """A key with its bucket and its place there."""
     cdef Key key
-    key.at, key.count, key.clock_ms = at, count, clock_ms
+    key.at, key.count, key.clock_ms, key.entry = at, count, clock_ms, NULL
     key.bucket = bucket_at(store, crc32(at, count) & (store.bucket_count - 1))
     key.hashed = <uint32_t>siphash(store.hash_key, at, count)
     return key
@@ -255,8 +266,8 @@ cdef inline uint64_t write_number(uint8_t *text, int64_t number) noexcept nogil:
 
 cdef inline Decision refusal_of(uint8_t status, uint8_t why) noexcept nogil:
     cdef Decision decision
+    memset(&decision, 0, sizeof(Decision))
     decision.act, decision.status, decision.why = ACT_REFUSE, status, why
-    decision.number = decision.other = 0
     return decision
 
 
@@ -528,35 +539,87 @@ cdef inline void revealing_locked(Store *store, Change *change, const Decision *
     change.outcome.position = position_locked(store, bucket, live.version if live != NULL else bucket.last_removal)
 
 
-cdef inline int64_t try_change(Store *store, Change *change, uint64_t room, bint *expires) noexcept nogil:
-    """One try. -1: it is done, or refused, as the outcome says; else the room that turned out to be needed."""
-    cdef Bucket *bucket = change.key.bucket
-    cdef int64_t reserved = <int64_t>(RECORD_HEADER_BYTES + change.key.count + room), needed = -1
+cdef inline bint prepare(Store *store, Change *change, Attempt *attempt, uint64_t room, bint expires) noexcept nogil:
+    """What must be had before the lock: room in the stream, memory, and the item filled as far as it is known (invariant 3).
+    False, with the refusal in the outcome, where it could not be had. Blocks."""
     cdef Memory *memory = &store.memory
-    cdef bint refused = False, expired = False, wrote = False, removed = False
-    cdef Item *made = NULL
-    cdef Item *held
-    cdef Item *gone = NULL
-    cdef Item *live
-    cdef Decision decision
-    cdef Placed placed
-    cdef uint64_t now
-    if not reserve_stream(store, reserved, change.deadline_ns, &change.outcome):
-        return -1
+    cdef bint refused = False
+    attempt.reserved = <int64_t>(RECORD_HEADER_BYTES + change.key.count + room)
+    if not reserve_stream(store, attempt.reserved, change.deadline_ns, &change.outcome):
+        return False
     if change.rule != RULE_DELETE:
-        made = take_memory(store, change, room, expires[0], &refused)
+        attempt.made = take_memory(store, change, room, expires, &refused)
         if refused:
-            ring_unreserve(&store.ring, reserved)
-            return -1
-    if made != NULL:
-        name_item(made, bucket.number, change.key.hashed, change.used_ms)
-        body_write(memory, made, 0, change.key.at, change.key.count)
+            ring_unreserve(&store.ring, attempt.reserved)
+            return False
+    if attempt.made != NULL:
+        name_item(attempt.made, change.key.bucket.number, change.key.hashed, change.used_ms)
+        body_write(memory, attempt.made, 0, change.key.at, change.key.count)
         if brings_value(change.rule):
-            body_write(memory, made, change.key.count, change.value, change.value_bytes)  # invariant 3
+            body_write(memory, attempt.made, change.key.count, change.value, change.value_bytes)
     if take_wait():
         change.key.clock_ms = now_ms(store)
         note_wait()  # whoever serves the batch looks at its clock, too
-    placed.at, placed.position, placed.wait = NULL, 0, 0
+    return True
+
+
+cdef inline void change_locked(Store *store, Change *change, Attempt *attempt) noexcept nogil:
+    """Look, decide, and do it. The outcome says what came of it, unless more room is `needed`."""
+    cdef Bucket *bucket = change.key.bucket
+    cdef Decision decision
+    cdef bint expired
+    cdef uint64_t now
+    cdef Item *held = find_live_locked(store, &change.key, &now, &expired)
+    cdef Item *live = NULL if expired else held
+    decision = decide(store, change, live, now)
+    if decision.act == ACT_PUT:
+        attempt.wrote = put_locked(store, change, &decision, held, &attempt.made, attempt.reserved, now, &attempt.placed)
+        if not attempt.wrote:
+            attempt.needed, attempt.expires = <int64_t>decision.value_bytes, decision.expires_at_ms > 0
+            return
+        attempt.reserved = 0
+    elif decision.act == ACT_REMOVE or expired:
+        attempt.placed = remove_locked(
+            store, bucket, held, CAUSE_EXPIRED if expired else CAUSE_DELETED, now, attempt.reserved
+        )
+        attempt.reserved = 0
+        attempt.gone = held if attempt.placed.position != POSITION_NONE else NULL
+    if not attempt.reserved and attempt.placed.position == POSITION_NONE:
+        attempt.wrote = False
+        refuse(&change.outcome, ST_STOPPING, WHY_STREAM_FAILED)
+        return
+    if decision.act == ACT_REFUSE:
+        revealing_locked(store, change, &decision, live)
+        return
+    refuse(&change.outcome, ST_OK, WHY_NOTHING)
+    change.outcome.version, change.outcome.position = bucket.sequence, attempt.placed.wait
+    change.outcome.number = decision.number
+    if attempt.wrote:
+        tell_item(store, change, change.stored)
+        give_made_value_locked(store, &attempt.placed, change)
+
+
+cdef inline void tidy(Store *store, const Change *change, Attempt *attempt) noexcept nogil:
+    """After the lock: complete the record, give back what was not used."""
+    if attempt.gone != NULL:
+        give_key(store, &attempt.placed, change.key.at, change.key.count, KIND_REMOVE)
+        item_free(&store.memory, attempt.gone)
+    elif attempt.wrote:
+        give_record(store, &attempt.placed, change, change.value, change.value_bytes)
+    if attempt.reserved:
+        ring_unreserve(&store.ring, attempt.reserved)
+    if attempt.made != NULL:
+        keep_spare(&store.memory, change, attempt.made)
+
+
+cdef inline int64_t try_change(Store *store, Change *change, uint64_t room, bint *expires) noexcept nogil:
+    """One try. -1: it is done, or refused, as the outcome says; else the room that turned out to be needed."""
+    cdef Bucket *bucket = change.key.bucket
+    cdef Attempt attempt
+    memset(&attempt, 0, sizeof(Attempt))
+    attempt.needed = -1
+    if not prepare(store, change, &attempt, room, expires[0]):
+        return -1
     pthread_mutex_lock(&bucket.stripe.lock)
     if bucket.state != PRIMARY:
         not_primary(bucket, &change.outcome)
@@ -564,44 +627,14 @@ cdef inline int64_t try_change(Store *store, Change *change, uint64_t room, bint
         refuse(&change.outcome, ST_BUSY, WHY_COUNTER)
         change.outcome.number = bucket.number
     else:
-        held = find_live_locked(store, &change.key, &now, &expired)
-        live = NULL if expired else held
-        decision = decide(store, change, live, now)
-        if decision.act == ACT_PUT:
-            wrote = put_locked(store, change, &decision, held, &made, reserved, now, &placed)
-            if wrote:
-                reserved = 0
-            else:
-                needed, expires[0] = <int64_t>decision.value_bytes, decision.expires_at_ms > 0
-        elif decision.act == ACT_REMOVE or expired:
-            placed = remove_locked(store, bucket, held, CAUSE_EXPIRED if expired else CAUSE_DELETED, now, reserved)
-            reserved, removed = 0, placed.position != POSITION_NONE
-            gone = held if removed else NULL
-        if (wrote or reserved == 0) and placed.position == POSITION_NONE:
-            refuse(&change.outcome, ST_STOPPING, WHY_STREAM_FAILED)
-        elif decision.act == ACT_REFUSE:
-            revealing_locked(store, change, &decision, live)
-        elif wrote or removed:
-            refuse(&change.outcome, ST_OK, WHY_NOTHING)
-            change.outcome.version, change.outcome.position = bucket.sequence, placed.wait
-            change.outcome.number = decision.number
-            if wrote:
-                tell_item(store, change, change.stored)
-                give_made_value_locked(store, &placed, change)
+        change_locked(store, change, &attempt)
     pthread_mutex_unlock(&bucket.stripe.lock)
-    if removed:
-        give_key(store, &placed, change.key.at, change.key.count, KIND_REMOVE)
-        item_free(memory, gone)
-    elif wrote:
-        give_record(store, &placed, change, change.value, change.value_bytes)
-    if reserved:
-        ring_unreserve(&store.ring, reserved)
-    if made != NULL:
-        keep_spare(memory, change, made)
-    return needed
+    tidy(store, change, &attempt)
+    expires[0] = attempt.expires
+    return attempt.needed
 
 
-cdef inline void keep_spare(Memory *memory, Change *change, Item *item) noexcept nogil:
+cdef inline void keep_spare(Memory *memory, const Change *change, Item *item) noexcept nogil:
     """What is over: kept for this thread's next change until its batch ends, because writes of one size follow each other."""
     if item.state & LARGE:
         item_free(memory, item)

@@ -290,7 +290,7 @@ cdef inline Victim victim_of_class(Store *store, uint32_t number, uint32_t now) 
     cdef Victim oldest
     cdef uint64_t idle = 0
     cdef uint32_t seen = 0, page, tried
-    oldest.handle = 0
+    oldest.handle = oldest.home = 0
     for tried in range(SAMPLE_PAGES * 2):
         pthread_mutex_lock(&owner.lock)
         page = owner.pages[random64() % owner.page_count] if owner.page_count else NO_PAGE
@@ -405,7 +405,7 @@ cdef inline Choice choose_page(Store *store, uint32_t now) noexcept nogil:
     best.page, best.idle_ms = NO_PAGE, 0
     for looked in range(PAGES_LOOKED_AT):
         page = random64() % max(load32(&memory.untouched), <uint32_t>1)
-        idle, seen, oldest.handle = 0, 0, 0
+        idle = seen = oldest.handle = oldest.home = 0
         if load8(&memory.pages[page].state) == PAGE_LARGE:
             look_at_owner(store, load32(&memory.pages[page].owner), now, &oldest, &idle, &seen)
         elif load8(&memory.pages[page].state) == PAGE_CHUNKS and load8(&memory.pages[page].size_class) < memory.class_count:
