@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 from contextlib import ExitStack
 from pathlib import Path
@@ -69,6 +70,7 @@ def test_a_newcomer_is_told_even_without_a_descriptor_left(tmp_path: Path) -> No
         with Client(server.address) as cache:
             cache.ping()
             hard = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)[1]
+            until(lambda: _is_accepting(server.pid))
             resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (_open_files(server.pid), hard))
             assert stack.enter_context(Wire(server.address)).is_alive()  # a waiting accept has its descriptor already
             for _ in range(3):
@@ -82,6 +84,15 @@ def test_a_newcomer_is_told_even_without_a_descriptor_left(tmp_path: Path) -> No
             assert stack.enter_context(Wire(server.address)).is_alive()
         assert server.stop() == 0
         assert "Traceback" not in server.stderr_text
+
+
+def _is_accepting(pid: int) -> bool:
+    """Whether a thread waits in accept; where the kernel does not tell what threads wait in, nobody can know."""
+    waits = []
+    for path in Path(f"/proc/{pid}/task").glob("*/wchan"):
+        with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+            waits.append(path.read_text())
+    return any("accept" in wait for wait in waits) or all(wait == "0" for wait in waits)
 
 
 def _open_files(pid: int) -> int:

@@ -61,8 +61,9 @@ cdef enum:
     # One eviction in so many also looks at another class.
     LOOK_ELSEWHERE = 16
     IDLE_FACTOR = 2
-    # A page of another class must have been idle for this much longer at least, in ms.
-    IDLE_MORE_MS = 1000
+    # A page of another class must have been idle for this much longer at least, in ms: more than a turn of the scheduler, so that
+    # classes that are equally busy do not take pages from each other by chance.
+    IDLE_MORE_MS = 50
     PAGES_LOOKED_AT = 8
     IN_USE_DIVISOR = 4
     PAGE_TRIES_MAX = 64
