@@ -7,8 +7,8 @@ What it owns: nothing; the memory is `memory`'s. What it must not know: buckets,
 
 Layout: 32 bytes as in `Item`; if EXPIRES 16 bytes of `Expiry`; if LARGE 8 bytes of `Extent`; then the body.
 
-`home`, `used_ms` and `state` are also read without a lock, by who looks for an item to evict. What is read so is a hint only:
-under the stripe's lock the bucket's table is asked whether that item is there.
+`home`, `used_ms` and `state` are also read without a lock, by who looks for an item to evict (`hint8` and its kin; so they are
+stored atomically). What is read so is a hint only: under the stripe's lock the bucket's table is asked whether that item is there.
 """
 
 from libc.stddef cimport size_t
@@ -18,7 +18,7 @@ from libc.string cimport memcmp, memcpy
 from rcache.engine.native.memory cimport (
     GROW, GROW_FORCED, GROW_NOT, NO_PAGE, PAGE_LARGE, Memory, SizeClass, chunk_alloc, chunk_free, handle_of, page_start, pool_give, pool_take,
 )
-from rcache.engine.native.system cimport pthread_mutex_lock, pthread_mutex_unlock, store8, store64
+from rcache.engine.native.system cimport pthread_mutex_lock, pthread_mutex_unlock, store8, store32, unpoison
 
 cdef enum:
     ITEM_BYTES = 32
@@ -152,7 +152,8 @@ cdef inline bint extent_alloc(Memory *memory, Item *item, uint32_t count, bint f
             pages_give(memory, extent.first_page)
             return False
         memory.pages[page].next = extent.first_page
-        memory.pages[page].owner = handle_of(memory, item)
+        unpoison(page_start(memory, page), memory.page_bytes)
+        store32(&memory.pages[page].owner, handle_of(memory, item))
         store8(&memory.pages[page].state, PAGE_LARGE)
         extent.first_page = page
     pthread_mutex_lock(&memory.pool)

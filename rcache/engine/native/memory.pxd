@@ -13,16 +13,18 @@ Invariants:
 1. pages in use <= pages_max, except for pages that were forced (a recovered copy, a table's overflow).
 2. A chunk is handed out by one class at a time: a page changes its class only when none of its chunks is in use.
 3. A page is among its class's roomy ones exactly if it has a free chunk and is not being drained.
+4. A chunk that is not handed out, and a page that is in no use, are touched here alone; under AddressSanitizer they are
+   poisoned, so whoever else touches one is found. Only `hint8` and its kin may look at them (see `removal`).
 """
 
 from libc.stddef cimport size_t
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 
 from rcache.engine.native.system cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_NONE, PROT_READ, PROT_WRITE,
-    MADV_DONTNEED, load8, madvise, mmap, mprotect, munmap, mutex_init, pthread_mutex_destroy, pthread_mutex_lock,
-    pthread_mutex_t, pthread_mutex_unlock, store8,
+    MADV_DONTNEED, add64, load8, madvise, mmap, mprotect, munmap, mutex_init, poison, pthread_mutex_destroy, pthread_mutex_lock,
+    pthread_mutex_t, pthread_mutex_unlock, store8, store32, store64, unpoison,
 )
 
 cdef enum:
@@ -194,6 +196,7 @@ cdef inline void memory_close(Memory *memory) noexcept nogil:
     """Give the region back. Nobody may use it any more."""
     cdef uint32_t number
     if memory.base != NULL:
+        unpoison(memory.base, <uint64_t>memory.untouched << memory.page_shift)
         munmap(memory.base, memory.region_bytes)
     for number in range(memory.class_count + TABLE_CLASSES if memory.class_count else 0):
         pthread_mutex_destroy(&memory.classes[number].lock)
@@ -223,7 +226,7 @@ cdef inline uint32_t pool_take(Memory *memory, bint force) noexcept nogil:
                 else:
                     memory.usable_bytes += step
             if page != NO_PAGE:
-                memory.untouched += 1
+                store32(&memory.untouched, page + 1)
         if page != NO_PAGE:
             memory.pages_in_use += 1
     pthread_mutex_unlock(&memory.pool)
@@ -235,6 +238,7 @@ cdef inline void pool_give(Memory *memory, uint32_t page) noexcept nogil:
     store8(&memory.pages[page].state, PAGE_FREE)
     if page >= memory.pages_max:
         madvise(page_start(memory, page), memory.page_bytes, MADV_DONTNEED)
+    poison(page_start(memory, page), memory.page_bytes)  # invariant 4
     pthread_mutex_lock(&memory.pool)
     memory.pages[page].next = memory.free_page
     memory.free_page = page
@@ -277,12 +281,14 @@ cdef inline bint class_grow(Memory *memory, uint32_t number, bint force) noexcep
     if page == NO_PAGE:
         return False
     cdef Page *held = &memory.pages[page]
-    held.live = held.free_head = held.bump = 0
+    poison(page_start(memory, page), memory.page_bytes)  # invariant 4
+    held.live = held.free_head = 0
+    store32(&held.bump, 0)
     held.place = owner.page_count
     store8(&held.size_class, <uint8_t>number)
     store8(&held.state, PAGE_CHUNKS)
     owner.pages[owner.page_count] = page
-    owner.page_count += 1
+    store32(&owner.page_count, owner.page_count + 1)
     roomy_link(memory, owner, page)
     return True
 
@@ -299,13 +305,15 @@ cdef inline void *chunk_alloc(Memory *memory, uint32_t number, uint32_t asked, G
         held = &memory.pages[page]
         if held.free_head:
             chunk = page_start(memory, page) + <uint64_t>(held.free_head - 1) * owner.chunk_bytes
+            unpoison(chunk, owner.chunk_bytes)
             held.free_head = (<uint32_t *>chunk)[0]
         else:
             chunk = page_start(memory, page) + <uint64_t>held.bump * owner.chunk_bytes
-            (<uint8_t *>chunk)[31] = 0  # an item's state: free, until its maker says otherwise
-            held.bump += 1
+            unpoison(chunk, owner.chunk_bytes)
+            store8(chunk + 31, 0)  # an item's state: free, until its maker says otherwise
+            store32(&held.bump, held.bump + 1)
         held.live += 1
-        owner.live += 1
+        store64(&owner.live, owner.live + 1)
         owner.asked += asked
         if not held.free_head and held.bump == owner.per_page:
             roomy_unlink(memory, owner, page)  # invariant 3
@@ -322,9 +330,10 @@ cdef inline void chunk_free(Memory *memory, void *chunk, uint32_t asked) noexcep
     pthread_mutex_lock(&owner.lock)
     was_full = not held.free_head and held.bump == owner.per_page
     (<uint32_t *>chunk)[0] = held.free_head
+    poison(chunk, owner.chunk_bytes)  # invariant 4
     held.free_head = <uint32_t>((<uint8_t *>chunk - page_start(memory, page)) // owner.chunk_bytes) + 1
     held.live -= 1
-    owner.live -= 1
+    store64(&owner.live, owner.live - 1)
     owner.asked -= asked
     empty = held.live == 0
     if held.state == PAGE_CHUNKS:
@@ -337,19 +346,20 @@ cdef inline void chunk_free(Memory *memory, void *chunk, uint32_t asked) noexcep
         last = owner.pages[owner.page_count - 1]
         owner.pages[held.place] = last
         memory.pages[last].place = held.place
-        owner.page_count -= 1
+        store32(&owner.page_count, owner.page_count - 1)
     pthread_mutex_unlock(&owner.lock)
     if empty:
         pool_give(memory, page)
 
 
-cdef inline bint drain_begin(Memory *memory, uint32_t page) noexcept nogil:
-    """Hand out no chunk of this page any more; once all were freed the page goes to the pool. False if it is not to be had."""
+cdef inline bint drain_begin(Memory *memory, uint32_t page, uint32_t number) noexcept nogil:
+    """Hand out no chunk of this page of class `number` any more; once all were freed the page goes to the pool. False if it is
+    not to be had, or is of another class by now."""
     cdef Page *held = &memory.pages[page]
-    cdef SizeClass *owner = &memory.classes[load8(&held.size_class)]
+    cdef SizeClass *owner = &memory.classes[number]
     cdef bint begun = False
     pthread_mutex_lock(&owner.lock)
-    if load8(&held.state) == PAGE_CHUNKS and &memory.classes[load8(&held.size_class)] == owner:
+    if load8(&held.state) == PAGE_CHUNKS and load8(&held.size_class) == number:
         if held.free_head or held.bump < owner.per_page:
             roomy_unlink(memory, owner, page)
         store8(&held.state, PAGE_DRAINING)
@@ -370,7 +380,7 @@ cdef inline bint drain_end(Memory *memory, uint32_t page, uint32_t number) noexc
         if held.free_head or held.bump < owner.per_page:
             roomy_link(memory, owner, page)
     else:
-        memory.drained += 1
+        add64(<int64_t *>&memory.drained, 1)
     pthread_mutex_unlock(&owner.lock)
     return not left
 

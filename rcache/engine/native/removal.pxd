@@ -46,7 +46,7 @@ from rcache.engine.native.store cimport (
     unlink_locked, used_now,
 )
 from rcache.engine.native.system cimport (
-    add64, load8, load32, load64, pthread_mutex_lock, pthread_mutex_unlock, random64, store8, store32, store64,
+    add64, hint8, hint32, hint64, load8, load32, load64, pthread_mutex_lock, pthread_mutex_unlock, random64, store8, store32, store64,
 )
 from rcache.engine.native.table cimport table_entry, table_find
 
@@ -272,12 +272,12 @@ cdef inline void look_at_page(Store *store, uint32_t page, uint32_t chunk_bytes,
     start = random64() % bump
     for number in range(min(bump, most)):
         item = <Item *>(page_start(memory, page) + <uint64_t>((start + number) % bump) * chunk_bytes)
-        if not load8(&item.state) & LIVE:
+        if not hint8(&item.state) & LIVE:
             continue
-        home = load64(&item.home)
+        home = hint64(&item.home)
         if home >> 32 >= store.bucket_count or load8(&bucket_at(store, <uint32_t>(home >> 32)).state) != PRIMARY:
             continue
-        idle_ms = now - load32(&item.used_ms)
+        idle_ms = now - hint32(&item.used_ms)
         if idle_ms & 0x80000000U:  # used a moment ago, by a clock read a moment later
             idle_ms = 0
         idle[0] += idle_ms
@@ -377,15 +377,16 @@ cdef inline int drain_page(Store *store, uint32_t page, bint may_evict, int64_t 
     cdef Item *item
     cdef uint64_t home
     cdef int done = 0
-    if number >= memory.class_count or not drain_begin(memory, page):
+    if number >= memory.class_count or not drain_begin(memory, page, number):
         return 0
     chunk_bytes = memory.classes[number].chunk_bytes
-    bump = memory.pages[page].bump
+    # Emptied by others at once, the page may be another class's by now, of more chunks than this one has room for.
+    bump = min(load32(&memory.pages[page].bump), memory.classes[number].per_page)
     for place in range(bump):
         item = <Item *>(page_start(memory, page) + <uint64_t>place * chunk_bytes)
-        if not load8(&item.state) & LIVE:
+        if not hint8(&item.state) & LIVE:
             continue
-        home = load64(&item.home)
+        home = hint64(&item.home)
         if move_item(store, handle_of(memory, item), home):
             continue
         done = evict_handle(store, handle_of(memory, item), home, deadline_ns, refusal) if may_evict else 0
@@ -428,7 +429,7 @@ cdef inline int free_page(Store *store, int64_t deadline_ns, Outcome *refusal) n
         best = choose_page(store, now)
         if best.page == NO_PAGE:
             continue
-        if load8(&(<Item *>chunk_at(memory, best.oldest.handle)).state) & LARGE:
+        if hint8(&(<Item *>chunk_at(memory, best.oldest.handle)).state) & LARGE:
             done = evict_handle(store, best.oldest.handle, best.oldest.home, deadline_ns, refusal)
         elif tried < PAGE_TRIES_MAX // 2 and is_in_use(store, best.page, <uint32_t>(best.idle_ms // IN_USE_DIVISOR), now):
             continue
@@ -446,7 +447,7 @@ cdef inline bint is_in_use(Store *store, uint32_t page, uint32_t idle_ms, uint32
     cdef Item *item
     for place in range(min(load32(&memory.pages[page].bump), memory.page_bytes // chunk_bytes)):
         item = <Item *>(page_start(memory, page) + <uint64_t>place * chunk_bytes)
-        if load8(&item.state) & LIVE and now - load32(&item.used_ms) < idle_ms:
+        if hint8(&item.state) & LIVE and now - hint32(&item.used_ms) < idle_ms:
             return True
     return False
 
@@ -458,12 +459,12 @@ cdef inline void look_at_owner(Store *store, uint32_t handle, uint32_t now, Vict
     if not handle or (<uint64_t>handle << store.memory.handle_shift) >= store.memory.usable_bytes:
         return
     item = <Item *>chunk_at(&store.memory, handle)
-    home = load64(&item.home)
-    if not load8(&item.state) & LIVE or home >> 32 >= store.bucket_count:
+    home = hint64(&item.home)
+    if not hint8(&item.state) & LIVE or home >> 32 >= store.bucket_count:
         return
     if load8(&bucket_at(store, <uint32_t>(home >> 32)).state) != PRIMARY:
         return
-    oldest.handle, oldest.home, oldest.idle_ms = handle, home, now - load32(&item.used_ms)
+    oldest.handle, oldest.home, oldest.idle_ms = handle, home, now - hint32(&item.used_ms)
     if oldest.idle_ms & 0x80000000U:
         oldest.idle_ms = 0
     idle[0] += oldest.idle_ms
@@ -489,7 +490,7 @@ cdef inline int evict_for_class(Store *store, uint32_t number, int64_t deadline_
                 look_at_page(store, page, memory.classes[load8(&memory.pages[page].size_class)].chunk_bytes, SAMPLE_OF_PAGE, now, &other, &idle, &seen)
             if seen == SAMPLE_OF_PAGE and idle // seen > <uint64_t>victim.idle_ms * IDLE_FACTOR + IDLE_MORE_MS:
                 done = 0 if is_in_use(store, page, <uint32_t>(idle // seen // IN_USE_DIVISOR), now) \
-                    or load8(&(<Item *>chunk_at(memory, other.handle)).state) & LARGE \
+                    or hint8(&(<Item *>chunk_at(memory, other.handle)).state) & LARGE \
                     else drain_page(store, page, True, deadline_ns, refusal)
                 if done:
                     return done

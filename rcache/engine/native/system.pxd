@@ -30,6 +30,36 @@ cdef extern from * nogil:
     #ifdef __SSE2__
     #include <emmintrin.h>
     #endif
+    #if defined(__has_feature)
+    #if __has_feature(address_sanitizer) && !defined(__SANITIZE_ADDRESS__)
+    #define __SANITIZE_ADDRESS__ 1
+    #endif
+    #if __has_feature(thread_sanitizer) && !defined(__SANITIZE_THREAD__)
+    #define __SANITIZE_THREAD__ 1
+    #endif
+    #endif
+
+    /* With AddressSanitizer memory that is nobody's says so when it is touched; without it these do nothing. */
+    #ifdef __SANITIZE_ADDRESS__
+    #include <sanitizer/asan_interface.h>
+    static inline void rc_poison(const void *at, size_t count) { ASAN_POISON_MEMORY_REGION(at, count); }
+    static inline void rc_unpoison(const void *at, size_t count) { ASAN_UNPOISON_MEMORY_REGION(at, count); }
+    #else
+    static inline void rc_poison(const void *at, size_t count) { (void)at; (void)count; }
+    static inline void rc_unpoison(const void *at, size_t count) { (void)at; (void)count; }
+    #endif
+
+    /* Reads of what may be nobody's, or another's by now: who looks for an item to evict goes over the chunks of a page without
+       a lock, and may find the page cut anew meanwhile. What is read so is a hint that is checked under a lock, so the sanitizers
+       are told to let it be; and nothing else is to be read in this way. */
+    #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    #define RC_HINT static __attribute__((noinline, no_sanitize("address"), no_sanitize("thread")))
+    #else
+    #define RC_HINT static inline
+    #endif
+    RC_HINT uint8_t rc_hint8(const uint8_t *at) { return __atomic_load_n(at, __ATOMIC_RELAXED); }
+    RC_HINT uint32_t rc_hint32(const uint32_t *at) { return __atomic_load_n(at, __ATOMIC_RELAXED); }
+    RC_HINT uint64_t rc_hint64(const uint64_t *at) { return __atomic_load_n(at, __ATOMIC_RELAXED); }
 
     /* Atomic access. "relaxed" where a value is only a hint that is checked under a lock; acquire and release where it
        hands over what was written before; sequential where two threads each write one word and read the other's. */
@@ -138,6 +168,11 @@ cdef extern from * nogil:
     int cond_init "rc_cond_init"(pthread_cond_t *) noexcept
     int cond_wait_until "rc_cond_wait_until"(pthread_cond_t *, pthread_mutex_t *, int64_t deadline_ns) noexcept
 
+    void poison "rc_poison"(const void *, size_t) noexcept
+    void unpoison "rc_unpoison"(const void *, size_t) noexcept
+    uint8_t hint8 "rc_hint8"(const uint8_t *) noexcept
+    uint32_t hint32 "rc_hint32"(const uint32_t *) noexcept
+    uint64_t hint64 "rc_hint64"(const uint64_t *) noexcept
     uint8_t load8 "rc_load8"(const uint8_t *) noexcept
     void store8 "rc_store8"(uint8_t *, uint8_t) noexcept
     uint32_t load32 "rc_load32"(const uint32_t *) noexcept
