@@ -11,7 +11,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.ref cimport PyObject, Py_INCREF, Py_XDECREF
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from rcache.engine.native cimport protocol
@@ -31,11 +31,12 @@ from rcache.engine.native.operations cimport BAD_PAYLOAD, Executed, deadline_of,
 from rcache.engine.native.removal cimport Outcome, WHY_LOG_FAILED, WHY_TIMED_OUT, evict_for_class, expire_due, free_page, refuse
 from rcache.engine.native.ring cimport (
     STREAM_FAILED, STREAM_REACHED, Cursor, Ring, StreamEnd, cursor_await, cursor_close, cursor_measure, cursor_open, cursor_release,
-    cursor_unpin, ring_at, ring_close, ring_end_waits, ring_fail, ring_init, ring_set_durable, ring_wait_durable, waker_add,
+    cursor_unpin, ring_at, ring_close, ring_end_waits, ring_fail, ring_init, ring_park, ring_set_durable, ring_wait_durable, waker_add,
     waker_remove,
 )
 from rcache.engine.native.serving cimport (
-    ENDED_BAD_FRAME, ENDED_FRAME, GOING_ON, Conn, Ending, Handed, held_free, hold, send_all, serve_alone, worker_ready, worker_rest,
+    ENDED_BAD_FRAME, ENDED_FRAME, GOING_ON, OUTPUT_FULL, Conn, Ending, Handed, held_free, hold, is_data, note_received, process,
+    send_all, serve_alone, worker_ready, worker_rest,
 )
 from rcache.engine.native.sharing cimport Group, next_handed, push
 from rcache.engine.native.store cimport (
@@ -56,6 +57,7 @@ cdef extern from "stdlib.h" nogil:
 
 cdef enum:
     LINE = 64
+    STATES = 5
     # What all connections together may hold of input that waits, unless one frame alone may be larger: then two of those.
     BUFFER_BYTES_MAX = 67108864
 
@@ -119,6 +121,23 @@ cdef object lines_of(Outcome *outcome, Store *store):
     cdef char text[REASON_BYTES_MAX]
     cdef int count = write_reason(store, text, outcome)
     return outcome.status, text[:count].decode("utf-8", "replace"), outcome.version, outcome.position
+
+
+cdef void commit(Store *store, Worker *worker) noexcept nogil:
+    """Wait until what the replies reveal is on disk; those of which that is not so in time say so."""
+    cdef StreamEnd end
+    if worker.position:
+        end = ring_wait_durable(&store.ring, worker.position, worker.deadline_ns)
+        if end != STREAM_REACHED:
+            rewrite_uncommitted(store, worker, load64(&store.ring.durable), end == STREAM_FAILED)
+
+
+cdef uint64_t sequence_of(Bucket *bucket) noexcept:
+    cdef uint64_t sequence
+    pthread_mutex_lock(&bucket.stripe.lock)
+    sequence = bucket.sequence
+    pthread_mutex_unlock(&bucket.stripe.lock)
+    return sequence
 
 
 cdef class Core:
@@ -246,17 +265,15 @@ cdef class Core:
         cdef const uint8_t *data = <const uint8_t *>PyBytes_AS_STRING(payload)
         cdef uint64_t count = len(payload)
         cdef Executed executed
-        cdef StreamEnd end
         cdef Worker worker
+        if not is_data(opcode):
+            raise ValueError(f"opcode {opcode} is none of data")
         memset(&worker, 0, sizeof(Worker))
         with nogil:
             worker.received_ns = monotonic_ns()
             executed = execute(store, &worker, opcode, request_id, budget_ms, data, count)
             drop_spare(&store.memory, &worker.spare)
-            if executed != BAD_PAYLOAD and worker.position:
-                end = ring_wait_durable(&store.ring, worker.position, worker.deadline_ns)
-                if end != STREAM_REACHED:
-                    rewrite_uncommitted(store, &worker, load64(&store.ring.durable), end == STREAM_FAILED)
+            commit(store, &worker)
         try:
             if worker.out.failed:
                 raise MemoryError("no memory for a reply")
@@ -264,22 +281,64 @@ cdef class Core:
         finally:
             worker_rest(store, &worker)
 
+    def feed(self, Connection connection not None, bytes data not None):
+        """For tests: what `serve` makes of these bytes behind those that the connection holds, without a socket: (replies, ending,
+        status, frame). Blocks."""
+        cdef Store *store = self.store
+        cdef Conn *conn = &connection.conn
+        cdef uint64_t held = conn.held_count, count = held + len(data), at = 0, used = 0
+        cdef uint8_t *copied = <uint8_t *>malloc(max(count, <uint64_t>1))  # of that very length: a byte too far is seen
+        cdef Handed handed
+        cdef Worker worker
+        cdef Ending ending
+        if copied == NULL:
+            raise MemoryError("no memory for what a connection received")
+        memset(&worker, 0, sizeof(Worker))
+        memset(&handed, 0, sizeof(Handed))
+        if held:
+            memcpy(copied, conn.held, held)
+        memcpy(copied + held, PyBytes_AS_STRING(data), count - held)
+        with nogil:
+            note_received(conn, held)
+            worker.received_ns = conn.received_ns
+            while True:
+                ending = process(store, &worker, conn, copied + at, count - at, &used, &handed)
+                at += used
+                if ending != OUTPUT_FULL:
+                    break
+            drop_spare(&store.memory, &worker.spare)
+            commit(store, &worker)
+            handed.rest, handed.rest_count = copied + at, count - at
+        try:
+            if worker.out.failed or (ending == GOING_ON and not hold(store, conn, handed.rest, handed.rest_count)):
+                raise MemoryError("no memory for a reply")
+            return (PyBytes_FromStringAndSize(<char *>worker.out.data, worker.out.count), *connection.handed_back(ending, &handed))
+        finally:
+            worker_rest(store, &worker)
+            free(copied)
+
     def flush(self, uint32_t bucket, int64_t deadline_ns):
         """(items removed, None), or (-1, refusal)."""
+        cdef Bucket *held = self.bucket_of(bucket)
         cdef Outcome outcome
         cdef int64_t count
         with nogil:
-            count = flush_bucket(self.store, bucket_at(self.store, bucket), deadline_ns, &outcome)
+            count = flush_bucket(self.store, held, deadline_ns, &outcome)
         return count, lines_of(&outcome, self.store) if count < 0 else None
 
     # --- buckets
 
+    cdef Bucket *bucket_of(self, uint32_t number) except NULL:
+        if number >= self.store.bucket_count:
+            raise IndexError(f"bucket {number} of {self.store.bucket_count}")
+        return bucket_at(self.store, number)
+
     def state(self, uint32_t bucket):
-        return load8(&bucket_at(self.store, bucket).state)
+        return load8(&self.bucket_of(bucket).state)
 
     def set_state(self, uint32_t number, uint8_t then, uint8_t only_after):
         """Go over to FROZEN or ABSENT, if the bucket is in the state `only_after`. Returns the state it was in."""
-        cdef Bucket *bucket = bucket_at(self.store, number)
+        cdef Bucket *bucket = self.bucket_of(number)
         cdef uint8_t now
         with nogil:
             pthread_mutex_lock(&bucket.stripe.lock)
@@ -293,7 +352,7 @@ cdef class Core:
 
     def open(self, uint32_t number, uint64_t begin, bytes rest not None, int64_t deadline_ns):
         """(1, None): primary now; (0, sequence): its state or epoch does not allow it; (-1, refusal)."""
-        cdef Bucket *bucket = bucket_at(self.store, number)
+        cdef Bucket *bucket = self.bucket_of(number)
         cdef const uint8_t *data = <const uint8_t *>PyBytes_AS_STRING(rest)
         cdef uint32_t count = len(rest)
         cdef Outcome outcome
@@ -302,11 +361,11 @@ cdef class Core:
             raise ValueError("a node name that long is no node's")
         with nogil:
             done = open_bucket(self.store, bucket, begin, data, count, deadline_ns, &outcome)
-        return done, lines_of(&outcome, self.store) if done < 0 else (None if done else bucket.sequence)
+        return done, lines_of(&outcome, self.store) if done < 0 else (None if done else sequence_of(bucket))
 
     def exhausted(self, uint64_t counter_max):
         """Buckets whose counter is at its end."""
-        return [n for n in range(self.store.bucket_count) if bucket_at(self.store, n).sequence & counter_max >= counter_max]
+        return [n for n in range(self.store.bucket_count) if sequence_of(bucket_at(self.store, n)) & counter_max >= counter_max]
 
     def apply(self, const uint8_t[::1] body):
         """None if all was applied; else why not (as `Applied`), where in `body` that record begins, its bucket and sequence, the
@@ -327,14 +386,15 @@ cdef class Core:
             return None
         taken = body.shape[0] - left.left
         bucket = bucket_at(store, record.head.bucket if record.head.bucket < store.bucket_count else 0)
-        return <int>applied, taken - record.head.length, record.head.bucket, record.head.sequence, bucket.state, bucket.sequence
+        return <int>applied, taken - record.head.length, record.head.bucket, record.head.sequence, load8(&bucket.state), sequence_of(bucket)
 
     def copy(self, uint32_t bucket):
         """A copy of a bucket as of one sequence: the bytes of IMPORT_BEGIN, ROWs and IMPORT_END."""
+        cdef Bucket *held = self.bucket_of(bucket)
         cdef Buffer out
         memset(&out, 0, sizeof(Buffer))
         with nogil:
-            copy_bucket(self.store, bucket_at(self.store, bucket), &out)
+            copy_bucket(self.store, held, &out)
         try:
             if out.failed:
                 raise MemoryError("no memory for the copy of a bucket")
@@ -420,10 +480,11 @@ cdef class Core:
         cdef Store *store = self.store
         cdef uint64_t hits = 0, misses = 0, sets = 0, items = 0
         cdef uint64_t removed[4]
-        cdef uint32_t number, cause
+        cdef uint32_t states[STATES]
+        cdef uint32_t number, bucket, cause
         cdef Stripe *stripe
-        states = [0] * 5
         memset(removed, 0, sizeof(removed))
+        memset(states, 0, sizeof(states))
         for number in range(store.stripe_count):
             stripe = stripe_at(store, number)
             pthread_mutex_lock(&stripe.lock)
@@ -432,13 +493,13 @@ cdef class Core:
             sets += stripe.sets
             for cause in range(4):
                 removed[cause] += stripe.removed[16 + cause]
+            for bucket in range(number, store.bucket_count, store.stripe_count):
+                items += bucket_at(store, bucket).table.count
+                states[bucket_at(store, bucket).state] += 1
             pthread_mutex_unlock(&stripe.lock)
-        for number in range(store.bucket_count):
-            items += bucket_at(store, number).table.count
-            states[bucket_at(store, number).state] += 1
         return {
             "items": (items, hits, misses, sets, removed[0], removed[1], removed[2], removed[3]),
-            "states": states,
+            "states": [states[number] for number in range(STATES)],
             "memory": self.memory_stats(),
             "stream": self.stream_stats(),
         }
@@ -446,15 +507,19 @@ cdef class Core:
     cdef dict memory_stats(self):
         cdef Store *store = self.store
         cdef Memory *memory = &store.memory
+        cdef uint32_t pages_in_use
+        pthread_mutex_lock(&memory.pool)
+        pages_in_use = memory.pages_in_use
+        pthread_mutex_unlock(&memory.pool)
         return {
             "limit_bytes": memory.limit_bytes,
             "used_bytes": memory_used(memory),
             "reserved_bytes": memory.region_bytes,
             "page_bytes": memory.page_bytes,
             "pages": memory.pages_max,
-            "pages_in_use": memory.pages_in_use,
-            "items_moved": memory.moved,
-            "pages_reclassed": memory.drained,
+            "pages_in_use": pages_in_use,
+            "items_moved": signed64(<int64_t *>&memory.moved),
+            "pages_reclassed": signed64(<int64_t *>&memory.drained),
             "connection_buffer_bytes": signed64(&store.buffer_bytes),
             "connection_buffer_bytes_max": store.buffer_bytes_max,
         }
@@ -726,6 +791,8 @@ cdef class SocketGroup:
         if self.group.waker > 0:
             waker_remove(&self.core.store.ring, self.group.waker)
             close(self.group.waker)
+        if self.group.parked:
+            ring_park(&self.core.store.ring, -<int64_t>self.group.parked)
         if self.group.poller > 0:
             close(self.group.poller)
         worker_rest(self.core.store, &self.group.worker)
@@ -791,6 +858,8 @@ cdef class Reader:
         cdef uint64_t size = 0, count = 0
         cdef bint lost = False, there
         cdef char *into
+        if cursor == NULL:
+            raise ValueError("this reader of the change stream was closed")
         with nogil:
             there = cursor_await(ring, cursor, timeout_ns, linger_ns)
             if there:
@@ -811,6 +880,8 @@ cdef class Reader:
         return body, count, cursor.position, bool(lost)
 
     def release(self, uint64_t position):
+        if self.cursor == NULL:  # closed: nothing is kept for it
+            return
         with nogil:
             cursor_release(&self.core.store.ring, self.cursor, position)
 
