@@ -10,7 +10,7 @@ COMPILED := $(shell find rcache rcache_client -name "*.pyx" -o -name "*.pxd")
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run serve test check format bench soak clean
+.PHONY: help setup run serve test check format bench soak sanitize clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -42,6 +42,9 @@ bench: $(STAMP) ## Measure beside Redis and memcached, about 20 minutes (ARGS="-
 soak: $(STAMP) ## kill -9 and stop under load, 50 rounds of each (ARGS="--rounds 5 --seed 1")
 	$(BIN)/python -m soak.kill_loop --rounds 50 $(ARGS)
 	$(BIN)/python -m soak.stop_loop --rounds 50 $(ARGS)
+
+sanitize: $(STAMP) ## The native code under the compiler's sanitizers: tests, bytes that lie, stress (ARGS="thread"); needs gcc
+	$(BIN)/python -m soak.sanitize $(ARGS)
 
 clean: ## Remove the environment and what was built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

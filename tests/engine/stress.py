@@ -1,0 +1,370 @@
+"""All that may run at once in the native engine, at once: `python -m tests.engine.stress --seed 1 --seconds 60`.
+
+What it is: a program for ThreadSanitizer and AddressSanitizer (`make sanitize ARGS=thread`); a test runs it for a moment.
+Rounds of a few seconds, each with an engine of its own: a small memory in which everything is evicted, expired, moved and
+reclassed all the time, few stripes, a small stream; writers and readers by `execute` and over sockets, alone and in shared
+workers; the log, which commits in half of the rounds and fails in some; readers that fall behind; copies, records applied,
+states changed, flushes, statistics. At the end of a round `check` compares every structure with every other.
+Which thread runs it: the main one waits; every other is started and joined here. Loops end when the round does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import socket
+import struct
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable
+from random import Random
+
+from rcache.cluster.bucket_state import BucketState
+from rcache.engine.clock import NodeClock
+from rcache.engine.contract import ChainError, ConnectionLimits, Ended, EngineConfig, RequestRefused
+from rcache.engine.native.engine import NativeEngine, NativeGroup
+from rcache_client.wire.frames import Request, encode_request
+from rcache_client.wire.grammar import REQUESTS
+from rcache_client.wire.opcodes import Opcode
+
+BUCKETS = 16
+PRIMARY = range(12)
+"""The others are backups, which records are applied to, or change their states."""
+
+KEYS = 3000
+BUDGET_MS = 200
+JOIN_S = 60.0
+LIMITS = ConnectionLimits(10.0, 10.0, 10.0, 2.0)
+
+
+class Round:
+    """One engine, and what is done to it."""
+
+    def __init__(self, seed: str, seconds: float) -> None:
+        self.seed = seed
+        random = Random(seed)
+        self.commit = random.random() < 0.5
+        self.fails = random.random() < 0.2
+        self.value_bytes = random.choice([100, 1000, 20_000])
+        config = EngineConfig(
+            buckets=BUCKETS,
+            stripes=random.choice([2, 4]),
+            memory_bytes=random.choice([512 << 10, 2 << 20]),
+            evict=random.random() < 0.9,
+            value_bytes_max=1 << 16,
+            frame_bytes_max=1 << 18,
+            stream_bytes=random.choice([1 << 19, 1 << 20]),
+            commit=self.commit,
+            default_budget_s=0.5,
+        )
+        self.clock = NodeClock()
+        self.engine = NativeEngine(config, self.clock)
+        self.log = self.engine.stream.open_reader("log", holds=True)
+        self.engine.open_buckets(PRIMARY, 1, 1, "n1")
+        self.ends = time.monotonic() + seconds
+        self.done: dict[str, int] = {}
+        self.failed: list[BaseException] = []
+        self.writing = True
+
+    @property
+    def is_on(self) -> bool:
+        return time.monotonic() < self.ends and not self.failed
+
+    def run(self) -> int:
+        doers: list[Callable[[Random], int]] = [self.execute] * 3 + [self.peer] * 3
+        doers += [self.upkeep, self.follow, self.copy, self.become, self.look, self.share]
+        threads = [threading.Thread(target=self.loop, args=(do, number), name=do.__name__) for number, do in enumerate(doers)]
+        writer = threading.Thread(target=self.write, name="log")
+        writer.start()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(JOIN_S)
+        self.writing = False
+        writer.join(JOIN_S)
+        assert not any(thread.is_alive() for thread in [*threads, writer]), [t.name for t in [*threads, writer] if t.is_alive()]
+        if self.failed:
+            raise self.failed[0]
+        self.log.close()
+        self.engine.check()
+        return sum(self.done.values())
+
+    def loop(self, do: Callable[[Random], int], number: int) -> None:
+        """A thread's run function, with its one catch-all."""
+        try:
+            count = do(Random(f"{self.seed} {number}"))
+            self.done[f"{do.__name__} {number}"] = count
+        except BaseException as error:
+            self.failed.append(error)
+
+    # --- requests
+
+    def request(self, random: Random, number: int) -> tuple[Opcode, bytes]:
+        key = b"key-%d" % random.randrange(KEYS)
+        ttl = random.choice([0, 0, 1, 20, 60_000])
+        value = b"v" * random.randrange(self.value_bytes)
+        opcode = random.choice([Opcode.SET] * 6 + [Opcode.GET] * 6 + list(REQUESTS_OF))
+        return opcode, REQUESTS[opcode].encode(*REQUESTS_OF[opcode](key, ttl, value))
+
+    def execute(self, random: Random) -> int:
+        done = 0
+        while self.is_on:
+            opcode, payload = self.request(random, done)
+            self.engine.execute(Request(opcode, done, BUDGET_MS, payload))
+            done += 1
+        return done
+
+    def peer(self, random: Random) -> int:
+        """A connection that has a thread of its own, and a peer that sends pipelines, does not always read, and goes."""
+        done = 0
+        while self.is_on:
+            here, there = socket.socketpair()
+            with here, there:
+                connection = self.engine.connect(here, LIMITS)
+                served = threading.Thread(target=self.serve, args=(connection,), name="alone")
+                served.start()
+                done += self.talk(random, there)
+                served.join(JOIN_S)
+                assert not served.is_alive()
+        return done
+
+    def serve(self, connection: object) -> None:
+        try:
+            ended = self.engine.serve(connection).ended  # type: ignore[arg-type]
+            assert ended in (Ended.CLOSED, Ended.LOST, Ended.STOPPING, Ended.SLOW_READER), ended
+        except BaseException as error:
+            self.failed.append(error)
+
+    def talk(self, random: Random, sock: socket.socket) -> int:
+        """Some pipelines, cut anywhere, and their replies; then it closes, at times in the middle of things."""
+        sock.settimeout(5.0)
+        done = 0
+        with contextlib.suppress(TimeoutError, OSError):
+            for _ in range(random.choice([1, 3, 10])):
+                frames = [
+                    encode_request(op, number, BUDGET_MS, payload)
+                    for number in range(8)
+                    for op, payload in [self.request(random, 0)]
+                ]
+                data = b"".join(frames)
+                cut = random.randrange(len(data))
+                sock.sendall(data[:cut])
+                sock.sendall(data[cut:])
+                if random.random() < 0.1:
+                    break  # without the replies
+                left = len(frames)
+                held = b""
+                while left:
+                    held += sock.recv(1 << 16)
+                    left, held = take_replies(held, left)
+                done += len(frames)
+        sock.close()
+        return done
+
+    def share(self, random: Random) -> int:
+        """Two workers that share sockets."""
+        groups = [self.engine.share() for _ in range(2)]
+        workers = [threading.Thread(target=self.work, args=(group,), name="shared") for group in groups]
+        for worker in workers:
+            worker.start()
+        done = 0
+        while self.is_on:
+            self.crowd(groups, done)
+            if random.random() < 0.2:  # a control frame: handed back, and added again
+                here, there = socket.socketpair()
+                groups[0].add(self.engine.connect(here, LIMITS))
+                there.sendall(encode_request(Opcode.PING, 1, 0, b""))
+                there.close()
+            done += 4
+        self.engine.stop_serving()
+        for worker in workers:
+            worker.join(JOIN_S)
+            assert not worker.is_alive()
+        return done
+
+    def work(self, group: NativeGroup) -> None:
+        """What a shared worker does with what it is handed back."""
+        try:
+            while (handed := group.serve()) is not None:
+                connection, handback = handed
+                if handback.ended is Ended.FRAME:
+                    connection.queue(b"", last=True)
+                    group.add(connection)
+                else:
+                    connection.sock.close()
+        except BaseException as error:
+            self.failed.append(error)
+
+    def crowd(self, groups: list[NativeGroup], number: int) -> None:
+        """Four peers that talk at once."""
+        talking = []
+        for peer in range(4):
+            here, there = socket.socketpair()
+            groups[peer % len(groups)].add(self.engine.connect(here, LIMITS))
+            seeded = Random(f"{self.seed} {number} {peer}")
+            talking.append(threading.Thread(target=self.talk, args=(seeded, there), name="talks"))
+        for thread in talking:
+            thread.start()
+        for thread in talking:
+            thread.join(JOIN_S)
+
+    # --- everything else
+
+    def write(self) -> None:
+        """The log: takes, keeps for a moment, releases; commits; and in some rounds fails."""
+        random = Random(self.seed + " log")
+        fails_at = time.monotonic() + 1.0 if self.fails else float("inf")
+        try:
+            while self.writing:
+                batch = self.log.take(random.choice([1000, 1 << 20]), 0.02, random.choice([0.0, 0.001]))
+                self.log.release(batch.position)
+                self.engine.stream.set_durable(batch.position)
+                if time.monotonic() > fails_at:
+                    self.engine.stream.fail("the disk of a test")
+                    return
+        except BaseException as error:
+            self.failed.append(error)
+
+    def upkeep(self, random: Random) -> int:
+        done = 0
+        while self.is_on:
+            self.engine.expire_due(random.choice([1, 1000]))
+            with contextlib.suppress(RequestRefused):
+                for bucket in PRIMARY:
+                    if random.random() < 0.002:
+                        self.engine._core.flush(bucket, time.monotonic_ns() + 10**8)
+            self.engine.trim()
+            self.clock.adjust()
+            time.sleep(random.choice([0.0, 0.002]))
+            done += 1
+        return done
+
+    def follow(self, random: Random) -> int:
+        """Readers that come, fall behind, and go."""
+        done = 0
+        while self.is_on:
+            reader = self.engine.stream.open_reader("feed", holds=random.random() < 0.3)
+            for _ in range(random.choice([1, 5])):
+                batch = reader.take(1 << 16, 0.01)
+                reader.release(batch.position)
+                time.sleep(random.choice([0.0, 0.01]))
+                self.engine.stream.wake_readers()
+            reader.close()
+            done += 1
+        return done
+
+    def copy(self, random: Random) -> int:
+        """Copies are made of our buckets, which take no records; and the others take copies and changes."""
+        done = 0
+        while self.is_on:
+            body = b"".join(self.engine.copy_bucket(random.choice(PRIMARY)))
+            with contextlib.suppress(ChainError, ValueError):
+                self.engine.apply(body)
+            target = random.randrange(14, BUCKETS)
+            with contextlib.suppress(ChainError, ValueError, MemoryError):
+                self.engine.apply(made_copy(random, target, done + 1))
+            done += 1
+        return done
+
+    def become(self, random: Random) -> int:
+        """Buckets 12 and 13 change their states: opened, frozen, absent, opened in a later epoch."""
+        epoch = 1
+        while self.is_on:
+            bucket = random.choice([12, 13])
+            epoch += 1
+            with contextlib.suppress(ValueError, RequestRefused):
+                self.engine.open_buckets([bucket], epoch, 1, "n1")
+                time.sleep(0.005)
+                self.engine.set_state(bucket, BucketState.FROZEN)
+                self.engine.set_state(bucket, BucketState.ABSENT)
+        return epoch
+
+    def look(self, random: Random) -> int:
+        done = 0
+        while self.is_on:
+            self.engine.stats()
+            self.engine.exhausted_buckets()
+            self.engine.stream.wait_durable(self.engine.stream.head, time.monotonic_ns() + 10**6)
+            time.sleep(0.003)
+            done += 1
+        return done
+
+
+REQUESTS_OF: dict[Opcode, Callable[[bytes, int, bytes], tuple[object, ...]]] = {
+    Opcode.SET: lambda key, ttl, value: (1, ttl, key, value),
+    Opcode.ADD: lambda key, ttl, value: (1, ttl, key, value),
+    Opcode.REPLACE: lambda key, ttl, value: (1, ttl, key, value),
+    Opcode.GET: lambda key, ttl, value: (key,),
+    Opcode.INSPECT: lambda key, ttl, value: (key,),
+    Opcode.DELETE: lambda key, ttl, value: (key,),
+    Opcode.TOUCH: lambda key, ttl, value: (ttl, key),
+    Opcode.GET_AND_TOUCH: lambda key, ttl, value: (ttl, key),
+    Opcode.INCREMENT: lambda key, ttl, value: (1, 1, 0, ttl, b"n" + key[-1:]),
+    Opcode.APPEND: lambda key, ttl, value: (key, value[:50]),
+    Opcode.PREPEND: lambda key, ttl, value: (key, value[:50]),
+    Opcode.CAS_VERSION: lambda key, ttl, value: (0, 1, ttl, key, value),
+    Opcode.CAS_HASH: lambda key, ttl, value: (b"h" * 16, 1, ttl, key, value),
+    Opcode.GET_MANY: lambda key, ttl, value: ((key,), (key + b"1",), (b"key-1",)),
+    Opcode.SET_MANY: lambda key, ttl, value: ((1, ttl, key, value), (1, 0, b"key-1", b"v")),
+    Opcode.DELETE_MANY: lambda key, ttl, value: ((key,), (b"key-2",)),
+}
+
+
+def take_replies(held: bytes, left: int) -> tuple[int, bytes]:
+    """What is left of `left` replies once the whole ones in `held` are taken, and the bytes behind them."""
+    if not held:
+        raise OSError("the server closed")
+    while left and len(held) >= 16:
+        (payload,) = struct.unpack_from(">I", held, 4)
+        if len(held) < 16 + payload:
+            break
+        held = held[16 + payload :]
+        left -= 1
+    return left, held
+
+
+def made_copy(random: Random, bucket: int, number: int) -> bytes:
+    """A small copy of a bucket that is not ours, with the changes after it."""
+
+    def record(kind: int, sequence: int, key: bytes = b"", value: bytes = b"", expires_at: int = 0) -> bytes:
+        length = 40 + len(key) + len(value)
+        return struct.pack(">IBBHIIQQQ", length, kind, 0, len(key), bucket, 0, sequence, 1, expires_at) + key + value
+
+    keys = [key for n in range(400) if zlib.crc32(key := b"copied-%d" % n) % BUCKETS == bucket]
+    at = (number & 0xFFFF) << 40 | 10
+    rows = [record(5, at, key, b"r" * random.randrange(3000), random.choice([0, 1, 1 << 60])) for key in keys]
+    body = [record(6, at), *rows, record(7, at, b"", struct.pack(">QQ", at, len(rows)))]
+    body += [record(2, at + 1 + n, key, b"changed") for n, key in enumerate(keys)]
+    body += [record(3, at + 1 + len(keys) + n, key) for n, key in enumerate(keys[:5])]
+    if random.random() < 0.5:
+        body.append(record(4, at + 1 + len(keys) + len(keys[:5])))
+    if random.random() < 0.3:
+        body.append(record(8, at))
+    return b"".join(body)
+
+
+def stress(seed: int, seconds: float, round_s: float = 4.0) -> tuple[int, int]:
+    """Returns how many rounds there were, and what was done in them: requests and everything else."""
+    ends = time.monotonic() + seconds
+    rounds = done = 0
+    while time.monotonic() < ends:
+        done += Round(f"{seed} {rounds}", min(round_s, seconds)).run()
+        rounds += 1
+    return rounds, done
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.engine.stress", description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    options = parser.parse_args()
+    print(f"seed {options.seed}", flush=True)
+    sys.setswitchinterval(0.0005)
+    rounds, done = stress(options.seed, options.seconds)
+    print(f"seed {options.seed}: {rounds} rounds, {done:,} steps")
+
+
+if __name__ == "__main__":
+    main()
