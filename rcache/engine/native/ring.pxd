@@ -311,7 +311,7 @@ cdef inline StreamEnd ring_wait_durable(Ring *ring, uint64_t position, int64_t d
 
 cdef inline void ring_end_waits(Ring *ring) noexcept nogil:
     pthread_mutex_lock(&ring.lock)
-    ring.waits_ended = 1
+    store8(&ring.waits_ended, 1)
     pthread_cond_broadcast(&ring.room)
     wake_all_locked(ring)
     pthread_mutex_unlock(&ring.lock)

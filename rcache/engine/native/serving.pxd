@@ -153,6 +153,7 @@ cdef inline bint hold(Store *store, Conn *conn, const uint8_t *data, uint64_t co
             add64(&store.buffer_bytes, <int64_t>(count - conn.held_room))  # it is here already: counted, whatever the limit says
             longer = <uint8_t *>realloc(conn.held, count)
             if longer == NULL:
+                add64(&store.buffer_bytes, -<int64_t>(count - conn.held_room))
                 return False
             conn.held, conn.held_room = longer, count
     memmove(conn.held, data, count)
@@ -266,6 +267,8 @@ cdef inline Ending flush_replies(Store *store, Worker *worker, Conn *conn) noexc
         worker.left = 0
         if end != STREAM_REACHED:
             rewrite_uncommitted(store, worker, load64(&store.ring.durable), end == STREAM_FAILED)
+            if worker.out.failed:
+                return ENDED_LOST
     if worker.out.count:
         lost = send_all(conn, worker.out.data, worker.out.count)
     forget_replies(worker)
