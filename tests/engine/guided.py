@@ -1,8 +1,8 @@
-"""One input of a campaign that is guided by coverage: `make sanitize ARGS=guided`, which runs `guided.c` under libFuzzer.
+"""One input of a campaign that is guided by coverage: see `guided.c`, which runs this under libFuzzer.
 
 What it is: what `guided.c` calls for each input. Its first byte says which engine is meant, and whether the rest is what a
 connection receives or a body of records for `apply`. Engines live on for a while, so that inputs meet what others left behind.
-Which thread runs it: libFuzzer's. `python -m tests.engine.guided DIR` writes inputs to begin with.
+Which thread runs it: libFuzzer's. `python -m tests.engine.guided DIR` writes what to begin with.
 """
 
 from __future__ import annotations
