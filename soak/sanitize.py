@@ -49,7 +49,7 @@ OPTIONS = {
     # What CPython itself does not give back at its end is none of ours; an allocation that is refused is to be NULL, as it is
     # without the sanitizer.
     "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:abort_on_error=1:detect_stack_use_after_return=0",
-    "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+    "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1:abort_on_error=1",
     "TSAN_OPTIONS": "halt_on_error=0:exitcode=66:second_deadlock_stack=1:history_size=7",
 }
 
@@ -109,7 +109,7 @@ def environment_for(kind: str, tree: Path) -> dict[str, str]:
         more = subprocess.run([compiler, "-print-file-name=libstdc++.so"], capture_output=True, text=True, check=True)
         if Path(more.stdout.strip()).is_absolute():
             preload.append(str(Path(more.stdout.strip()).resolve()))
-    # Into a file: pytest would keep it, and a server's would go with the server.
+    # Into a file: a server's would go with the server. (gcc's UBSan writes to standard error all the same.)
     options = {key: f"{text}:log_path={tree / REPORT}" for key, text in OPTIONS.items()}
     return {**os.environ, **options, "PYTHONMALLOC": "malloc", "LD_PRELOAD": " ".join(preload), "PYTHONPATH": str(tree)}
 
@@ -126,7 +126,18 @@ def without_randomised_addresses() -> list[str]:
 
 def commands(kind: str, tests: list[str]) -> list[list[str]]:
     # What the process grows by is the sanitizer's doing.
-    pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "timeout=600", "-k", "not the_process_grows"]
+    pytest = [
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--capture=sys",
+        "-o",
+        "timeout=600",
+        "-k",
+        "not the_process_grows",
+    ]
     if tests:
         return [[*pytest, *tests]]
     if kind == "thread":

@@ -1,7 +1,9 @@
-"""A bucket that is not there, and a reader that was closed, were once looked for in memory all the same."""
+"""A bucket that is not there, and a reader that was closed, were once looked for in memory all the same; and nothing, to be sent,
+was copied to no buffer (which only the sanitizers mind: `make sanitize`)."""
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable
 
@@ -10,7 +12,7 @@ import pytest
 from rcache.cluster.bucket_state import BucketState
 from rcache.engine.bodies import NATIVE, make_engine, why_not_native
 from rcache.engine.clock import NodeClock
-from rcache.engine.contract import Engine, EngineConfig
+from rcache.engine.contract import ConnectionLimits, Ended, Engine, EngineConfig
 
 pytestmark = pytest.mark.skipif(bool(why_not_native()), reason="the native engine was not built here")
 
@@ -49,3 +51,18 @@ def test_a_reader_that_was_closed(engine: Engine) -> None:
 def test_an_opcode_that_is_none_of_data(engine: Engine) -> None:
     with pytest.raises(ValueError, match="none of data"):
         engine._core.execute(0x30, 1, 0, b"\x00\x01\x00\x01k")  # type: ignore[attr-defined]
+
+
+def test_the_end_without_a_last_frame(engine: Engine) -> None:
+    group = engine.share()
+    assert group is not None
+    here, there = socket.socketpair()
+    with here, there:
+        connection = engine.connect(here, ConnectionLimits())
+        connection.queue(b"", last=True)
+        group.add(connection)
+        there.shutdown(socket.SHUT_WR)
+        served = group.serve()
+        assert served is not None
+        assert served[1].ended is Ended.CLOSED
+        assert there.recv(1) == b""

@@ -743,7 +743,8 @@ cdef class Connection:
         cdef uint64_t count = len(data), room = conn.unsent.room
         if not buffer_need(&conn.unsent, count):
             raise MemoryError("no memory for a reply")
-        memcpy(conn.unsent.data + conn.unsent.count, PyBytes_AS_STRING(data), count)
+        if count:  # without a buffer there is nowhere to copy nothing to
+            memcpy(conn.unsent.data + conn.unsent.count, PyBytes_AS_STRING(data), count)
         conn.unsent.count += count
         conn.parting = conn.parting or last
         add64(&self.core.store.buffer_bytes, <int64_t>(conn.unsent.room - room))
