@@ -1,4 +1,4 @@
-"""A bucket that is not there, and a reader that was closed, were once looked for in memory all the same; and nothing, to be sent,
+"""A bucket that is not there, and a closed reader, were once looked for in memory all the same; and nothing, to be sent,
 was copied to no buffer (which only the sanitizers mind: `make sanitize`)."""
 
 from __future__ import annotations
