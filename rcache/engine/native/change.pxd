@@ -264,74 +264,79 @@ cdef inline uint64_t write_number(uint8_t *text, int64_t number) noexcept nogil:
     return at
 
 
-cdef inline Decision refusal_of(uint8_t status, uint8_t why) noexcept nogil:
-    cdef Decision decision
-    memset(&decision, 0, sizeof(Decision))
+cdef inline void decide_refusal(Decision *decision, uint8_t status, uint8_t why) noexcept nogil:
     decision.act, decision.status, decision.why = ACT_REFUSE, status, why
-    return decision
 
 
-cdef inline Decision decide_count(const Memory *memory, const Change *change, Item *item, uint64_t now) noexcept nogil:
-    cdef Decision decision
+cdef inline void decide_count(const Memory *memory, const Change *change, Item *item, uint64_t now, Decision *decision) noexcept nogil:
     cdef uint8_t text[NUMBER_TEXT_BYTES_MAX]
     cdef int64_t number = change.initial
-    decision.act, decision.cause, decision.other = ACT_PUT, CAUSE_COUNTED, 0
-    decision.flags, decision.expires_at_ms = 0, now + change.ttl_ms if change.ttl_ms else 0
     if item == NULL:
         if not change.create:
-            return refusal_of(ST_NOT_FOUND, WHY_NOTHING)
+            decide_refusal(decision, ST_NOT_FOUND, WHY_NOTHING)
+            return
+        decision.flags, decision.expires_at_ms = 0, now + change.ttl_ms if change.ttl_ms else 0
     else:
         if item.value_bytes > NUMBER_TEXT_BYTES_MAX:
-            return refusal_of(ST_NOT_A_NUMBER, WHY_NOT_A_NUMBER)
+            decide_refusal(decision, ST_NOT_A_NUMBER, WHY_NOT_A_NUMBER)
+            return
         body_read(memory, item, item.key_bytes, text, item.value_bytes)
         if not parse_number(text, item.value_bytes, &number):
-            return refusal_of(ST_NOT_A_NUMBER, WHY_NOT_A_NUMBER)
-        decision.number = number
+            decide_refusal(decision, ST_NOT_A_NUMBER, WHY_NOT_A_NUMBER)
+            return
+        decision.number, decision.other = number, change.delta
         if not add_fits(number, change.delta, change.minus, &number):
-            decision.act, decision.status, decision.why = ACT_REFUSE, ST_OUT_OF_RANGE, WHY_OUT_OF_RANGE
-            decision.other = change.delta
-            return decision
+            decide_refusal(decision, ST_OUT_OF_RANGE, WHY_OUT_OF_RANGE)
+            return
         decision.flags, decision.expires_at_ms = item.flags, expires_at(item)
-    decision.number = number
+    decision.act, decision.cause, decision.number = ACT_PUT, CAUSE_COUNTED, number
     decision.value_bytes = write_number(decision.digits, number)
-    return decision
 
 
-cdef inline Decision decide_extend(const Store *store, const Change *change, Item *item) noexcept nogil:
-    cdef Decision decision
+cdef inline void decide_extend(const Store *store, const Change *change, Item *item, Decision *decision) noexcept nogil:
     if item == NULL:
-        return refusal_of(ST_NOT_FOUND, WHY_NOTHING)
-    if item.value_bytes + change.value_bytes > store.value_bytes_max:
-        return refusal_of(ST_TOO_LARGE, WHY_WOULD_PASS)
-    decision.act, decision.cause, decision.number, decision.other = ACT_PUT, CAUSE_EXTENDED, 0, 0
-    decision.flags, decision.expires_at_ms = item.flags, expires_at(item)
-    decision.value_bytes = item.value_bytes + change.value_bytes
-    return decision
+        decide_refusal(decision, ST_NOT_FOUND, WHY_NOTHING)
+    elif item.value_bytes + change.value_bytes > store.value_bytes_max:
+        decide_refusal(decision, ST_TOO_LARGE, WHY_WOULD_PASS)
+    else:
+        decision.act, decision.cause = ACT_PUT, CAUSE_EXTENDED
+        decision.flags, decision.expires_at_ms = item.flags, expires_at(item)
+        decision.value_bytes = item.value_bytes + change.value_bytes
 
 
-cdef inline Decision decide(const Store *store, const Change *change, Item *item, uint64_t now) noexcept nogil:
-    """What is to be done, given the live item (NULL: none) and the bucket's time. Under the stripe's lock."""
-    cdef Decision decision
+cdef inline uint8_t condition_unmet(const Change *change, Item *item) noexcept nogil:
+    """The status that stands in the way of a rule that looks at the item before it replaces or removes it; OK: none does."""
     cdef uint8_t rule = change.rule
-    if rule == RULE_COUNT:
-        return decide_count(&store.memory, change, item, now)
-    if rule == RULE_APPEND or rule == RULE_PREPEND:
-        return decide_extend(store, change, item)
     if rule == RULE_ADD and item != NULL:
-        return refusal_of(ST_EXISTS, WHY_NOTHING)
+        return ST_EXISTS
     if (rule == RULE_REPLACE or rule == RULE_DELETE or rule == RULE_TOUCH) and item == NULL:
-        return refusal_of(ST_NOT_FOUND, WHY_NOTHING)
+        return ST_NOT_FOUND
     if rule == RULE_CAS and (item.version if item != NULL else 0) != change.version:
-        return refusal_of(ST_CHANGED, WHY_NOTHING)
+        return ST_CHANGED
     if rule == RULE_CAS_SEEN and (not change.fits or item == NULL or item.version != change.version):
-        return refusal_of(ST_CHANGED, WHY_NOTHING)
-    decision.act = ACT_REMOVE if rule == RULE_DELETE else ACT_PUT
+        return ST_CHANGED
+    return ST_OK
+
+
+cdef inline void decide(const Store *store, const Change *change, Item *item, uint64_t now, Decision *decision) noexcept nogil:
+    """What is to be done, given the live item (NULL: none) and the bucket's time. Under the stripe's lock."""
+    cdef uint8_t rule = change.rule, unmet
     decision.number = decision.other = 0
+    if rule == RULE_COUNT:
+        decide_count(&store.memory, change, item, now, decision)
+        return
+    if rule == RULE_APPEND or rule == RULE_PREPEND:
+        decide_extend(store, change, item, decision)
+        return
+    unmet = condition_unmet(change, item)
+    if unmet != ST_OK:
+        decide_refusal(decision, unmet, WHY_NOTHING)
+        return
+    decision.act = ACT_REMOVE if rule == RULE_DELETE else ACT_PUT
     decision.cause, decision.flags, decision.value_bytes = CAUSE_SET, change.flags, change.value_bytes
     decision.expires_at_ms = now + change.ttl_ms if change.ttl_ms else 0
     if rule == RULE_TOUCH:
         decision.cause, decision.flags, decision.value_bytes = CAUSE_TOUCHED, item.flags, item.value_bytes
-    return decision
 
 
 # --- changing
@@ -397,7 +402,7 @@ cdef inline Item *take_memory(Store *store, Change *change, uint64_t room, bint 
         return made
     pthread_mutex_lock(&change.key.bucket.stripe.lock)
     held = find_live_locked(store, &change.key, &now, &expired)
-    decision = decide(store, change, NULL if expired else held, now)
+    decide(store, change, NULL if expired else held, now, &decision)
     if decision.act == ACT_PUT and held != NULL:
         in_place = fits_in_place(memory, held, decision.value_bytes, decision.expires_at_ms > 0)
     pthread_mutex_unlock(&change.key.bucket.stripe.lock)
@@ -571,7 +576,7 @@ cdef inline void change_locked(Store *store, Change *change, Attempt *attempt) n
     cdef uint64_t now
     cdef Item *held = find_live_locked(store, &change.key, &now, &expired)
     cdef Item *live = NULL if expired else held
-    decision = decide(store, change, live, now)
+    decide(store, change, live, now, &decision)
     if decision.act == ACT_PUT:
         attempt.wrote = put_locked(store, change, &decision, held, &attempt.made, attempt.reserved, now, &attempt.placed)
         if not attempt.wrote:

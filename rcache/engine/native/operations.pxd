@@ -40,7 +40,7 @@ cdef enum:
     # However long a caller says it waits: a worker is held no longer by one request.
     BUDGET_NS_MAX = 60000000000
     # Operations of a batch between two looks at the clocks: some microseconds.
-    OPERATIONS_PER_LOOK = 16
+    OPERATIONS_PER_LOOK = 64
     ITEM_ENTRY_BYTES = 17
     CHANGE_ENTRY_BYTES = 9
     HASH_TRIES_MAX = 8
@@ -154,12 +154,23 @@ cdef inline uint8_t rule_of(uint8_t opcode) noexcept nogil:
 
 # --- executing
 
+cdef inline void begin_change(Change *change) noexcept nogil:
+    """Nothing is asked yet. Field by field: clearing all of it costs as much as looking a key up. The outcome is set by whatever
+    ends the change, the key when its payload is read."""
+    change.rule, change.minus, change.create, change.fits = RULE_PUT, False, False, False
+    change.value, change.value_bytes, change.flags = NULL, 0, 0
+    change.ttl_ms = change.version = 0
+    change.delta = change.initial = 0
+    change.stored = NULL
+    change.item_to = NULL
+
+
 cdef inline Executed execute(Store *store, Worker *worker, uint8_t opcode, uint32_t request_id, uint32_t budget_ms, const uint8_t *payload, uint64_t count) noexcept nogil:
     """One data request, whose reply is added to the worker's output."""
     cdef Countdown body = countdown(payload, count)
     cdef const uint8_t *hashed = NULL
     cdef Change change
-    memset(&change, 0, sizeof(Change))
+    begin_change(&change)
     change.deadline_ns, change.spare = deadline_of(store, worker, budget_ms), &worker.spare
     if worker.left == 0 or take_wait():
         look_at_clocks(store, worker)

@@ -29,13 +29,13 @@ from rcache.engine.native.protocol cimport ST_BAD_PAYLOAD
 from rcache.engine.native.ring cimport Ring, ring_park
 from rcache.engine.native.serving cimport (
     ENDED_BAD_FRAME, ENDED_CLOSED, ENDED_FRAME, ENDED_FRAME_TIMEOUT, ENDED_HELLO_TIMEOUT, ENDED_IDLE_TIMEOUT, ENDED_LOST,
-    ENDED_SLOW_READER, ENDED_STOPPING, GOING_ON, OUTPUT_BYTES_MAX, OUTPUT_FULL, BUFFER_BYTES_KEPT, Conn, Ending, Handed, hold,
+    ENDED_SLOW_READER, ENDED_STOPPING, GOING_ON, LOOKS_IN_VAIN_MAX, LOOK_NS, OUTPUT_BYTES_MAX, OUTPUT_FULL, BUFFER_BYTES_KEPT, Conn, Ending, Handed, hold,
     limit_of, note_received, process, receive, worker_ready,
 )
 from rcache.engine.native.store cimport Store
 from rcache.engine.native.system cimport (
     EAGAIN, EINTR, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, MSG_DONTWAIT, MSG_NOSIGNAL,
-    SHUT_WR, add64, epoll_ctl, epoll_event, epoll_wait, last_errno, load64, load8, monotonic_ns, pthread_mutex_lock,
+    SHUT_WR, add64, epoll_ctl, epoll_event, epoll_wait, last_errno, load64, load8, monotonic_ns, pause_a_moment, pthread_mutex_lock,
     pthread_mutex_t, pthread_mutex_unlock, read, recv, send, shutdown,
 )
 
@@ -78,6 +78,8 @@ cdef struct Group:
     int64_t sweep_at_ns
     uint32_t sweep_from      # where a sweep that was interrupted by a handback goes on
     bint sweeping
+    uint32_t in_vain         # looks in a row that found nothing
+    uint32_t waits_unlooked  # sleeps to come that begin without a look
     Worker worker
 
 
@@ -419,13 +421,35 @@ cdef inline Conn *next_handed(Group *group, Ending *ending, Handed *handed) noex
             return conn
 
 
+cdef inline bint look_for_events(Group *group, int64_t now_ns) noexcept nogil:
+    """Before a sleep: look for a moment, unless that was in vain lately. Whoever sends then wakes nobody, which costs it most of
+    its call, and is answered by one who is awake."""
+    if not group.store.looks or not group.count:
+        return False
+    if group.waits_unlooked:
+        group.waits_unlooked -= 1
+        return False
+    while monotonic_ns() - now_ns < LOOK_NS:
+        group.event_count = epoll_wait(group.poller, group.events, EVENTS_MAX, 0)
+        if group.event_count > 0:
+            group.in_vain = 0
+            return True
+        pause_a_moment()
+    group.in_vain = min(group.in_vain + 1, <uint32_t>LOOKS_IN_VAIN_MAX)
+    group.waits_unlooked = (<uint32_t>1 << group.in_vain) - 1
+    return False
+
+
 cdef inline void wait_for_events(Group *group, int64_t now_ns) noexcept nogil:
     """Sleep until something happens or limits are to be looked at."""
     cdef int64_t left_ms = max((group.sweep_at_ns - now_ns + 999999) // 1000000, <int64_t>0)
     cdef uint64_t ticks
     cdef int event
     group.event_at = 0
-    group.event_count = epoll_wait(group.poller, group.events, EVENTS_MAX, <int>min(left_ms, <int64_t>1000) if not group.again_count else 0)
+    if left_ms and not group.again_count and look_for_events(group, now_ns):
+        left_ms = 0
+    else:
+        group.event_count = epoll_wait(group.poller, group.events, EVENTS_MAX, <int>min(left_ms, <int64_t>1000) if not group.again_count else 0)
     for event in range(group.event_count):
         if group.events[event].data.ptr != &group.waker and group.events[event].data.ptr != &group.stop_fd:
             continue
