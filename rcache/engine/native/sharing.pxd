@@ -36,7 +36,7 @@ from rcache.engine.native.store cimport Store
 from rcache.engine.native.system cimport (
     EAGAIN, EINTR, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, MSG_DONTWAIT, MSG_NOSIGNAL,
     SHUT_WR, add64, epoll_ctl, epoll_event, epoll_wait, last_errno, load64, load8, monotonic_ns, pause_a_moment, pthread_mutex_lock,
-    pthread_mutex_t, pthread_mutex_unlock, read, recv, send, shutdown,
+    pthread_mutex_t, pthread_mutex_unlock, read, recv, send, shutdown, signed64,
 )
 
 cdef enum Phase:
@@ -205,7 +205,7 @@ cdef inline bint flush_shared(Group *group, Conn *conn, Ending *lost) noexcept n
             keep_unsent(group, conn, worker, max(sent, <ssize_t>0))
             forget_replies(worker)
             conn.phase, conn.phase_began_ns = PHASE_SENDING, monotonic_ns()
-            if group.store.buffer_bytes > group.store.buffer_bytes_max + <int64_t>group.store.frame_bytes_max:
+            if signed64(&group.store.buffer_bytes) > group.store.buffer_bytes_max + <int64_t>group.store.frame_bytes_max:
                 lost[0] = ENDED_SLOW_READER
             watch(group, conn, EPOLLOUT)
             return False
@@ -236,7 +236,7 @@ cdef inline Ending unpark_if_due(Group *group, Conn *conn, int64_t now_ns) noexc
     cdef uint64_t durable = load64(&ring.durable)
     cdef Worker told
     if conn.position > durable:
-        if not load8(&ring.failed) and not ring.waits_ended and now_ns < conn.deadline_ns:
+        if not load8(&ring.failed) and not load8(&ring.waits_ended) and now_ns < conn.deadline_ns:
             group.sweep_at_ns = min(group.sweep_at_ns, conn.deadline_ns)
             return GOING_ON
         memset(&told, 0, sizeof(Worker))
@@ -339,16 +339,42 @@ cdef inline Ending overdue(Group *group, Conn *conn, int64_t now_ns) noexcept no
 
 # --- the loop
 
+cdef inline bint again_room(Group *group) noexcept nogil:
+    """Room in `again` for all connections of the group, in which each is once at most: no `push` there can fail."""
+    cdef Conn **longer
+    if group.again_room < group.room:
+        longer = <Conn **>realloc(group.again, group.room * sizeof(Conn *))
+        if longer == NULL:
+            return False
+        group.again, group.again_room = longer, group.room
+    return True
+
+
+cdef inline bint nobody_comes(Group *group) noexcept nogil:
+    """Whether no connection waits to be taken in."""
+    cdef bint none
+    pthread_mutex_lock(&group.lock)
+    none = not group.incoming_count
+    pthread_mutex_unlock(&group.lock)
+    return none
+
+
 cdef inline bint take_incoming(Group *group) noexcept nogil:
-    """Those that were added by other threads. False if memory for them cannot be had."""
-    cdef uint32_t number
+    """Those that were added by other threads. False if memory for them cannot be had: they go on waiting."""
     cdef Conn *conn
     cdef bint taken = True
     pthread_mutex_lock(&group.lock)
-    for number in range(group.incoming_count):
-        conn = group.incoming[number]
+    while taken and group.incoming_count:
+        conn = group.incoming[group.incoming_count - 1]
         conn.place, conn.watched = group.count, False
-        taken = push(&group.conns, &group.count, &group.room, conn) and taken
+        taken = push(&group.conns, &group.count, &group.room, conn)
+        if not taken:
+            break
+        if not again_room(group):
+            group.count -= 1
+            taken = False
+            break
+        group.incoming_count -= 1
         conn.again = conn.held_count > 0
         if conn.unsent.count or conn.parting:
             conn.phase, conn.phase_began_ns = PHASE_SENDING, monotonic_ns()
@@ -357,8 +383,7 @@ cdef inline bint take_incoming(Group *group) noexcept nogil:
         conn.phase = PHASE_OPEN
         watch(group, conn, EPOLLIN)
         if conn.again:
-            taken = push(&group.again, &group.again_count, &group.again_room, conn) and taken
-    group.incoming_count = 0
+            push(&group.again, &group.again_count, &group.again_room, conn)
     pthread_mutex_unlock(&group.lock)
     return taken
 
@@ -413,7 +438,7 @@ cdef inline Conn *next_handed(Group *group, Ending *ending, Handed *handed) noex
                 conn = sweep(group, now_ns, ending)
             if ending[0] == GOING_ON:
                 conn = NULL
-                if group.stop_seen and not group.count and not group.incoming_count:
+                if group.stop_seen and not group.count and nobody_comes(group):
                     return NULL
                 wait_for_events(group, now_ns)
         if conn != NULL and ending[0] != GOING_ON:
@@ -460,4 +485,4 @@ cdef inline void wait_for_events(Group *group, int64_t now_ns) noexcept nogil:
         group.events[event].data.ptr = NULL
     look_at_stop(group)
     if not take_incoming(group):
-        group.stop_seen = True
+        group.sweep_at_ns = min(group.sweep_at_ns, now_ns + SWEEP_NS)  # tried again then
