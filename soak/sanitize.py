@@ -89,6 +89,9 @@ def build(kind: str) -> Path:
     for name in COPIED:
         source, target = ROOT / name, tree / name
         if source.is_dir():
+            for stale in [path for path in target.rglob("*.p*") if not (source / path.relative_to(target)).exists()]:
+                if stale.suffix in (".py", ".pyi", ".pyx", ".pxd"):
+                    stale.unlink()
             shutil.copytree(source, target, ignore=LEFT_OUT, dirs_exist_ok=True)
         elif source.exists():
             shutil.copy2(source, target)
