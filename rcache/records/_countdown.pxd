@@ -1,4 +1,4 @@
-"""The countdown buffer of the compiled walks: the only way they read bytes.
+"""The countdown buffer of compiled code: the only way it reads the bytes of a payload, a record or a file.
 
 What it is: `rcache_client.wire.countdown` as a struct: where reading stands, and how many bytes are still owed.
 Which thread runs it: the one that owns the bytes. What it owns: nothing; it points into its caller's bytes.
@@ -9,6 +9,7 @@ What it must not know: what the bytes mean.
 Invariants, as there:
 1. No byte before the start or behind the end is ever read, whatever lengths the bytes themselves claim.
 2. A take either gives all it was asked for or gives nothing and marks the countdown `short`; from then on every take fails.
+3. Whoever must come out even asks `is_even` at the end.
 """
 
 from libc.stddef cimport size_t
@@ -76,6 +77,11 @@ cdef inline uint32_t take32(Countdown *body) noexcept nogil:
 cdef inline uint64_t take64(Countdown *body) noexcept nogil:
     cdef const uint8_t *at = take(body, 8)
     return _load64(at) if at != NULL else 0
+
+
+cdef inline bint is_even(const Countdown *body) noexcept nogil:
+    """Whether it came out even: nothing was short and nothing is left (invariant 3)."""
+    return not body.short and body.left == 0
 
 
 cdef struct Room:

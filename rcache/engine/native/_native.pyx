@@ -20,7 +20,7 @@ from rcache.engine.native.change cimport Buffer, buffer_free, buffer_need, drop_
 from rcache.engine.native.copies cimport (
     APPLIED, Applied, Record, apply_all, begin_locked, copy_bucket, flush_bucket, open_bucket,
 )
-from rcache.engine.native.countdown cimport Countdown, countdown
+from rcache.records._countdown cimport Countdown, countdown
 from rcache.engine.native.expiry cimport LISTS, DUE
 from rcache.engine.native.hashing cimport crc32, crc_init
 from rcache.engine.native.items cimport EXPIRES, LARGE, LIVE, Item, body_read, expiry_of, hash_of, item_cost

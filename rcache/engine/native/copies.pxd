@@ -14,7 +14,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from rcache.engine.native.change cimport Buffer, Key, buffer_need, key_of
-from rcache.engine.native.countdown cimport Countdown, countdown, is_even, take, take8, take16, take32, take64
+from rcache.records._countdown cimport Countdown, countdown, is_even, take, take8, take16, take32, take64
 from rcache.engine.native.expiry cimport wheel_take, wheel_unpark
 from rcache.engine.native.items cimport EXPIRES, Item, body_read, body_write, expires_at, expiry_of, item_alloc, item_free
 from rcache.engine.native.memory cimport Memory, chunk_at, chunk_free, handle_of

@@ -13,17 +13,13 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from enum import IntEnum
 from hashlib import blake2b
 from typing import Any
 
 from rcache.cluster.bucket_state import BucketState, may_follow
 from rcache.engine.clock import NodeClock
 from rcache.engine.contract import (
-    Batch,
-    ChainError,
     ConnectionLimits,
-    Ended,
     EngineConfig,
     EngineConnection,
     Handback,
@@ -31,23 +27,19 @@ from rcache.engine.contract import (
     StreamEnd,
 )
 from rcache.engine.native import _native
-from rcache.engine.sockets import set_kernel_timeout
+from rcache.engine.native.applied import STATES, raise_not_applied
+from rcache.engine.native.connections import NativeConnection, NativeGroup
+from rcache.engine.native.stream import NativeStream
 from rcache.records.record import (
     COUNTER_MAX,
-    BadRecord,
-    Kind,
     Opening,
-    decode,
-    decode_import_end,
-    decode_opening,
     encode_opening,
     heads,
     make_sequence,
-    scan,
     show_sequence,
 )
-from rcache_client.wire.frames import HEADER, HEADER_BYTES, BadFrame, Request, RequestReader
-from rcache_client.wire.grammar import REQUESTS, BadPayload
+from rcache_client.wire.frames import Request
+from rcache_client.wire.grammar import REQUESTS
 from rcache_client.wire.opcodes import VALUE_HASH_BYTES, Status
 
 OPEN_WAIT_S = 30.0
@@ -56,15 +48,6 @@ OPEN_WAIT_S = 30.0
 EXPIRE_WAIT_S = 1.0
 """How long the housekeeper waits for room in the stream before it tries again on its next round."""
 
-BUSY_WAIT_S = 0.2
-"""How long a connection counts as busy after its last frame; also how late a busy one notices that serving is to end."""
-
-STATES = (BucketState.ABSENT, BucketState.IMPORTING, BucketState.BACKUP, BucketState.PRIMARY, BucketState.FROZEN)
-ENDINGS = tuple(Ended)
-GOING_ON = ENDINGS.index(Ended.CROWDED)
-"""Of a `send`: all was taken. Of a `serve`: nothing ended; another worker is to go on."""
-
-STREAM_ENDS = (StreamEnd.REACHED, StreamEnd.TIMED_OUT, StreamEnd.FAILED)
 
 UNCOMMITTED = {
     StreamEnd.TIMED_OUT: (Status.NOT_COMMITTED, "applied here, but not on disk before the deadline; the outcome is not known"),
@@ -79,155 +62,6 @@ def _digest(value: bytes) -> bytes:
 def _refusal(said: tuple[int, str, int, int]) -> RequestRefused:
     status, reason, version, position = said
     return RequestRefused(Status(status), reason, version=version, position=position)
-
-
-class NativeReader:
-    """A cursor in the change stream. See `contract.StreamReader`."""
-
-    def __init__(self, core: _native.Core, *, holds: bool) -> None:
-        self._reader = _native.Reader(core, holds)
-
-    def take(self, bytes_max: int, timeout_s: float, linger_s: float = 0.0) -> Batch:
-        body, count, position, lost = self._reader.take(bytes_max, int(timeout_s * 1e9), int(linger_s * 1e9))
-        return Batch(body, count, position, lost)
-
-    def release(self, position: int) -> None:
-        self._reader.release(position)
-
-    def close(self) -> None:
-        self._reader.close()
-
-
-class NativeStream:
-    """The change stream. See `contract.ChangeStream`."""
-
-    def __init__(self, core: _native.Core) -> None:
-        self._core = core
-
-    @property
-    def head(self) -> int:
-        return self._core.head
-
-    @property
-    def durable(self) -> int:
-        return self._core.durable
-
-    @property
-    def failure(self) -> str:
-        """Why the stream failed; "" while it has not."""
-        return self._core.failure
-
-    def open_reader(self, name: str, *, holds: bool) -> NativeReader:  # noqa: ARG002  a name is for people
-        return NativeReader(self._core, holds=holds)
-
-    def set_durable(self, position: int) -> None:
-        self._core.set_durable(position)
-
-    def wait_durable(self, position: int, deadline_ns: int) -> StreamEnd:
-        return STREAM_ENDS[self._core.wait_durable(position, deadline_ns)]
-
-    def wake_readers(self) -> None:
-        self._core.wake_readers()
-
-    def end_waits(self) -> None:
-        self._core.end_waits()
-
-    def fail(self, why: str) -> None:
-        self._core.fail(why.encode())
-
-
-class NativeConnection:
-    """One connection. See `contract.EngineConnection`."""
-
-    def __init__(self, core: _native.Core, sock: socket.socket, limits: ConnectionLimits) -> None:
-        sock.setblocking(True)
-        set_kernel_timeout(sock, socket.SO_SNDTIMEO, limits.send_s)
-        set_kernel_timeout(sock, socket.SO_RCVTIMEO, BUSY_WAIT_S)
-        self.sock = sock
-        in_ns = [int(seconds * 1e9) for seconds in (limits.hello_s, limits.idle_s, limits.frame_s, limits.send_s)]
-        self.core = _native.Connection(core, sock, *in_ns)
-
-    @property
-    def data_allowed(self) -> bool:
-        return self.core.data_allowed
-
-    @data_allowed.setter
-    def data_allowed(self, allowed: bool) -> None:
-        self.core.data_allowed = allowed
-
-    @property
-    def greeted(self) -> bool:
-        return self.core.greeted
-
-    @greeted.setter
-    def greeted(self, greeted: bool) -> None:
-        self.core.greeted = greeted
-
-    @property
-    def last_executed(self) -> int:
-        return self.core.last_executed
-
-    @last_executed.setter
-    def last_executed(self, request_id: int) -> None:
-        self.core.last_executed = request_id
-
-    @property
-    def requests(self) -> int:
-        return self.core.requests
-
-    def send(self, data: bytes) -> Ended | None:
-        ending = self.core.send(data)
-        return None if ending == GOING_ON else ENDINGS[ending]
-
-    def queue(self, data: bytes, *, last: bool = False) -> None:
-        self.core.queue(data, last)
-
-    def handback(self, ending: int, status: int, frame: bytes) -> Handback:
-        """What the core handed back, in the contract's types."""
-        ended = ENDINGS[ending]
-        if ended is Ended.FRAME:
-            _, _, opcode, _, _, request_id, budget_ms = HEADER.unpack_from(frame)
-            return Handback(ended, request=Request(opcode, request_id, budget_ms, frame[HEADER_BYTES:]))
-        if ended is Ended.BAD_FRAME:
-            return Handback(ended, bad=self._bad_frame(status, frame))
-        return Handback(ended)
-
-    def _bad_frame(self, status: int, frame: bytes) -> BadFrame:
-        """The words are the grammar's. That it finds nothing wrong would be a bug of one of the two."""
-        if status == Status.BAD_PAYLOAD:
-            _, _, opcode, _, _, request_id, _ = HEADER.unpack_from(frame)
-            try:
-                REQUESTS[opcode].decode(frame[HEADER_BYTES:])
-            except BadPayload as error:
-                return BadFrame(Status.BAD_PAYLOAD, str(error), request_id, opcode)
-        reader = RequestReader(self.core.frame_bytes_max)
-        reader.feed(frame)
-        try:
-            reader.next()
-        except BadFrame as bad:
-            return bad
-        raise AssertionError(f"a frame was refused with {Status(status).name} that the grammar takes: {frame[:64]!r}")
-
-
-class NativeGroup:
-    """Connections that share a worker. See `contract.SocketGroup`."""
-
-    def __init__(self, core: _native.Core) -> None:
-        self._group = _native.SocketGroup(core)
-        self._connections: dict[_native.Connection, NativeConnection] = {}
-
-    def add(self, connection: EngineConnection) -> None:
-        assert isinstance(connection, NativeConnection)
-        self._connections[connection.core] = connection
-        self._group.add(connection.core)
-
-    def serve(self) -> tuple[EngineConnection, Handback] | None:
-        served = self._group.serve()
-        if served is None:
-            return None
-        core, ending, status, frame = served
-        connection = self._connections.pop(core)
-        return connection, connection.handback(ending, status, frame)
 
 
 class NativeEngine:
@@ -347,7 +181,7 @@ class NativeEngine:
     def apply(self, body: bytes) -> None:
         problem = self._core.apply(body)
         if problem is not None:
-            _raise_not_applied(body, self.config.buckets, *problem)
+            raise_not_applied(body, self.config.buckets, *problem)
 
     def copy_bucket(self, bucket: int) -> Iterator[bytes]:
         body = self._core.copy(bucket)
@@ -399,47 +233,3 @@ def _slab(row: tuple[int, int, int, int, int, int, bool]) -> dict[str, Any]:
         "evicted": evicted,
         "wasted_bytes": wasted_bytes,
     }
-
-
-class Problem(IntEnum):
-    """Why a record was not applied: the numbers of the core's `Applied`."""
-
-    BAD = 1
-    WRONG_BUCKET = 2
-    WRONG_KEY = 3
-    NOT_TAKEN = 4
-    ROW_OUTSIDE = 5
-    END_ODD = 6
-    NOT_NEXT = 7
-    OPEN_ODD = 8
-    NO_MEMORY = 9
-
-
-_OFF_CHAIN = {
-    Problem.NOT_TAKEN: "bucket {bucket} is {state}; records of others do not apply to it",
-    Problem.ROW_OUTSIDE: "bucket {bucket}: a row outside an import",
-    Problem.END_ODD: "bucket {bucket}: the end of an import that does not fit its beginning",
-    Problem.NOT_NEXT: "bucket {bucket}: {sequence} does not follow on {held}",
-}
-
-
-def _raise_not_applied(body: bytes, buckets: int, *said: int) -> None:
-    """The exception for a record that was not applied, in the words of the reference engine."""
-    number, at, bucket, sequence, state, held = said
-    problem = Problem(number)
-    if problem in _OFF_CHAIN:
-        where = {"bucket": bucket, "sequence": sequence, "state": STATES[state].value, "held": held}
-        raise ChainError(_OFF_CHAIN[problem].format(**where))
-    if problem is Problem.NO_MEMORY:
-        raise MemoryError("no memory for a recovered copy: it is larger than four times --memory-limit")
-    if problem is Problem.WRONG_BUCKET:
-        raise BadRecord(f"bucket {bucket} of {buckets}")
-    record = decode(body, at, at + int.from_bytes(body[at : at + 4], "big")) if problem is not Problem.BAD else None
-    if record is not None and problem is Problem.WRONG_KEY:
-        raise BadRecord(f"key {record.key!r} is not of bucket {bucket}")
-    if record is not None:
-        decode_opening(record.value)
-    for each in scan(body):  # the format's own words for what cannot be read
-        if each.kind == Kind.IMPORT_END:
-            decode_import_end(each.value)
-    raise AssertionError(f"a record at {at} was refused that the format takes")

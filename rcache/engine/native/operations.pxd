@@ -20,7 +20,7 @@ from rcache.engine.native.change cimport (
     RULE_ADD, RULE_APPEND, RULE_CAS, RULE_CAS_SEEN, RULE_COUNT, RULE_DELETE, RULE_PREPEND, RULE_PUT, RULE_REPLACE, RULE_TOUCH,
     Buffer, Change, Key, buffer_free, buffer_need, key_of, make_change, put_item, read_locked,
 )
-from rcache.engine.native.countdown cimport Countdown, countdown, is_even, take, take8, take16, take32, take64
+from rcache.records._countdown cimport Countdown, countdown, is_even, take, take8, take16, take32, take64
 from rcache.engine.native.items cimport Item, body_read, expires_at
 from rcache.engine.native.protocol cimport (
     HEADER_BYTES, OP_ADD, OP_APPEND, OP_CAS_HASH, OP_CAS_VERSION, OP_DECREMENT, OP_DELETE, OP_DELETE_MANY, OP_GET, OP_GET_AND_TOUCH,
