@@ -245,13 +245,14 @@ cdef inline void run_change(Store *store, Worker *worker, uint8_t opcode, uint32
     cdef Outcome *outcome = &change.outcome
     cdef uint64_t begun = worker.out.count
     cdef uint8_t *at
-    if opcode == OP_GET_AND_TOUCH and begin_reply(worker, 16) != NULL:
+    if opcode == OP_GET_AND_TOUCH:
+        if begin_reply(worker, 16) == NULL:
+            return
         worker.out.count += HEADER_BYTES  # the item is told behind it, while it cannot change
         change.item_to = &worker.out
     if not is_too_large(store, change):
         make_change(store, change)
     if opcode == OP_GET_AND_TOUCH:
-        at = worker.out.data + begun
         begun, worker.out.count = worker.out.count - begun - HEADER_BYTES, begun
     if outcome.status != ST_OK:
         reply_refused(store, worker, opcode, request_id, outcome)
