@@ -28,8 +28,8 @@ from rcache.engine.native.protocol cimport (
 from rcache.engine.native.ring cimport STREAM_FAILED, STREAM_REACHED, StreamEnd, ring_wait_durable
 from rcache.engine.native.store cimport Store
 from rcache.engine.native.system cimport (
-    EAGAIN, EINTR, MSG_DONTWAIT, MSG_NOSIGNAL, POLLIN, add64, get32, last_errno, load64, load8, monotonic_ns, pause_a_moment, poll,
-    pollfd, recv, send, signed64,
+    EAGAIN, EINTR, MSG_DONTWAIT, MSG_NOSIGNAL, POLLIN, add64, get32, last_errno, load64, load8, monotonic_ns, poll,
+    pollfd, sched_yield, recv, send, signed64,
 )
 
 cdef enum:
@@ -376,7 +376,7 @@ cdef inline ssize_t receive_or_sleep(Store *store, Worker *worker, Conn *conn, c
             return got
         if monotonic_ns() >= until_ns:
             break
-        pause_a_moment()
+        sched_yield()  # whoever was woken by the reply may be on this very core
     conn.in_vain = min(conn.in_vain + 1, <uint32_t>LOOKS_IN_VAIN_MAX)
     conn.waits_unlooked = (<uint32_t>1 << conn.in_vain) - 1
     return receive(store, worker, conn, 0, data, count)

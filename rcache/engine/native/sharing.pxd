@@ -35,8 +35,8 @@ from rcache.engine.native.serving cimport (
 from rcache.engine.native.store cimport Store
 from rcache.engine.native.system cimport (
     EAGAIN, EINTR, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, MSG_DONTWAIT, MSG_NOSIGNAL,
-    SHUT_WR, add64, epoll_ctl, epoll_event, epoll_wait, last_errno, load64, load8, monotonic_ns, pause_a_moment, pthread_mutex_lock,
-    pthread_mutex_t, pthread_mutex_unlock, read, recv, send, shutdown, signed64,
+    SHUT_WR, add64, epoll_ctl, epoll_event, epoll_wait, last_errno, load64, load8, monotonic_ns, pthread_mutex_lock,
+    pthread_mutex_t, pthread_mutex_unlock, read, recv, sched_yield, send, shutdown, signed64,
 )
 
 cdef enum Phase:
@@ -459,7 +459,7 @@ cdef inline bint look_for_events(Group *group, int64_t now_ns) noexcept nogil:
         if group.event_count > 0:
             group.in_vain = 0
             return True
-        pause_a_moment()
+        sched_yield()  # whoever was woken by the reply may be on this very core
     group.in_vain = min(group.in_vain + 1, <uint32_t>LOOKS_IN_VAIN_MAX)
     group.waits_unlooked = (<uint32_t>1 << group.in_vain) - 1
     return False

@@ -145,14 +145,6 @@ cdef extern from * nogil:
     static __thread int rc_waited;
     static inline void rc_note_wait(void) { rc_waited = 1; }
     static inline int rc_take_wait(void) { int waited = rc_waited; rc_waited = 0; return waited; }
-    /* A moment's rest for a loop that looks again and again. */
-    static inline void rc_pause(void) {
-    #if defined(__x86_64__) || defined(__i386__)
-        __builtin_ia32_pause();
-    #elif defined(__aarch64__)
-        __asm__ volatile("yield");
-    #endif
-    }
     static inline int rc_errno(void) { return errno; }
     """
     ctypedef struct pthread_mutex_t:
@@ -196,7 +188,6 @@ cdef extern from * nogil:
     int CLOCK_MONOTONIC, CLOCK_BOOTTIME
     int64_t clock_ns "rc_clock_ns"(int which) noexcept
     uint64_t random64 "rc_random"() noexcept
-    void pause_a_moment "rc_pause"() noexcept
     void note_wait "rc_note_wait"() noexcept
     bint take_wait "rc_take_wait"() noexcept
     int sched_yield() noexcept
