@@ -210,7 +210,7 @@ class AppendLog:
             "records_unsynced": counts.unsynced_records,
             "bytes_not_on_disk": self._stream.head - self._stream.durable,
             "segment": segment.path.name if segment else "",
-            "segment_number": segment.header.number if segment else 0,
+            "segment_number": segment.header.number if segment else self._place.number,  # while one turns: the next
             "failure": str(self.failure) if self.failure else "",
         }
 
