@@ -13,8 +13,10 @@ import argparse
 import random
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from types import TracebackType
 from typing import Any
 
 from rcache.engine.bodies import NATIVE, REFERENCE, make_engine
@@ -129,17 +131,21 @@ class Side:
         self.reader.release(batch.position)
         return batch.body, batch.position
 
-    def close(self) -> None:
+    def __enter__(self) -> Side:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.reader.close()
-        self.served.__exit__(None, None, None)
-        self.engine.check()
+        self.served.__exit__(kind, error, trace)
+        if error is None:
+            self.engine.check()
         self.engine.close()
 
 
 def compare(seed: int, operations: int) -> dict[tuple[int, int], int]:
     """Run both bodies side by side. Returns how often each (opcode, status) was met. AssertionError: they differ."""
-    chosen, fake_time = random.Random(seed), FakeTime()
-    workload = Workload(chosen, fake_time)
+    fake_time = FakeTime()
+    workload = Workload(random.Random(seed), fake_time)
     config = EngineConfig(
         buckets=8,
         stripes=4,
@@ -149,7 +155,13 @@ def compare(seed: int, operations: int) -> dict[tuple[int, int], int]:
         frame_bytes_max=FRAME_BYTES_MAX,
         stream_bytes=64 << 20,
     )
-    sides = [Side(make_engine(body, config, fake_time.clock())) for body in (REFERENCE, NATIVE)]
+    with ExitStack() as opened:
+        sides = [opened.enter_context(Side(make_engine(body, config, fake_time.clock()))) for body in (REFERENCE, NATIVE)]
+        return _drive(sides, workload, seed, operations)
+
+
+def _drive(sides: list[Side], workload: Workload, seed: int, operations: int) -> dict[tuple[int, int], int]:
+    chosen = workload.chosen
     met: dict[tuple[int, int], int] = {}
     number = 0
     while number < operations:
@@ -168,11 +180,9 @@ def compare(seed: int, operations: int) -> dict[tuple[int, int], int]:
         _compare_records(sides, seed, number)
         number += len(frames)
         for _ in range(chosen.choice([0, 0, 1, 20])):
-            fake_time.advance(1)
+            workload.time.advance(1)
             assert len({side.engine.expire_due(100) for side in sides}) == 1, f"seed {seed}, operation {number}"
         _compare_records(sides, seed, number)
-    for side in sides:
-        side.close()
     return met
 
 

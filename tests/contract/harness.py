@@ -156,7 +156,8 @@ class Task:
         self._call = call
         self._returned: Any = None
         self._raised: BaseException | None = None
-        self._thread = threading.Thread(target=self._run)
+        # Daemon: a call that never comes back fails its test and does not hold up the end of the run.
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
