@@ -11,15 +11,15 @@ Invariants every body keeps:
    order of their sequences. Nothing waits and no I/O happens under a stripe lock.
 2. Room in the stream and memory for the item are reserved before the lock is taken. When they cannot be had before the
    deadline the request is refused and nothing has changed.
-3. Replies leave in the order of their requests. With `commit` set a reply leaves only after the highest sequence it reveals
-   is on disk; if that does not happen before its deadline, it says that the outcome is not known.
+3. Replies leave in the order of their requests. A reply leaves only after every commit point its bucket waits for has the
+   highest sequence it reveals; if that does not happen before its deadline, it says that the outcome is not known.
 4. No more memory is in use for items than the limit, except while a copy is recovered.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
@@ -33,7 +33,7 @@ from rcache_client.wire.opcodes import Status
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """How an engine is set up. Sizes in bytes; `commit`: replies wait until the append log is on disk."""
+    """How an engine is set up. Sizes in bytes; `commit`: every bucket waits for the disk until it is told otherwise."""
 
     buckets: int = 1024
     stripes: int = 64
@@ -88,6 +88,60 @@ class StreamEnd(Enum):
     FAILED = "the stream's log failed"
 
 
+class Wait(NamedTuple):
+    """What an answer waits for: that each of `points` (a bit for each, by its number) has the stream up to `position`. No
+    points: it waits for nothing."""
+
+    points: int = 0
+    position: int = 0
+
+    def join(self, other: Wait) -> Wait:
+        """Both at once. A point that the one waits for is waited for up to the position of the other, too."""
+        return Wait(self.points | other.points, max(self.position, other.position))
+
+
+NO_WAIT = Wait()
+POINTS_MAX = 64
+"""Commit points that a stream can have, the disk among them: the bits of a word."""
+
+DISK = 0
+"""The number of the point that is the append log on disk."""
+
+
+class CommitPoint(Protocol):
+    """A place where the changes of this node must be before they are committed: the disk, or a backup.
+
+    `position` of a point counts from the beginning of the stream, and means: of everything before it, this point has all that
+    it is to have. So a link passes records that are not for its peer by itself, once there is none for it before them.
+    """
+
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def position(self) -> int: ...
+
+    def advance(self, position: int) -> None:
+        """An acknowledgement came in. Wakes who waits for it. Never goes back."""
+        ...
+
+    def close(self) -> None:
+        """Nothing waits for this point any more, in no bucket: what waits only for it is committed. For a peer that is no
+        backup any more, by an agreed view, and never before that."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What a reader sent: `count` records in a frame, and the stream's position behind what it looked at. With `ended` it was
+    not taken by the peer, or not all of it: the connection is of no use any more. `lost` as in `Batch`."""
+
+    count: int
+    position: int
+    lost: bool
+    ended: Ended | None
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Records taken from the stream: `count` of them, one after the other in `body`, oldest first; and the stream's position
@@ -107,16 +161,36 @@ class Batch:
         return [self.body[head.start : head.end] for head in heads(self.body)]
 
 
+@dataclass(frozen=True, slots=True)
+class LinkFrame:
+    """The frame that records travel in: opcode, request id, and what precedes the records in its payload."""
+
+    opcode: int
+    request_id: int
+    prefix: bytes
+    send_s: float = 30.0
+
+
 class StreamReader(Protocol):
-    """A cursor in the change stream."""
+    """A cursor in the change stream. One thread's, but for `release`."""
 
     def take(self, bytes_max: int, timeout_s: float, linger_s: float = 0.0) -> Batch:
         """What there is, up to about `bytes_max` (one record at least). Blocks up to `timeout_s` for the first record, then
         up to `linger_s` for more unless somebody waits for them."""
         ...
 
+    def choose(self, buckets: Collection[int] | None) -> None:
+        """Read only records of these buckets from here on, or (None) all again: the others are passed by. A `take` or `send`
+        that came upon none of them comes back without records and with a later position."""
+        ...
+
+    def send(self, sock: socket.socket, frame: LinkFrame, bytes_max: int, timeout_s: float) -> Sent:
+        """Send what there is, as `take` would give it, straight from the stream in one request frame. Blocks up to `timeout_s`
+        for the first record, and up to `frame.send_s` for the peer to take them."""
+        ...
+
     def release(self, position: int) -> None:
-        """Records before `position` need not be kept for this reader any more."""
+        """Any thread: records before `position` need not be kept for this reader any more."""
         ...
 
     def close(self) -> None:
@@ -135,6 +209,15 @@ class ChangeStream(Protocol):
     @property
     def durable(self) -> int:
         """The position up to which the log is on disk."""
+        ...
+
+    @property
+    def disk(self) -> CommitPoint:
+        """The point that is the append log on disk; the log's to advance, never closed."""
+        ...
+
+    def wait_committed(self, wait: Wait, deadline_ns: int) -> StreamEnd:
+        """Block until each of the points has the stream up to the position (`deadline_ns` by time.monotonic_ns)."""
         ...
 
     def open_reader(self, name: str, *, holds: bool) -> StreamReader:
@@ -245,11 +328,22 @@ class Engine(Protocol):
 
     def state(self, bucket: int) -> BucketState: ...
 
+    def open_commit_point(self, name: str, position: int) -> CommitPoint:
+        """A new point, which has the stream up to `position`. No bucket waits for it yet. Raises ValueError if there are
+        POINTS_MAX already."""
+        ...
+
+    def set_commit_points(self, bucket: int, points: Collection[CommitPoint]) -> int:
+        """From now on, what a bucket answers waits for these points; what waits already goes on waiting for those it waited
+        for, until they advance or are closed. Returns the stream's head at that moment: a point that is added has what was
+        there before only once it has come that far."""
+        ...
+
     def exhausted_buckets(self) -> list[int]:
         """Buckets whose counter ran out; they refuse writes until they are opened in a later epoch."""
         ...
 
-    def apply(self, body: bytes) -> None:
+    def apply(self, body: bytes | memoryview) -> None:
         """Apply records (imports, changes in chain order) to buckets that are not primary. Raises BadRecord, ChainError."""
         ...
 
@@ -284,14 +378,24 @@ class Engine(Protocol):
 
 class RequestRefused(Exception):
     """A request that is not answered as asked: the status, the reason, and what the answer reveals (an item's version, and
-    the position the stream's log must have reached before it may leave)."""
+    what must be committed before it may leave)."""
 
-    def __init__(self, status: Status, reason: str = "", *, version: int = 0, position: int = 0) -> None:
+    def __init__(self, status: Status, reason: str = "", *, version: int = 0, wait: Wait = NO_WAIT) -> None:
         super().__init__(reason)
         self.status = status
         self.reason = reason
         self.version = version
-        self.position = position
+        self.wait = wait
+
+
+UNCOMMITTED = {
+    StreamEnd.TIMED_OUT: (
+        Status.NOT_COMMITTED,
+        "applied here, but not committed before the deadline; the outcome is not known",
+    ),
+    StreamEnd.FAILED: (Status.APPEND_LOG_FAILED, "the append log failed; the outcome is not known"),
+}
+"""How an answer ends whose wait for commitment ended otherwise than it should."""
 
 
 class ChainError(Exception):

@@ -164,6 +164,12 @@ def stamp(record: bytearray, sequence: int, time_ms: int) -> None:
     _STAMP.pack_into(record, _STAMP_AT, sequence, time_ms)
 
 
+def bucket_of(record: bytes) -> int:
+    """The bucket that a whole record names."""
+    bucket: int = HEADER.unpack_from(record)[4]
+    return bucket
+
+
 def encode(record: Record) -> bytes:
     """The bytes of a record."""
     made = draft(

@@ -7,6 +7,8 @@ import queue
 import random
 import socket
 import threading
+import time
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 
@@ -16,7 +18,7 @@ from rcache.engine.contract import ConnectionLimits, Ended, Engine, EngineConnec
 from rcache_client.wire.frames import Reply, ReplyReader, encode_reply, encode_request
 from rcache_client.wire.opcodes import Opcode, Status
 from tests.contract.conftest import EngineFactory
-from tests.contract.harness import PATIENCE_S, Caller, Task, answer_of, encode_payload, wait_until
+from tests.contract.harness import EVERYTHING, PATIENCE_S, Caller, Task, answer_of, encode_payload, wait_until
 from tests.contract.test_serving import random_requests
 
 
@@ -291,6 +293,11 @@ def test_who_is_parked_makes_the_log_hurry(committing: Sharing) -> None:
     peer.ask(Opcode.SET, 0, 0, b"key", b"value", budget_ms=60_000)
     committing.engine.stream.set_durable(taking.result().position)
     assert peer.reply().status == Status.OK
+    committing.engine.set_commit_points(zlib.crc32(b"key") % committing.engine.config.buckets, [])
+    Caller(committing.engine).set(b"key", b"again")
+    began = time.monotonic()
+    assert reader.take(EVERYTHING, PATIENCE_S, linger_s=0.2).count == 1
+    assert time.monotonic() - began >= 0.2, "nobody is parked any more"
     reader.close()
 
 
@@ -371,3 +378,43 @@ def test_one_that_had_a_thread_goes_over_with_all_it_has_received(sharing: Shari
         assert connection.requests == 2
         peer.close()
         assert sharing.handed.get(timeout=PATIENCE_S)[1].ended is Ended.CLOSED
+
+
+# --- who is parked for a link
+
+
+def test_who_is_parked_waits_for_the_points_of_its_bucket(sharing: Sharing) -> None:
+    engine = sharing.engine
+    points = [engine.open_commit_point(str(number), engine.stream.head) for number in range(3)]
+    peers = [sharing.connect() for _ in points]
+    for number, (peer, point) in enumerate(zip(peers, points, strict=True)):
+        key = b"k%d" % number
+        engine.set_commit_points(zlib.crc32(key) % engine.config.buckets, [point])
+        peer.ask(Opcode.SET, 0, 0, key, b"value", budget_ms=60_000)
+    wait_until(lambda: engine.stats()["items"]["sets"] == len(points), "the changes")
+    assert len({zlib.crc32(b"k%d" % number) % engine.config.buckets for number in range(3)}) == 3
+    assert all(peer.is_quiet() for peer in peers)
+    points[1].advance(engine.stream.head)
+    assert peers[1].reply().status == Status.OK
+    assert peers[0].is_quiet()
+    assert peers[2].is_quiet()
+    points[0].close()
+    assert peers[0].reply().status == Status.OK
+    assert peers[2].is_quiet()
+    engine.stream.end_waits()
+    assert peers[2].reply().status == Status.NOT_COMMITTED
+
+
+def test_who_is_parked_for_a_link_does_not_hurry_the_log(sharing: Sharing) -> None:
+    engine = sharing.engine
+    log, linger_s = engine.stream.open_reader("log", holds=True), 0.2
+    link, peer = engine.open_commit_point("link", engine.stream.head), sharing.connect()
+    engine.set_commit_points(zlib.crc32(b"key") % engine.config.buckets, [link])
+    peer.ask(Opcode.SET, 0, 0, b"key", b"value", budget_ms=60_000)
+    wait_until(lambda: engine.stats()["items"]["sets"] == 1, "the change")
+    began = time.monotonic()
+    assert log.take(EVERYTHING, PATIENCE_S, linger_s).count == 1
+    assert time.monotonic() - began >= linger_s
+    link.advance(engine.stream.head)
+    assert peer.reply().status == Status.OK
+    log.close()

@@ -3,8 +3,8 @@
 What it is: a program for ThreadSanitizer and AddressSanitizer (`make sanitize ARGS=thread`); a test runs it for a moment.
 Rounds of a few seconds, each with an engine of its own: a small memory in which everything is evicted, expired, moved and
 reclassed all the time, few stripes, a small stream; writers and readers by `execute` and over sockets, alone and in shared
-workers; the log, which commits in half of the rounds and fails in some; readers that fall behind; copies, records applied,
-states changed, flushes, statistics. At the end of a round `check` compares every structure with every other.
+workers; the log, which commits in half of the rounds and fails in some; links that come, are waited for, and go; readers that
+fall behind; copies, records applied, states changed, flushes, statistics. At the end of a round `check` compares every structure with every other.
 Which thread runs it: the main one waits; every other is started and joined here. Loops end when the round does.
 """
 
@@ -23,7 +23,7 @@ from random import Random
 
 from rcache.cluster.bucket_state import BucketState
 from rcache.engine.clock import NodeClock
-from rcache.engine.contract import ChainError, ConnectionLimits, Ended, EngineConfig, RequestRefused
+from rcache.engine.contract import ChainError, ConnectionLimits, Ended, EngineConfig, LinkFrame, RequestRefused
 from rcache.engine.native.engine import NativeEngine, NativeGroup
 from rcache_client.wire.frames import Request, encode_request
 from rcache_client.wire.grammar import REQUESTS
@@ -74,7 +74,7 @@ class Round:
 
     def run(self) -> int:
         doers: list[Callable[[Random], int]] = [self.execute] * 3 + [self.peer] * 3
-        doers += [self.upkeep, self.follow, self.copy, self.become, self.look, self.share]
+        doers += [self.upkeep, self.follow, self.link, self.link, self.copy, self.become, self.look, self.share]
         threads = [threading.Thread(target=self.loop, args=(do, number), name=do.__name__) for number, do in enumerate(doers)]
         writer = threading.Thread(target=self.write, name="log")
         writer.start()
@@ -252,6 +252,35 @@ class Round:
                 time.sleep(random.choice([0.0, 0.01]))
                 self.engine.stream.wake_readers()
             reader.close()
+            done += 1
+        return done
+
+    def link(self, random: Random) -> int:
+        """Links that some buckets wait for: they send what is of these, and acknowledge it at once, late, or never."""
+        done = 0
+        while self.is_on:
+            reader = self.engine.stream.open_reader("link", holds=True)
+            point = self.engine.open_commit_point("link", self.engine.stream.head)
+            ours, theirs = socket.socketpair()
+            with ours, theirs:
+                buckets = random.sample(PRIMARY, 4)
+                reader.choose(buckets)
+                for bucket in buckets:
+                    self.engine.set_commit_points(bucket, [point, self.engine.stream.disk] if self.commit else [point])
+                for _ in range(random.choice([1, 20])):
+                    sent = reader.send(ours, LinkFrame(0x90, 1, b"prefix", 0.01), random.choice([100, 1 << 16]), 0.005)
+                    if random.random() < 0.9:
+                        point.advance(sent.position)
+                        reader.release(sent.position)
+                    with contextlib.suppress(BlockingIOError):
+                        while theirs.recv(1 << 20, socket.MSG_DONTWAIT):
+                            pass
+                    if sent.ended is not None:
+                        break
+                for bucket in buckets[:2]:
+                    self.engine.set_commit_points(bucket, [self.engine.stream.disk] if self.commit else [])
+            reader.close()
+            point.close()
             done += 1
         return done
 

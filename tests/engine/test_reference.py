@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rcache.engine.contract import EngineConfig, RequestRefused
+from rcache.engine.contract import NO_WAIT, EngineConfig, RequestRefused, Wait
 from rcache.engine.reference import ReferenceEngine
 from rcache.engine.reference import engine as engine_module
 from rcache.engine.reference import store as store_module
@@ -127,16 +127,24 @@ def test_room_that_another_took_meanwhile_is_not_taken_twice(time_: FakeTime, mo
 # --- positions
 
 
-def test_positions_of_what_is_not_on_disk_yet() -> None:
+def test_positions_of_what_is_not_committed_yet() -> None:
     bucket = Bucket(0, Stripe())
     sequences = [make_sequence(1, 7), make_sequence(1, 8), make_sequence(2, 0), make_sequence(2, 1)]
+    assert bucket.pend_locked(sequences[0] - 1, 50, 0) == NO_WAIT, "it waits for no point"
+    assert not bucket.pending
+    bucket.set_points_locked(0b101)
     for number, sequence in enumerate(sequences, 1):
-        bucket.pend_locked(sequence, 100 * number, 0)
-    assert [bucket.position_locked(sequence, 0) for sequence in sequences] == [100, 200, 300, 400]
-    assert bucket.position_locked(make_sequence(1, 6), 0) == 0
-    assert [bucket.position_locked(sequence, 200) for sequence in sequences] == [0, 0, 300, 400]
+        assert bucket.pend_locked(sequence, 100 * number, 0) == Wait(0b101, 100 * number)
+    assert [bucket.wait_locked(sequence, 0).position for sequence in sequences] == [100, 200, 300, 400]
+    assert bucket.wait_locked(make_sequence(1, 6), 0) == NO_WAIT
+    assert [bucket.wait_locked(sequence, 200) for sequence in sequences] == [
+        NO_WAIT,
+        NO_WAIT,
+        Wait(0b101, 300),
+        Wait(0b101, 400),
+    ]
     assert len(bucket.pending) == 2
-    assert bucket.position_locked(sequences[-1], 400) == 0
+    assert bucket.wait_locked(sequences[-1], 400) == NO_WAIT
 
 
 def test_a_bucket_accounts_for_what_it_holds() -> None:

@@ -20,6 +20,14 @@ from rcache.engine.native.change cimport Buffer, buffer_free, buffer_need, drop_
 from rcache.engine.native.copies cimport (
     APPLIED, Applied, Record, apply_all, begin_locked, copy_bucket, flush_bucket, open_bucket,
 )
+from rcache.engine.native.commitment cimport (
+    POINT_CLOSED, Wait, point_advance, point_open, ring_durable, ring_end_waits, ring_fail, ring_unpark, ring_wait, waker_add,
+    waker_remove,
+)
+from rcache.engine.native.cursors cimport (
+    SEND_DONE, SPANS_MAX, Measured, SendEnd, Span, cursor_await, cursor_close, cursor_measure, cursor_open, cursor_release,
+    cursor_unpin, send_spans,
+)
 from rcache.records._countdown cimport Countdown, countdown
 from rcache.engine.native.expiry cimport LISTS, DUE
 from rcache.engine.native.hashing cimport crc32, crc_init
@@ -30,21 +38,20 @@ from rcache.engine.native.memory cimport (
 from rcache.engine.native.operations cimport BAD_PAYLOAD, Executed, deadline_of, execute
 from rcache.engine.native.removal cimport Outcome, WHY_LOG_FAILED, WHY_TIMED_OUT, evict_for_class, expire_due, free_page, refuse
 from rcache.engine.native.ring cimport (
-    STREAM_FAILED, STREAM_REACHED, Cursor, Ring, StreamEnd, cursor_await, cursor_close, cursor_measure, cursor_open, cursor_release,
-    cursor_unpin, ring_at, ring_close, ring_end_waits, ring_fail, ring_init, ring_park, ring_set_durable, ring_wait_durable, waker_add,
-    waker_remove,
+    DISK, POINTS_MAX, STREAM_FAILED, STREAM_REACHED, Cursor, Ring, StreamEnd, ring_at, ring_close, ring_init,
 )
 from rcache.engine.native.serving cimport (
     ENDED_BAD_FRAME, ENDED_FRAME, GOING_ON, OUTPUT_FULL, Conn, Ending, Handed, held_free, hold, is_data, note_received, process,
     send_all, serve_alone, worker_ready, worker_rest,
 )
-from rcache.engine.native.sharing cimport Group, next_handed, push
+from rcache.engine.native.protocol cimport HEADER_BYTES
+from rcache.engine.native.sharing cimport PHASE_PARKED, Group, next_handed, push
 from rcache.engine.native.store cimport (
-    ABSENT, FROZEN, PENDING_MAX, PRIMARY, Bucket, Pending, Store, Stripe, bucket_at, line_up, now_ms, stripe_at,
+    ABSENT, Bucket, Store, Stripe, bucket_at, forget_point, line_up, set_points, stripe_at,
 )
 from rcache.engine.native.system cimport (
     EFD_CLOEXEC, EFD_NONBLOCK, EPOLLIN, EPOLL_CLOEXEC, EPOLL_CTL_ADD, add64, close, epoll_create1, epoll_ctl, epoll_event, eventfd, fence, get32, getrandom, load64, load8, monotonic_ns, mutex_init,
-    pthread_cond_broadcast, pthread_mutex_destroy, pthread_mutex_lock, pthread_mutex_unlock, signed64, store64, store8, write,
+    pthread_cond_broadcast, pthread_mutex_destroy, pthread_mutex_lock, pthread_mutex_unlock, put32, signed64, store64, store8, write,
 )
 from rcache.engine.native.table cimport BIN_ENTRIES, Bin, bin_at, bin_number, table_find, table_init
 
@@ -58,6 +65,8 @@ cdef extern from "stdlib.h" nogil:
 cdef enum:
     LINE = 64
     STATES = 5
+    # Of a frame of records, what precedes them: the header and some words about who sends.
+    FRAME_HEAD_BYTES_MAX = 1024
     # What all connections together may hold of input that waits, unless one frame alone may be larger: then two of those.
     BUFFER_BYTES_MAX = 67108864
 
@@ -117,19 +126,19 @@ compare_numbers()
 
 
 cdef object lines_of(Outcome *outcome, Store *store):
-    """A refusal for Python: status, reason, version, position."""
+    """A refusal for Python: status, reason, version, what its answer waits for."""
     cdef char text[REASON_BYTES_MAX]
     cdef int count = write_reason(store, text, outcome)
-    return outcome.status, text[:count].decode("utf-8", "replace"), outcome.version, outcome.position
+    return outcome.status, text[:count].decode("utf-8", "replace"), outcome.version, (outcome.wait.points, outcome.wait.position)
 
 
 cdef void commit(Store *store, Worker *worker) noexcept nogil:
-    """Wait until what the replies reveal is on disk; those of which that is not so in time say so."""
+    """Wait until what the replies reveal is committed; those of which that is not so in time say so."""
     cdef StreamEnd end
-    if worker.position:
-        end = ring_wait_durable(&store.ring, worker.position, worker.deadline_ns)
+    if worker.wait.points:
+        end = ring_wait(&store.ring, &worker.wait, worker.deadline_ns)
         if end != STREAM_REACHED:
-            rewrite_uncommitted(store, worker, load64(&store.ring.durable), end == STREAM_FAILED)
+            rewrite_uncommitted(store, worker, end == STREAM_FAILED)
 
 
 cdef uint64_t sequence_of(Bucket *bucket) noexcept:
@@ -158,7 +167,7 @@ cdef class Core:
             raise MemoryError("no memory for an engine")
         cdef Store *store = self.store
         store.bucket_count, store.stripe_count = buckets, min(stripes, buckets)
-        store.evict, store.commit, store.looks = evict, commit, looks
+        store.evict, store.looks = evict, looks
         store.value_bytes_max, store.frame_bytes_max, store.default_budget_ns = value_bytes_max, frame_bytes_max, default_budget_ns
         store.buffer_bytes_max = max(<int64_t>BUFFER_BYTES_MAX, 2 * <int64_t>frame_bytes_max)
         Py_INCREF(digest)
@@ -175,12 +184,13 @@ cdef class Core:
             raise MemoryError(f"no address space for a memory limit of {memory_bytes} bytes")
         if not ring_init(&store.ring, stream_bytes):
             raise MemoryError(f"no memory for a change stream of {stream_bytes} bytes")
-        self.make_buckets()
+        self.make_buckets(1 << DISK if commit else 0)
 
-    cdef void make_buckets(self) except *:
+    cdef void make_buckets(self, uint64_t points) except *:
         cdef Store *store = self.store
         cdef void *made = NULL
         cdef uint32_t number
+        cdef uint64_t head
         cdef Bucket *bucket
         if posix_memalign(&made, LINE, store.bucket_count * line_up(sizeof(Bucket))):
             raise MemoryError("no memory for the buckets")
@@ -197,10 +207,8 @@ cdef class Core:
             bucket = bucket_at(store, number)
             bucket.number, bucket.stripe = number, stripe_at(store, number % store.stripe_count)
             table_init(&bucket.table)
-            if store.commit:
-                bucket.pending = <Pending *>calloc(PENDING_MAX, sizeof(Pending))
-                if bucket.pending == NULL:
-                    raise MemoryError("no memory for the buckets")
+            if points and not set_points(store, bucket, points, &head):
+                raise MemoryError("no memory for the buckets")
 
     def __dealloc__(self):
         cdef Store *store = self.store
@@ -437,20 +445,63 @@ cdef class Core:
 
     @property
     def durable(self):
-        return load64(&self.store.ring.durable)
+        return ring_durable(&self.store.ring)
 
     @property
     def failure(self):
         return self.store.ring.failure[:].decode("utf-8", "replace") if load8(&self.store.ring.failed) else ""
 
-    def set_durable(self, uint64_t position):
+    def open_point(self, uint64_t position):
+        """The number of a new commit point, or -1 if there are too many."""
+        cdef int number
         with nogil:
-            ring_set_durable(&self.store.ring, position)
+            number = point_open(&self.store.ring, position)
+        return number
 
-    def wait_durable(self, uint64_t position, int64_t deadline_ns):
+    def point(self, uint32_t number):
+        return load64(&self.store.ring.reached[number % POINTS_MAX])
+
+    def advance(self, uint32_t number, uint64_t position):
+        with nogil:
+            point_advance(&self.store.ring, number % POINTS_MAX, position)
+
+    def close_point(self, uint32_t number):
+        """No bucket waits for it any more, and nobody who does so now."""
+        cdef uint32_t bucket
+        with nogil:
+            for bucket in range(self.store.bucket_count):
+                forget_point(self.store, bucket_at(self.store, bucket), number)
+            point_advance(&self.store.ring, number % POINTS_MAX, POINT_CLOSED)
+
+    def set_points(self, uint32_t bucket, uint64_t points):
+        """Have a bucket wait for these points, a bit each. Returns the stream's head at that moment."""
+        cdef Bucket *held = self.bucket_of(bucket)
+        cdef uint64_t head = 0
+        cdef bint done
+        with nogil:
+            done = set_points(self.store, held, points, &head)
+        if not done:
+            raise MemoryError("no memory for what waits in a bucket")
+        return head
+
+    @property
+    def points(self):
+        """All points that any bucket waits for."""
+        cdef uint64_t points = 0
+        cdef uint32_t number
+        cdef Bucket *bucket
+        for number in range(self.store.bucket_count):
+            bucket = bucket_at(self.store, number)
+            pthread_mutex_lock(&bucket.stripe.lock)
+            points |= bucket.points
+            pthread_mutex_unlock(&bucket.stripe.lock)
+        return points
+
+    def wait(self, uint64_t points, uint64_t position, int64_t deadline_ns):
+        cdef Wait wait = Wait(points, position)
         cdef StreamEnd end
         with nogil:
-            end = ring_wait_durable(&self.store.ring, position, deadline_ns)
+            end = ring_wait(&self.store.ring, &wait, deadline_ns)
         return <int>end
 
     def wake_readers(self):
@@ -531,7 +582,7 @@ cdef class Core:
         cdef int64_t waits
         # No Python object is made under a lock: that may run anything, and anything may want this lock.
         pthread_mutex_lock(&ring.lock)
-        head, tail, durable, readers, waits = ring.head, ring.tail, ring.durable, ring.readers, ring.full_waits
+        head, tail, durable, readers, waits = ring.head, ring.tail, ring_durable(ring), ring.readers, ring.full_waits
         pthread_mutex_unlock(&ring.lock)
         return {
             "bytes_held": head - tail,
@@ -786,14 +837,15 @@ cdef class SocketGroup:
         if self.group == NULL:
             return
         for number in range(self.group.count):
+            if self.group.conns[number].phase == PHASE_PARKED:
+                ring_unpark(&self.core.store.ring, &self.group.conns[number].wait)
+        for number in range(self.group.count):
             Py_XDECREF(self.group.conns[number].owner)
         for number in range(self.group.incoming_count):
             Py_XDECREF(self.group.incoming[number].owner)
         if self.group.waker > 0:
             waker_remove(&self.core.store.ring, self.group.waker)
             close(self.group.waker)
-        if self.group.parked:
-            ring_park(&self.core.store.ring, -<int64_t>self.group.parked)
         if self.group.poller > 0:
             close(self.group.poller)
         worker_rest(self.core.store, &self.group.worker)
@@ -844,6 +896,7 @@ cdef class Reader:
 
     cdef Core core
     cdef Cursor *cursor
+    cdef uint8_t *chosen
 
     def __cinit__(self, Core core not None, bint holds):
         self.core = core
@@ -852,33 +905,79 @@ cdef class Reader:
         if self.cursor == NULL:
             raise RuntimeError("the change stream has as many readers as it can have")
 
-    def take(self, uint64_t bytes_max, int64_t timeout_ns, int64_t linger_ns):
-        """(body, count of records, position after them, whether records before them were lost). Blocks."""
-        cdef Ring *ring = &self.core.store.ring
-        cdef Cursor *cursor = self.cursor
-        cdef uint64_t size = 0, count = 0
-        cdef bint lost = False, there
-        cdef char *into
-        if cursor == NULL:
+    cdef Cursor *opened(self) except NULL:
+        if self.cursor == NULL:
             raise ValueError("this reader of the change stream was closed")
+        return self.cursor
+
+    def choose(self, buckets):
+        """Read only records of these buckets from here on; None: of all."""
+        cdef Cursor *cursor = self.opened()
+        cdef uint32_t count = (self.core.store.bucket_count + 7) // 8, bucket
+        cursor.chosen = NULL
+        free(self.chosen)
+        self.chosen = NULL
+        if buckets is None:
+            return
+        self.chosen = <uint8_t *>calloc(count, 1)
+        if self.chosen == NULL:
+            raise MemoryError("no memory for a choice of buckets")
+        cursor.chosen, cursor.chosen_bytes = self.chosen, count
+        for number in buckets:
+            bucket = number
+            self.core.bucket_of(bucket)
+            self.chosen[bucket // 8] |= 1 << (bucket % 8)
+
+    def take(self, uint64_t bytes_max, int64_t timeout_ns, int64_t linger_ns):
+        """(body, count of records, position behind them, whether records before them were lost). Blocks."""
+        cdef Ring *ring = &self.core.store.ring
+        cdef Cursor *cursor = self.opened()
+        cdef Span spans[SPANS_MAX]
+        cdef Measured found
+        cdef bint there
+        cdef char *into
         with nogil:
             there = cursor_await(ring, cursor, timeout_ns, linger_ns)
             if there:
-                size = cursor_measure(ring, cursor, bytes_max, &count, &lost)
+                cursor_measure(ring, cursor, bytes_max, spans, SPANS_MAX, &found)
         if not there:
             return b"", 0, cursor.position, False
         try:
-            body = PyBytes_FromStringAndSize(NULL, size)
+            body = PyBytes_FromStringAndSize(NULL, found.bytes)
             into = PyBytes_AS_STRING(body)
             with nogil:
-                copy_out(ring, cursor.position, into, size)
+                copy_spans(ring, spans, found.spans, into)
         except BaseException:
             with nogil:
                 cursor_unpin(ring, cursor, cursor.position)
             raise
         with nogil:
-            cursor_unpin(ring, cursor, cursor.position + size)
-        return body, count, cursor.position, bool(lost)
+            cursor_unpin(ring, cursor, found.position)
+        return body, found.count, found.position, bool(found.lost)
+
+    def send(self, int fd, bytes frame not None, uint64_t bytes_max, int64_t timeout_ns, int64_t send_ns):
+        """Send what there is behind `frame`, a frame's header and the beginning of its payload, whose length is put in. (count of
+        records, position behind them, whether records before them were lost, how sending ended). Blocks."""
+        cdef Ring *ring = &self.core.store.ring
+        cdef Cursor *cursor = self.opened()
+        cdef uint8_t head[FRAME_HEAD_BYTES_MAX]
+        cdef uint64_t head_bytes = len(frame)
+        cdef Span spans[SPANS_MAX]
+        cdef Measured found
+        cdef SendEnd end = SEND_DONE
+        if not HEADER_BYTES <= head_bytes <= FRAME_HEAD_BYTES_MAX:
+            raise ValueError(f"a frame's head of {head_bytes} bytes; {HEADER_BYTES} to {FRAME_HEAD_BYTES_MAX} are taken")
+        memcpy(head, PyBytes_AS_STRING(frame), head_bytes)
+        with nogil:
+            if not cursor_await(ring, cursor, timeout_ns, 0):
+                found.count, found.position, found.lost = 0, cursor.position, False
+            else:
+                cursor_measure(ring, cursor, bytes_max, spans, SPANS_MAX, &found)
+                if found.count:
+                    put32(head + 4, <uint32_t>(head_bytes - HEADER_BYTES + found.bytes))
+                    end = send_spans(ring, &found, spans, fd, head, head_bytes, monotonic_ns() + send_ns)
+                cursor_unpin(ring, cursor, found.position)
+        return found.count, found.position, bool(found.lost), <int>end
 
     def release(self, uint64_t position):
         if self.cursor == NULL:  # closed: nothing is kept for it
@@ -895,11 +994,15 @@ cdef class Reader:
     def __dealloc__(self):
         if self.cursor != NULL:
             cursor_close(&self.core.store.ring, self.cursor)
+        free(self.chosen)
 
 
-cdef void copy_out(Ring *ring, uint64_t position, char *into, uint64_t size) noexcept nogil:
-    """Copy part of the stream, which its pinned reader keeps."""
-    memcpy(into, ring_at(ring, position), size)
+cdef void copy_spans(Ring *ring, const Span *spans, uint32_t count, char *into) noexcept nogil:
+    """Copy parts of the stream, which their pinned reader keeps."""
+    cdef uint32_t number
+    for number in range(count):
+        memcpy(into, ring_at(ring, spans[number].position), spans[number].count)
+        into += spans[number].count
 
 
 def crc32_of(bytes key not None):

@@ -1,7 +1,7 @@
 """Answers: reply frames, gathered in a worker's buffer until their batch is committed and sent.
 
 What it is: the payload of each reply, the texts of refusals (word for word those of the reference engine), and what must be
-known of a reply that waits: where it begins, and the position the log must have reached before it may leave.
+known of a reply that waits: where it begins, and what must be committed before it may leave.
 Which thread runs it: the worker that owns the buffer.
 What it owns: the worker's buffers. What it must not know: sockets; what was executed.
 """
@@ -9,9 +9,10 @@ What it owns: the worker's buffers. What it must not know: sockets; what was exe
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free, realloc
-from libc.string cimport memcpy, memmove, strlen
+from libc.string cimport memcpy, memset
 
 from rcache.engine.native.change cimport Buffer, buffer_need
+from rcache.engine.native.commitment cimport Wait, is_committed, wait_join
 from rcache.engine.native.items cimport Item
 from rcache.engine.native.protocol cimport (
     HEADER_BYTES, ST_APPEND_LOG_FAILED, ST_CHANGED, ST_EXISTS, ST_NOT_COMMITTED, ST_NOT_FOUND, put_frame_head,
@@ -19,7 +20,7 @@ from rcache.engine.native.protocol cimport (
 from rcache.engine.native.removal cimport (
     WHY_COUNTER, WHY_ITEM_TOO_LARGE, WHY_KEPT_CHANGING, WHY_KEPT_CHANGING_HASHED, WHY_LATE, WHY_LOG_FAILED, WHY_NOT_A_NUMBER,
     WHY_NOT_PRIMARY, WHY_NOTHING, WHY_NOTHING_TO_EVICT, WHY_NO_EVICTION, WHY_OUT_OF_RANGE, WHY_STREAM_FAILED, WHY_STREAM_FULL,
-    WHY_TIMED_OUT, WHY_TOO_MANY, WHY_VALUE_TOO_LARGE, WHY_WOULD_PASS, Outcome,
+    WHY_TIMED_OUT, WHY_TOO_MANY, WHY_VALUE_TOO_LARGE, WHY_WOULD_PASS, Outcome, refuse,
 )
 from rcache.engine.native.ring cimport FAILURE_BYTES
 from rcache.engine.native.store cimport ABSENT, BACKUP, FROZEN, IMPORTING, PRIMARY, Store
@@ -33,7 +34,7 @@ cdef struct Reply:
     # A reply that waits for its batch. `at` and `count` are its place in the output.
     uint64_t at
     uint64_t count
-    uint64_t position
+    Wait wait
     uint32_t request_id
     uint8_t opcode
 
@@ -41,10 +42,10 @@ cdef struct Reply:
 cdef struct Worker:
     # What a thread that serves works with.
     Buffer out
-    Reply *replies
+    Reply *replies           # those that wait
     uint64_t reply_count
     uint64_t reply_room
-    uint64_t position        # the highest that a reply of the batch waits for
+    Wait wait                # for all replies of the batch
     int64_t deadline_ns      # the latest of the batch
     int64_t received_ns
     int64_t now_ns
@@ -104,7 +105,7 @@ cdef inline int write_reason(const Store *store, char *text, const Outcome *outc
     elif why == WHY_LATE:
         plain = "the caller's time was up before the request's turn came"
     elif why == WHY_TIMED_OUT:
-        plain = "applied here, but not on disk before the deadline; the outcome is not known"
+        plain = "applied here, but not committed before the deadline; the outcome is not known"
     elif why == WHY_LOG_FAILED:
         plain = "the append log failed; the outcome is not known"
     return snprintf(text, REASON_BYTES_MAX, "%s", plain)
@@ -119,14 +120,14 @@ cdef inline uint8_t *begin_reply(Worker *worker, uint64_t payload) noexcept nogi
     return worker.out.data + worker.out.count + HEADER_BYTES
 
 
-cdef inline void end_reply(const Store *store, Worker *worker, uint8_t opcode, uint8_t status, uint32_t request_id, uint64_t payload, uint64_t position) noexcept nogil:
+cdef inline void end_reply(const Store *store, Worker *worker, uint8_t opcode, uint8_t status, uint32_t request_id, uint64_t payload, const Wait *wait) noexcept nogil:
     """The reply that was begun is whole."""
     cdef Reply *longer
     cdef Reply *reply
     put_frame_head(
         worker.out.data + worker.out.count, opcode, status, <uint32_t>payload, request_id, <uint32_t>signed64(&store.epoch)
     )
-    if store.commit:
+    if wait.points:
         if worker.reply_count == worker.reply_room:
             longer = <Reply *>realloc(worker.replies, (worker.reply_room * 2 + 64) * sizeof(Reply))
             if longer == NULL:
@@ -134,18 +135,18 @@ cdef inline void end_reply(const Store *store, Worker *worker, uint8_t opcode, u
                 return
             worker.replies, worker.reply_room = longer, worker.reply_room * 2 + 64
         reply = &worker.replies[worker.reply_count]
-        reply.at, reply.count, reply.position = worker.out.count, HEADER_BYTES + payload, position
+        reply.at, reply.count, reply.wait = worker.out.count, HEADER_BYTES + payload, wait[0]
         reply.request_id, reply.opcode = request_id, opcode
         worker.reply_count += 1
-        worker.position = max(worker.position, position)
+        wait_join(&worker.wait, wait)
     worker.out.count += HEADER_BYTES + payload
 
 
-cdef inline void reply_version(const Store *store, Worker *worker, uint8_t opcode, uint8_t status, uint32_t request_id, uint64_t version, uint64_t position) noexcept nogil:
+cdef inline void reply_version(const Store *store, Worker *worker, uint8_t opcode, uint8_t status, uint32_t request_id, uint64_t version, const Wait *wait) noexcept nogil:
     cdef uint8_t *at = begin_reply(worker, 8)
     if at != NULL:
         put64(at, version)
-        end_reply(store, worker, opcode, status, request_id, 8, position)
+        end_reply(store, worker, opcode, status, request_id, 8, wait)
 
 
 cdef inline void reply_refused(const Store *store, Worker *worker, uint8_t opcode, uint32_t request_id, const Outcome *outcome) noexcept nogil:
@@ -154,48 +155,49 @@ cdef inline void reply_refused(const Store *store, Worker *worker, uint8_t opcod
     cdef uint8_t *at
     cdef uint64_t count
     if outcome.status == ST_EXISTS or outcome.status == ST_CHANGED:
-        reply_version(store, worker, opcode, outcome.status, request_id, outcome.version, outcome.position)
+        reply_version(store, worker, opcode, outcome.status, request_id, outcome.version, &outcome.wait)
         return
     if outcome.status == ST_NOT_FOUND:
         if begin_reply(worker, 0) != NULL:
-            end_reply(store, worker, opcode, outcome.status, request_id, 0, outcome.position)
+            end_reply(store, worker, opcode, outcome.status, request_id, 0, &outcome.wait)
         return
     count = min(write_reason(store, text, outcome), REASON_BYTES_MAX - 1)
     at = begin_reply(worker, 2 + count)
     if at != NULL:
         put16(at, <uint16_t>count)
         memcpy(at + 2, text, count)
-        end_reply(store, worker, opcode, outcome.status, request_id, 2 + count, outcome.position)
+        end_reply(store, worker, opcode, outcome.status, request_id, 2 + count, &outcome.wait)
 
 
-cdef inline void rewrite_uncommitted(const Store *store, Worker *worker, uint64_t durable, bint log_failed) noexcept nogil:
-    """The wait for the disk ended before it was reached: replies that reveal more than is on disk say instead that the outcome
-    is not known."""
+cdef inline void copy_told(Buffer *told, const uint8_t *data, uint64_t count) noexcept nogil:
+    if count and buffer_need(told, count):
+        memcpy(told.data + told.count, data, count)
+        told.count += count
+
+
+cdef inline void rewrite_uncommitted(const Store *store, Worker *worker, bint log_failed) noexcept nogil:
+    """The wait for commitment ended before it was reached: replies that reveal more than is committed say instead that the outcome
+    is not known. All others stay as they are."""
     cdef Worker told
     cdef Outcome outcome
-    cdef uint64_t number
-    cdef Reply reply
-    told.out.data, told.out.count, told.out.room, told.out.failed = NULL, 0, 0, False
-    told.replies, told.reply_count, told.reply_room, told.position = NULL, 0, 0, 0
-    outcome.status = ST_APPEND_LOG_FAILED if log_failed else ST_NOT_COMMITTED
-    outcome.why = WHY_LOG_FAILED if log_failed else WHY_TIMED_OUT
-    outcome.version = outcome.position = 0
-    outcome.number = outcome.other = 0
-    outcome.minus = False
+    cdef uint64_t number, at = 0
+    cdef Reply *reply
+    memset(&told, 0, sizeof(Worker))
+    refuse(&outcome, ST_APPEND_LOG_FAILED if log_failed else ST_NOT_COMMITTED, WHY_LOG_FAILED if log_failed else WHY_TIMED_OUT)
     for number in range(worker.reply_count):
-        reply = worker.replies[number]
-        if reply.position > durable:
+        reply = &worker.replies[number]
+        if not is_committed(&store.ring, &reply.wait):
+            copy_told(&told.out, worker.out.data + at, reply.at - at)
             reply_refused(store, &told, reply.opcode, reply.request_id, &outcome)
-        elif buffer_need(&told.out, reply.count):
-            memcpy(told.out.data + told.out.count, worker.out.data + reply.at, reply.count)
-            told.out.count += reply.count
+            at = reply.at + reply.count
+    copy_told(&told.out, worker.out.data + at, worker.out.count - at)
     free(worker.out.data)
-    free(told.replies)
     told.out.failed = told.out.failed or worker.out.failed
     worker.out = told.out
 
 
 cdef inline void forget_replies(Worker *worker) noexcept nogil:
     """The batch is over."""
-    worker.out.count = worker.reply_count = worker.position = 0
+    worker.out.count = worker.reply_count = 0
+    worker.wait.points = worker.wait.position = 0
     worker.deadline_ns = 0

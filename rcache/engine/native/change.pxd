@@ -36,7 +36,7 @@ from rcache.engine.native.removal cimport (
 )
 from rcache.engine.native.ring cimport POSITION_NONE, ring_publish, ring_unreserve
 from rcache.engine.native.store cimport (
-    PRIMARY, Bucket, Placed, Store, bucket_at, bucket_now_locked, is_expired, link_locked, name_item, now_ms, position_locked,
+    PRIMARY, Bucket, Placed, Store, bucket_at, bucket_now_locked, is_expired, link_locked, name_item, now_ms, wait_locked,
     record_locked, used_now,
 )
 from rcache.engine.native.system cimport add_fits, load8, note_wait, pthread_mutex_lock, pthread_mutex_unlock, put32, put64, store32, take_wait
@@ -194,7 +194,7 @@ cdef inline Item *read_locked(Store *store, Key *key, bint use, uint32_t used_ms
         if item == NULL:
             bucket.stripe.misses += use
             refuse(outcome, ST_NOT_FOUND, WHY_NOTHING)
-            outcome.position = position_locked(store, bucket, bucket.last_removal)
+            outcome.wait = wait_locked(store, bucket, bucket.last_removal)
             pthread_mutex_unlock(&bucket.stripe.lock)
             return NULL
         if not expired:
@@ -202,7 +202,7 @@ cdef inline Item *read_locked(Store *store, Key *key, bint use, uint32_t used_ms
                 bucket.stripe.hits += 1
                 store32(&item.used_ms, used_ms)
             outcome.status, outcome.version = ST_OK, item.version
-            outcome.position = position_locked(store, bucket, item.version)
+            outcome.wait = wait_locked(store, bucket, item.version)
             return item
         pthread_mutex_unlock(&bucket.stripe.lock)
         if remove_if(store, bucket, key.at, key.count, key.hashed, CAUSE_EXPIRED, 0, deadline_ns, outcome) < 0:
@@ -541,7 +541,7 @@ cdef inline void revealing_locked(Store *store, Change *change, const Decision *
     refuse(&change.outcome, decision.status, decision.why)
     change.outcome.number, change.outcome.other, change.outcome.minus = decision.number, decision.other, change.minus
     change.outcome.version = live.version if live != NULL else 0
-    change.outcome.position = position_locked(store, bucket, live.version if live != NULL else bucket.last_removal)
+    change.outcome.wait = wait_locked(store, bucket, live.version if live != NULL else bucket.last_removal)
 
 
 cdef inline bint prepare(Store *store, Change *change, Attempt *attempt, uint64_t room, bint expires) noexcept nogil:
@@ -597,7 +597,7 @@ cdef inline void change_locked(Store *store, Change *change, Attempt *attempt) n
         revealing_locked(store, change, &decision, live)
         return
     refuse(&change.outcome, ST_OK, WHY_NOTHING)
-    change.outcome.version, change.outcome.position = bucket.sequence, attempt.placed.wait
+    change.outcome.version, change.outcome.wait = bucket.sequence, attempt.placed.wait
     change.outcome.number = decision.number
     if attempt.wrote:
         tell_item(store, change, change.stored)

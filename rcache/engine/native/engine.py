@@ -9,27 +9,33 @@ engine; where a frame or a record cannot be read, its own grammar is asked for t
 
 from __future__ import annotations
 
+import functools
+import operator
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from hashlib import blake2b
 from typing import Any
 
 from rcache.cluster.bucket_state import BucketState, may_follow
 from rcache.engine.clock import NodeClock
 from rcache.engine.contract import (
+    POINTS_MAX,
+    UNCOMMITTED,
+    CommitPoint,
     ConnectionLimits,
     EngineConfig,
     EngineConnection,
     Handback,
     RequestRefused,
     StreamEnd,
+    Wait,
 )
 from rcache.engine.native import _native
 from rcache.engine.native.applied import STATES, raise_not_applied
 from rcache.engine.native.connections import NativeConnection, NativeGroup
-from rcache.engine.native.stream import NativeStream
+from rcache.engine.native.stream import NativePoint, NativeStream
 from rcache.records.record import (
     COUNTER_MAX,
     Opening,
@@ -49,19 +55,13 @@ EXPIRE_WAIT_S = 1.0
 """How long the housekeeper waits for room in the stream before it tries again on its next round."""
 
 
-UNCOMMITTED = {
-    StreamEnd.TIMED_OUT: (Status.NOT_COMMITTED, "applied here, but not on disk before the deadline; the outcome is not known"),
-    StreamEnd.FAILED: (Status.APPEND_LOG_FAILED, "the append log failed; the outcome is not known"),
-}
-
-
 def _digest(value: bytes) -> bytes:
     return blake2b(value, digest_size=VALUE_HASH_BYTES).digest()
 
 
-def _refusal(said: tuple[int, str, int, int]) -> RequestRefused:
-    status, reason, version, position = said
-    return RequestRefused(Status(status), reason, version=version, position=position)
+def _refusal(said: tuple[int, str, int, tuple[int, int]]) -> RequestRefused:
+    status, reason, version, wait = said
+    return RequestRefused(Status(status), reason, version=version, wait=Wait(*wait))
 
 
 class NativeEngine:
@@ -140,10 +140,9 @@ class NativeEngine:
                 why = f"{removed} items were removed, the rest was not: {refusal.reason}"
                 raise RequestRefused(Status.NOT_COMMITTED, why)
             removed += count
-        if self.config.commit:
-            end = self.stream.wait_durable(self.stream.head, deadline_ns)
-            if end is not StreamEnd.REACHED:
-                raise RequestRefused(*UNCOMMITTED[end])
+        end = self.stream.wait_committed(Wait(self._core.points, self.stream.head), deadline_ns)
+        if end is not StreamEnd.REACHED:
+            raise RequestRefused(*UNCOMMITTED[end])
         return removed
 
     # --- buckets and their states
@@ -173,15 +172,24 @@ class NativeEngine:
                 raise ValueError(f"bucket {bucket} is {now}; it cannot become primary at {show_sequence(begin)}")
         self.epoch = max(self.epoch, epoch)
 
+    def open_commit_point(self, name: str, position: int) -> NativePoint:
+        number = self._core.open_point(position)
+        if number < 0:
+            raise ValueError(f"the change stream has {POINTS_MAX} commit points already")
+        return NativePoint(self._core, name, number)
+
+    def set_commit_points(self, bucket: int, points: Collection[CommitPoint]) -> int:
+        return self._core.set_points(bucket, functools.reduce(operator.or_, (1 << point.number for point in points), 0))
+
     def exhausted_buckets(self) -> list[int]:
         return self._core.exhausted(COUNTER_MAX)
 
     # --- records in and out
 
-    def apply(self, body: bytes) -> None:
+    def apply(self, body: bytes | memoryview) -> None:
         problem = self._core.apply(body)
         if problem is not None:
-            raise_not_applied(body, self.config.buckets, *problem)
+            raise_not_applied(bytes(body), self.config.buckets, *problem)
 
     def copy_bucket(self, bucket: int) -> Iterator[bytes]:
         body = self._core.copy(bucket)

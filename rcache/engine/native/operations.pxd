@@ -20,6 +20,7 @@ from rcache.engine.native.change cimport (
     RULE_ADD, RULE_APPEND, RULE_CAS, RULE_CAS_SEEN, RULE_COUNT, RULE_DELETE, RULE_PREPEND, RULE_PUT, RULE_REPLACE, RULE_TOUCH,
     Buffer, Change, Key, buffer_free, buffer_need, key_of, make_change, put_item, read_locked,
 )
+from rcache.engine.native.commitment cimport Wait, wait_join
 from rcache.records._countdown cimport Countdown, countdown, is_even, take, take8, take16, take32, take64
 from rcache.engine.native.items cimport Item, body_read, expires_at
 from rcache.engine.native.protocol cimport (
@@ -210,7 +211,7 @@ cdef inline void run_get(Store *store, Worker *worker, uint32_t request_id, Chan
         put_item(&store.memory, at, item)
     pthread_mutex_unlock(&change.key.bucket.stripe.lock)
     if at != NULL:
-        end_reply(store, worker, OP_GET, ST_OK, request_id, payload, change.outcome.position)
+        end_reply(store, worker, OP_GET, ST_OK, request_id, payload, &change.outcome.wait)
 
 
 cdef inline void run_inspect(Store *store, Worker *worker, uint32_t request_id, Change *change) noexcept nogil:
@@ -230,7 +231,7 @@ cdef inline void run_inspect(Store *store, Worker *worker, uint32_t request_id, 
         put32(at + 20, item.value_bytes)
     pthread_mutex_unlock(&change.key.bucket.stripe.lock)
     if at != NULL:
-        end_reply(store, worker, OP_INSPECT, ST_OK, request_id, 24, change.outcome.position)
+        end_reply(store, worker, OP_INSPECT, ST_OK, request_id, 24, &change.outcome.wait)
 
 
 cdef inline bint is_too_large(const Store *store, Change *change) noexcept nogil:
@@ -257,15 +258,15 @@ cdef inline void run_change(Store *store, Worker *worker, uint8_t opcode, uint32
     if outcome.status != ST_OK:
         reply_refused(store, worker, opcode, request_id, outcome)
     elif opcode == OP_GET_AND_TOUCH:
-        end_reply(store, worker, opcode, ST_OK, request_id, begun, outcome.position)
+        end_reply(store, worker, opcode, ST_OK, request_id, begun, &outcome.wait)
     elif opcode == OP_INCREMENT or opcode == OP_DECREMENT:
         at = begin_reply(worker, 16)
         if at != NULL:
             put64(at, <uint64_t>outcome.number)
             put64(at + 8, outcome.version)
-            end_reply(store, worker, opcode, ST_OK, request_id, 16, outcome.position)
+            end_reply(store, worker, opcode, ST_OK, request_id, 16, &outcome.wait)
     else:
-        reply_version(store, worker, opcode, ST_OK, request_id, outcome.version, outcome.position)
+        reply_version(store, worker, opcode, ST_OK, request_id, outcome.version, &outcome.wait)
 
 
 # --- check-and-set by hash: BLAKE2b is hashlib's, outside of the lock; the item's version stands for its value under the lock
@@ -310,7 +311,7 @@ cdef inline void run_cas_hash(Store *store, Worker *worker, uint32_t request_id,
     if not done:
         refuse(outcome, ST_BUSY, WHY_KEPT_CHANGING_HASHED)
     if outcome.status == ST_OK:
-        reply_version(store, worker, OP_CAS_HASH, ST_OK, request_id, outcome.version, outcome.position)
+        reply_version(store, worker, OP_CAS_HASH, ST_OK, request_id, outcome.version, &outcome.wait)
     else:
         reply_refused(store, worker, OP_CAS_HASH, request_id, outcome)
 
@@ -357,7 +358,8 @@ cdef inline void put_entry(uint8_t *at, uint8_t status, Item *item) noexcept nog
 cdef inline void run_get_many(Store *store, Worker *worker, uint32_t request_id, Countdown *body, Change *change, uint32_t count, uint64_t room) noexcept nogil:
     """`room`: what the reply has left for values, in bytes."""
     cdef Buffer *out = &worker.out
-    cdef uint64_t begun = out.count, position = 0, now, wanted, payload
+    cdef uint64_t begun = out.count, now, wanted, payload
+    cdef Wait wait = Wait(0, 0)
     cdef uint32_t number
     cdef Item *item
     cdef Outcome *outcome = &change.outcome
@@ -371,12 +373,12 @@ cdef inline void run_get_many(Store *store, Worker *worker, uint32_t request_id,
         item = read_locked(store, &change.key, True, worker.used_ms, change.deadline_ns, &now, outcome)
         if item == NULL:
             if outcome.status == ST_NOT_FOUND:
-                position = max(position, outcome.position)
+                wait_join(&wait, &outcome.wait)
             if buffer_need(out, ITEM_ENTRY_BYTES):
                 put_entry(out.data + out.count, outcome.status, NULL)
                 out.count += ITEM_ENTRY_BYTES
             continue
-        position = max(position, outcome.position)
+        wait_join(&wait, &outcome.wait)
         wanted = item.value_bytes
         if wanted > room:
             outcome.status, wanted = ST_REPLY_FULL, 0
@@ -391,11 +393,12 @@ cdef inline void run_get_many(Store *store, Worker *worker, uint32_t request_id,
         return
     payload = out.count - begun - HEADER_BYTES
     out.count = begun
-    end_reply(store, worker, OP_GET_MANY, ST_OK, request_id, payload, position)
+    end_reply(store, worker, OP_GET_MANY, ST_OK, request_id, payload, &wait)
 
 
 cdef inline void run_change_many(Store *store, Worker *worker, uint8_t opcode, uint32_t request_id, Countdown *body, Change *change, uint32_t count) noexcept nogil:
-    cdef uint64_t payload = 2 + <uint64_t>count * CHANGE_ENTRY_BYTES, position = 0
+    cdef uint64_t payload = 2 + <uint64_t>count * CHANGE_ENTRY_BYTES
+    cdef Wait wait = Wait(0, 0)
     cdef uint8_t *at = begin_reply(worker, payload)
     cdef Outcome *outcome = &change.outcome
     cdef uint32_t number
@@ -409,8 +412,8 @@ cdef inline void run_change_many(Store *store, Worker *worker, uint8_t opcode, u
         change.rule, change.used_ms = RULE_PUT if opcode == OP_SET_MANY else RULE_DELETE, worker.used_ms
         if not is_too_large(store, change):
             make_change(store, change)
-        position = max(position, outcome.position)
+        wait_join(&wait, &outcome.wait)
         at[0] = outcome.status
         put64(at + 1, outcome.version)
         at += CHANGE_ENTRY_BYTES
-    end_reply(store, worker, opcode, ST_OK, request_id, payload, position)
+    end_reply(store, worker, opcode, ST_OK, request_id, payload, &wait)

@@ -38,6 +38,7 @@ from rcache.engine.native.memory cimport (
 from rcache.engine.native.protocol cimport (
     CAUSE_EVICTED, CAUSE_EXPIRED, COUNTER_MAX, KIND_REMOVE, RECORD_HEADER_BYTES, ST_BUSY, ST_NO_ROOM, ST_STOPPING, RecordHead,
 )
+from rcache.engine.native.commitment cimport Wait
 from rcache.engine.native.ring cimport (
     POSITION_NONE, STREAM_FAILED, STREAM_REACHED, StreamEnd, ring_publish, ring_reserve, ring_unreserve,
 )
@@ -98,7 +99,7 @@ cdef struct Outcome:
     uint8_t status
     uint8_t why
     uint64_t version
-    uint64_t position
+    Wait wait
     int64_t number
     int64_t other
     bint minus         # `other` is to be read with its sign changed
@@ -106,7 +107,7 @@ cdef struct Outcome:
 
 cdef inline void refuse(Outcome *outcome, uint8_t status, uint8_t why) noexcept nogil:
     outcome.status, outcome.why = status, why
-    outcome.version = outcome.position = 0
+    outcome.version = outcome.wait.points = outcome.wait.position = 0
     outcome.number = outcome.other = 0
     outcome.minus = False
 

@@ -1,10 +1,11 @@
-"""The change stream in native code: a ring of bytes with a cursor for each reader.
+"""The change stream in native code: a ring of bytes, room in it, and records in.
 
-What it is: `rcache.engine.reference.ring` without objects: records lie one after the other in a buffer that is mapped twice, so
-that one that goes over the end lies in one piece all the same. Positions are bytes since the stream began.
+What it is: with `commitment` and `cursors`, `rcache.engine.reference.ring` without objects: records lie one after the other in a
+buffer that is mapped twice, so that one that goes over the end lies in one piece all the same. Positions are bytes since the
+stream began.
 Which thread runs it: writers (`ring_reserve` before the stripe lock, `ring_place` under it, `ring_publish` after the record was
-copied); readers; who waits for the disk.
-What it owns: the buffer. What it must not know: what a record says, but for its length and kind.
+copied).
+What it owns: the buffer. What it must not know: what a record says, but for its length and kind; who reads.
 
 The background of `place` and `publish`: a place is given under the ring's lock, which fixes the order; the record is copied
 into it outside of that lock, so that a record of a megabyte holds nobody up. Until it is there its kind (byte 4) is 0, which no
@@ -13,25 +14,29 @@ record has; a reader stops before such a record.
 Invariants:
 1. held + reserved <= bytes_max: `credit` is what is left of it, and goes below zero only within a try.
 2. The tail passes no record that a reader holds, and none that is not published.
-3. After `ring_fail` no place is given and no wait lasts.
+3. Once it has `failed` no place is given and no wait lasts.
 4. Where there is no reader nothing is kept: positions are counted and nothing is copied.
 """
 
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memset
 
 from rcache.engine.native.system cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_NONE, PROT_READ,
-    PROT_WRITE, add64, cond_init, cond_wait_until, fence, get32, load64, load8, mmap, monotonic_ns, mremap, munmap, mutex_init, note_wait, pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_t, pthread_mutex_destroy,
-    pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, sched_yield, signed64, store64, store8, write,
+    PROT_WRITE, add64, cond_init, cond_wait_until, fence, get32, load8, mmap, monotonic_ns, mremap, munmap, mutex_init, note_wait,
+    pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_t, pthread_mutex_destroy, pthread_mutex_lock, pthread_mutex_t,
+    pthread_mutex_unlock, signed64, store64, store8,
 )
 
 cdef enum:
     READERS_MAX = 64
     WAKERS_MAX = 64
+    POINTS_MAX = 64
     FAILURE_BYTES = 512
     KIND_AT = 4
+    # The commit point that is the append log.
+    DISK = 0
     # Dropping makes room for the next records too, so that the search for it is not made for each.
     DROP_DIVISOR = 16
     POSITION_NONE = 0
@@ -45,6 +50,8 @@ cdef enum StreamEnd:
 cdef struct Cursor:
     uint64_t position    # before the next record to read
     uint64_t released    # records before this need not be kept for it
+    const uint8_t *chosen    # a bit for each bucket whose records it reads; NULL: all
+    uint32_t chosen_bytes
     bint holds
     bint pinned          # a reader that does not hold, while it copies
     bint woken
@@ -64,12 +71,13 @@ cdef struct Ring:
     int64_t credit
     int64_t reserved     # for statistics and check alone
     int64_t unpublished
-    uint64_t durable
-    int64_t durable_waiters
+    uint64_t reached[POINTS_MAX]   # what each commit point has come to; UINT64_MAX where it is not open
+    uint32_t next_point
+    int64_t waiters      # threads, and connections of shared workers, that wait for a point
+    int64_t disk_waiters # those of them that wait for the disk
     int64_t room_waiters
     int64_t sleeping
     int64_t full_waits
-    int64_t parked       # connections of shared workers that wait for the disk
     uint8_t failed
     uint8_t waits_ended
     char failure[FAILURE_BYTES]
@@ -86,6 +94,8 @@ cdef inline bint ring_init(Ring *ring, uint64_t bytes_max) noexcept nogil:
     while size < bytes_max:
         size *= 2
     ring.size, ring.bytes_max, ring.credit = size, bytes_max, <int64_t>bytes_max
+    memset(ring.reached, 0xFF, sizeof(ring.reached))
+    ring.reached[<int>DISK], ring.next_point = 0, DISK + 1
     if mutex_init(&ring.lock) or cond_init(&ring.readable) or cond_init(&ring.room) or cond_init(&ring.committed):
         return False
     base = mmap(NULL, size * 2, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
@@ -233,208 +243,3 @@ cdef inline void ring_publish(Ring *ring, uint8_t *place, uint8_t kind) noexcept
         pthread_mutex_lock(&ring.lock)
         pthread_cond_broadcast(&ring.readable)
         pthread_mutex_unlock(&ring.lock)
-
-
-# --- the disk
-
-cdef inline void wake_all_locked(Ring *ring) noexcept nogil:
-    """Everybody who waits for the disk, shared workers included."""
-    cdef uint64_t one = 1
-    cdef uint32_t number
-    pthread_cond_broadcast(&ring.committed)
-    for number in range(ring.waker_count):
-        write(ring.wakers[number], &one, sizeof(one))
-
-
-cdef inline void ring_set_durable(Ring *ring, uint64_t position) noexcept nogil:
-    pthread_mutex_lock(&ring.lock)
-    if position > ring.durable:
-        store64(&ring.durable, position)
-    fence()
-    if signed64(&ring.durable_waiters) or signed64(&ring.parked):
-        wake_all_locked(ring)
-    pthread_mutex_unlock(&ring.lock)
-
-
-cdef inline void ring_park(Ring *ring, int64_t more) noexcept nogil:
-    """One more connection, or one less, waits for the disk in a shared worker; the log is to hurry for it."""
-    add64(&ring.parked, more)
-    fence()
-    if more > 0:
-        pthread_mutex_lock(&ring.lock)
-        pthread_cond_broadcast(&ring.readable)
-        pthread_mutex_unlock(&ring.lock)
-
-
-cdef inline bint waker_add(Ring *ring, int fd) noexcept nogil:
-    """Have this eventfd written to when the log has come further. False if there are too many."""
-    cdef bint added = False
-    pthread_mutex_lock(&ring.lock)
-    if ring.waker_count < WAKERS_MAX:
-        ring.wakers[ring.waker_count] = fd
-        ring.waker_count += 1
-        added = True
-    pthread_mutex_unlock(&ring.lock)
-    return added
-
-
-cdef inline void waker_remove(Ring *ring, int fd) noexcept nogil:
-    cdef uint32_t number
-    pthread_mutex_lock(&ring.lock)
-    for number in range(ring.waker_count):
-        if ring.wakers[number] == fd:
-            ring.waker_count -= 1
-            ring.wakers[number] = ring.wakers[ring.waker_count]
-            break
-    pthread_mutex_unlock(&ring.lock)
-
-
-cdef inline StreamEnd ring_wait_durable(Ring *ring, uint64_t position, int64_t deadline_ns) noexcept nogil:
-    cdef StreamEnd end = STREAM_REACHED
-    if load64(&ring.durable) >= position:
-        return STREAM_REACHED
-    pthread_mutex_lock(&ring.lock)
-    add64(&ring.durable_waiters, 1)
-    while ring.durable < position:
-        if ring.failed:
-            end = STREAM_FAILED
-            break
-        if ring.waits_ended or monotonic_ns() >= deadline_ns:
-            end = STREAM_TIMED_OUT
-            break
-        pthread_cond_broadcast(&ring.readable)
-        cond_wait_until(&ring.committed, &ring.lock, deadline_ns)
-    add64(&ring.durable_waiters, -1)
-    pthread_mutex_unlock(&ring.lock)
-    return end
-
-
-cdef inline void ring_end_waits(Ring *ring) noexcept nogil:
-    pthread_mutex_lock(&ring.lock)
-    store8(&ring.waits_ended, 1)
-    pthread_cond_broadcast(&ring.room)
-    wake_all_locked(ring)
-    pthread_mutex_unlock(&ring.lock)
-
-
-cdef inline void ring_fail(Ring *ring, const char *why, size_t count) noexcept nogil:
-    pthread_mutex_lock(&ring.lock)
-    if not ring.failed:
-        count = min(count, <size_t>(FAILURE_BYTES - 1))
-        memcpy(ring.failure, why, count)
-        ring.failure[count] = 0
-        store8(&ring.failed, 1)
-    pthread_cond_broadcast(&ring.readable)
-    pthread_cond_broadcast(&ring.room)
-    wake_all_locked(ring)
-    pthread_mutex_unlock(&ring.lock)
-
-
-# --- readers
-
-cdef inline Cursor *cursor_open(Ring *ring, bint holds) noexcept nogil:
-    """A cursor at the newest record, or NULL if there are too many."""
-    cdef Cursor *found = NULL
-    cdef uint32_t number
-    pthread_mutex_lock(&ring.lock)
-    while not ring.readers and signed64(&ring.unpublished):  # a copy under way for a reader that has gone
-        pthread_mutex_unlock(&ring.lock)
-        sched_yield()
-        pthread_mutex_lock(&ring.lock)
-    if not ring.readers:
-        keep_nothing_locked(ring)
-    for number in range(READERS_MAX):
-        if not ring.cursors[number].used:
-            found = &ring.cursors[number]
-            found.position = found.released = ring.head
-            found.holds, found.pinned, found.woken, found.used = holds, False, False, True
-            ring.readers += 1
-            break
-    pthread_mutex_unlock(&ring.lock)
-    return found
-
-
-cdef inline void cursor_close(Ring *ring, Cursor *cursor) noexcept nogil:
-    pthread_mutex_lock(&ring.lock)
-    if cursor.used:
-        cursor.used = False
-        ring.readers -= 1
-    pthread_cond_broadcast(&ring.room)
-    pthread_mutex_unlock(&ring.lock)
-
-
-cdef inline void cursor_release(Ring *ring, Cursor *cursor, uint64_t position) noexcept nogil:
-    pthread_mutex_lock(&ring.lock)
-    cursor.released = position
-    pthread_cond_broadcast(&ring.room)
-    pthread_mutex_unlock(&ring.lock)
-
-
-cdef inline bint is_behind_locked(Ring *ring, Cursor *cursor) noexcept nogil:
-    """Whether there is a whole record to read. One that fell behind the tail reads on from there."""
-    if cursor.position < ring.tail:
-        return True
-    return cursor.position < ring.head and load8(ring_at(ring, cursor.position) + KIND_AT) != 0
-
-
-cdef inline bint is_urgent_locked(Ring *ring, Cursor *cursor) noexcept nogil:
-    """Whether somebody waits for what is there: for its commitment, for its room, or by `wake_readers`."""
-    cdef bint woken = cursor.woken
-    cursor.woken = False
-    return (woken or (ring.head - cursor.released) * 2 > ring.bytes_max or signed64(&ring.durable_waiters) > 0
-            or signed64(&ring.parked) > 0)
-
-
-cdef inline bint cursor_await(Ring *ring, Cursor *cursor, int64_t timeout_ns, int64_t linger_ns) noexcept nogil:
-    """Wait for a record, then a little for more unless somebody waits for it. Whether there is one. Pins the cursor then."""
-    cdef int64_t deadline_ns = monotonic_ns() + timeout_ns
-    cdef bint there
-    pthread_mutex_lock(&ring.lock)
-    add64(&ring.sleeping, 1)
-    fence()
-    there = is_behind_locked(ring, cursor)
-    if not there:
-        while not there and not cursor.woken and not ring.failed and monotonic_ns() < deadline_ns:
-            cond_wait_until(&ring.readable, &ring.lock, deadline_ns)
-            there = is_behind_locked(ring, cursor)
-        cursor.woken = False
-    add64(&ring.sleeping, -1)
-    if there and linger_ns > 0 and not is_urgent_locked(ring, cursor):
-        cond_wait_until(&ring.readable, &ring.lock, monotonic_ns() + linger_ns)
-    if there:
-        cursor.pinned = True
-        if not cursor.holds:
-            cursor.released = max(cursor.position, ring.tail)
-    pthread_mutex_unlock(&ring.lock)
-    return there
-
-
-cdef inline uint64_t cursor_measure(Ring *ring, Cursor *cursor, uint64_t bytes_max, uint64_t *count, bint *lost) noexcept nogil:
-    """How many bytes, in `count` whole records, there are to take: one record at least, up to about `bytes_max`. The cursor
-    is pinned, so nothing of it is dropped meanwhile."""
-    cdef uint64_t at, head, size = 0
-    cdef uint32_t length
-    pthread_mutex_lock(&ring.lock)
-    lost[0] = cursor.position < ring.tail
-    if lost[0]:
-        cursor.position = ring.tail
-    head = ring.head
-    pthread_mutex_unlock(&ring.lock)
-    at = cursor.position
-    count[0] = 0
-    while at < head and load8(ring_at(ring, at) + KIND_AT):
-        length = get32(ring_at(ring, at))
-        if size and size + length > bytes_max:
-            break
-        at += length
-        size += length
-        count[0] += 1
-    return size
-
-
-cdef inline void cursor_unpin(Ring *ring, Cursor *cursor, uint64_t position) noexcept nogil:
-    """What was to be copied is copied; the cursor stands at `position`."""
-    pthread_mutex_lock(&ring.lock)
-    cursor.position = position
-    cursor.pinned = False
-    pthread_mutex_unlock(&ring.lock)

@@ -7,7 +7,7 @@ What it must not know: HELLO, GOODBYE, who closes the socket.
 
 Invariants, as there:
 1. Replies leave in the order of their requests.
-2. No reply leaves before the log is on disk up to its position; one whose wait ended otherwise says NOT_COMMITTED or
+2. No reply leaves before what it waits for is committed; one whose wait ended otherwise says NOT_COMMITTED or
    APPEND_LOG_FAILED instead of what it would have revealed.
 3. What is held of a peer is bounded: input by one frame and one read, output by OUTPUT_BYTES_MAX and one reply; and for all
    peers together by `buffer_bytes_max` (`Store`), beyond one read for each.
@@ -20,12 +20,13 @@ from libc.string cimport memcpy, memmove
 
 from rcache.engine.native.answers cimport Reply, Worker, forget_replies, rewrite_uncommitted
 from rcache.engine.native.change cimport Buffer, buffer_free, drop_spare
+from rcache.engine.native.commitment cimport Wait, ring_wait
 from rcache.engine.native.operations cimport BAD_PAYLOAD, execute, look_at_clocks
 from rcache.engine.native.protocol cimport (
     HEADER_BYTES, OP_DELETE_MANY, OP_GET, OP_GET_MANY, OP_INSPECT, PROTOCOL_VERSION, REQUEST_MAGIC, ST_BAD_FLAGS, ST_BAD_MAGIC,
     ST_BAD_PAYLOAD, ST_BAD_VERSION, ST_FRAME_TOO_LONG,
 )
-from rcache.engine.native.ring cimport STREAM_FAILED, STREAM_REACHED, StreamEnd, ring_wait_durable
+from rcache.engine.native.ring cimport STREAM_FAILED, STREAM_REACHED, StreamEnd
 from rcache.engine.native.store cimport Store
 from rcache.engine.native.system cimport (
     EAGAIN, EINTR, MSG_DONTWAIT, MSG_NOSIGNAL, POLLIN, add64, get32, last_errno, load64, load8, monotonic_ns, poll,
@@ -89,10 +90,10 @@ cdef struct Conn:
     bint again               # what is held may be whole frames: look at it without receiving
     Buffer unsent
     uint64_t unsent_at
-    Reply *replies           # of what waits for the disk
+    Reply *replies           # of what waits for commitment
     uint64_t reply_count
     uint64_t reply_room
-    uint64_t position
+    Wait wait
     int64_t deadline_ns
     int64_t phase_began_ns
     uint32_t place           # in its group
@@ -262,11 +263,11 @@ cdef inline Ending flush_replies(Store *store, Worker *worker, Conn *conn) noexc
     cdef StreamEnd end
     if worker.out.failed:
         return ENDED_LOST
-    if worker.position:
-        end = ring_wait_durable(&store.ring, worker.position, worker.deadline_ns)
+    if worker.wait.points:
+        end = ring_wait(&store.ring, &worker.wait, worker.deadline_ns)
         worker.left = 0
         if end != STREAM_REACHED:
-            rewrite_uncommitted(store, worker, load64(&store.ring.durable), end == STREAM_FAILED)
+            rewrite_uncommitted(store, worker, end == STREAM_FAILED)
             if worker.out.failed:
                 return ENDED_LOST
     if worker.out.count:

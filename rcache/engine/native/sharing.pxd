@@ -1,14 +1,14 @@
 """Many connections, one worker: sockets that share a thread by a level-triggered epoll.
 
 What it is: the loop of a worker that serves a group of connections and never blocks in one of them. A connection whose replies
-wait for the disk is parked; one whose peer takes nothing waits for room; both are read from no further meanwhile.
+wait for commitment is parked; one whose peer takes nothing waits for room; both are read from no further meanwhile.
 Which thread runs it: the group's own worker; `group_add` any.
 What it owns: the connections that were added, until they are handed back. What it must not know: what is said in the frames that
 are not the engine's business.
 
 The phases of a connection here:
     OPEN      it is read from; nothing is to be sent
-    PARKED    replies wait for the log to be on disk up to `position`, or for `deadline_ns`; nothing of it is watched
+    PARKED    replies `wait` for commitment, or for `deadline_ns`; nothing of it is watched
     SENDING   bytes wait for the peer to take them, for `send_ns` at most
     DRAINING  the last frame and FIN are sent; what still comes is read and dropped, until the peer closes or FAREWELL_NS are over
 OPEN -> PARKED -> SENDING -> OPEN or DRAINING, with none or any of the two in the middle.
@@ -25,8 +25,9 @@ from libc.string cimport memset
 
 from rcache.engine.native.answers cimport Reply, Worker, forget_replies, rewrite_uncommitted
 from rcache.engine.native.change cimport Buffer, buffer_free, drop_spare
+from rcache.engine.native.commitment cimport is_committed, ring_park, ring_unpark
 from rcache.engine.native.protocol cimport ST_BAD_PAYLOAD
-from rcache.engine.native.ring cimport Ring, ring_park
+from rcache.engine.native.ring cimport Ring
 from rcache.engine.native.serving cimport (
     ENDED_BAD_FRAME, ENDED_CLOSED, ENDED_FRAME, ENDED_FRAME_TIMEOUT, ENDED_HELLO_TIMEOUT, ENDED_IDLE_TIMEOUT, ENDED_LOST,
     ENDED_SLOW_READER, ENDED_STOPPING, GOING_ON, LOOKS_IN_VAIN_MAX, LOOK_NS, OUTPUT_BYTES_MAX, OUTPUT_FULL, BUFFER_BYTES_KEPT, Conn, Ending, Handed, hold,
@@ -57,7 +58,7 @@ cdef enum:
 cdef struct Group:
     Store *store
     int poller
-    int waker                # eventfd: something was added, the log came further
+    int waker                # eventfd: something was added, a commit point came further
     int stop_fd
     const uint8_t *stop
     bint stop_seen
@@ -131,7 +132,7 @@ cdef inline void leave(Group *group, Conn *conn) noexcept nogil:
 
 cdef inline void unpark(Group *group, Conn *conn) noexcept nogil:
     group.parked -= 1
-    ring_park(&group.store.ring, -1)
+    ring_unpark(&group.store.ring, &conn.wait)
     conn.phase = PHASE_OPEN
 
 
@@ -193,7 +194,7 @@ cdef inline bint flush_shared(Group *group, Conn *conn, Ending *lost) noexcept n
     if worker.out.failed:
         lost[0] = lose_replies(worker)
         return False
-    if worker.position > load64(&group.store.ring.durable):
+    if not is_committed(&group.store.ring, &worker.wait):
         park(group, conn)
         return False
     if worker.out.count:
@@ -216,33 +217,32 @@ cdef inline bint flush_shared(Group *group, Conn *conn, Ending *lost) noexcept n
 
 
 cdef inline void park(Group *group, Conn *conn) noexcept nogil:
-    """The replies gathered wait for the disk (invariant 2)."""
+    """The replies gathered wait for commitment (invariant 2)."""
     cdef Worker *worker = &group.worker
     keep_unsent(group, conn, worker, 0)
     conn.replies, conn.reply_count, conn.reply_room = worker.replies, worker.reply_count, worker.reply_room
-    conn.position, conn.deadline_ns = worker.position, worker.deadline_ns
+    conn.wait, conn.deadline_ns = worker.wait, worker.deadline_ns
     worker.replies, worker.reply_room = NULL, 0
     forget_replies(worker)
     conn.phase, conn.phase_began_ns = PHASE_PARKED, monotonic_ns()
     group.parked += 1
     group.sweep_at_ns = min(group.sweep_at_ns, conn.deadline_ns)
     watch(group, conn, 0)
-    ring_park(&group.store.ring, 1)
+    ring_park(&group.store.ring, &conn.wait)
 
 
 cdef inline Ending unpark_if_due(Group *group, Conn *conn, int64_t now_ns) noexcept nogil:
-    """Send the replies of a parked connection if the log has come that far, or if that will not be in time."""
+    """Send the replies of a parked connection if they are committed, or if that will not be in time."""
     cdef Ring *ring = &group.store.ring
-    cdef uint64_t durable = load64(&ring.durable)
     cdef Worker told
-    if conn.position > durable:
+    if not is_committed(ring, &conn.wait):
         if not load8(&ring.failed) and not load8(&ring.waits_ended) and now_ns < conn.deadline_ns:
             group.sweep_at_ns = min(group.sweep_at_ns, conn.deadline_ns)
             return GOING_ON
         memset(&told, 0, sizeof(Worker))
         told.out, told.replies, told.reply_count = conn.unsent, conn.replies, conn.reply_count
         add64(&group.store.buffer_bytes, -<int64_t>conn.unsent.room)
-        rewrite_uncommitted(group.store, &told, durable, load8(&ring.failed) != 0)
+        rewrite_uncommitted(group.store, &told, load8(&ring.failed) != 0)
         conn.unsent = told.out
         add64(&group.store.buffer_bytes, <int64_t>conn.unsent.room)
     free(conn.replies)

@@ -10,8 +10,9 @@ holds any lock of the engine takes the interpreter's: whoever has that one may w
 Invariants, under the stripe's lock:
 1. An item in a bucket's table is LIVE; if it EXPIRES it is in its stripe's wheel.
 2. A bucket's `sequence` is that of its newest record, and its times never decrease.
-3. `pending` covers the newest records that may not be on disk yet, oldest first. Where there are more than it has room for,
-   neighbours are joined: who asks for one of them waits for the later one, which is never too early.
+3. `pending` covers the newest records that may not be committed yet, oldest first; none where the bucket waits for no point.
+   Where there are more than it has room for, neighbours are joined: who asks for one of them waits for the later one, which is
+   never too early.
 """
 
 from cpython.ref cimport PyObject
@@ -25,9 +26,10 @@ from rcache.engine.native.memory cimport Memory, handle_of
 from rcache.engine.native.protocol cimport (
     CAUSES, COUNTER_MAX, RECORD_HEADER_BYTES, RecordHead, put_record_head,
 )
+from rcache.engine.native.commitment cimport Wait, committed
 from rcache.engine.native.ring cimport POSITION_NONE, Ring, ring_place
 from rcache.engine.native.system cimport (
-    CLOCK_BOOTTIME, clock_ns, load64, pthread_mutex_t, signed64, store8, store32, store64,
+    CLOCK_BOOTTIME, clock_ns, load64, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, signed64, store8, store32, store64,
 )
 from rcache.engine.native.table cimport Table, table_insert, table_remove
 
@@ -62,7 +64,8 @@ cdef struct Pending:
 cdef struct Bucket:
     Table table
     Stripe *stripe
-    Pending *pending
+    uint64_t points      # the commit points it waits for, a bit each
+    Pending *pending     # there where it waits, or did so once
     uint32_t pending_from
     uint32_t pending_count
     uint32_t number
@@ -83,7 +86,6 @@ cdef struct Store:
     uint32_t bucket_count
     uint32_t stripe_count
     uint64_t hash_key[2]
-    bint commit
     bint evict
     bint looks           # threads look for the next request for a moment before they sleep
     uint64_t value_bytes_max
@@ -142,28 +144,33 @@ cdef inline void learn_time_locked(Bucket *bucket, uint64_t time_ms, uint64_t cl
     bucket.ahead_ms = max(bucket.ahead_ms, <int64_t>(time_ms - clock_ms))
 
 
-# --- positions
+# --- commitment
 
-cdef inline void forget_durable_locked(Bucket *bucket, uint64_t durable) noexcept nogil:
-    while bucket.pending_count and bucket.pending[bucket.pending_from].position <= durable:
+cdef inline void forget_committed_locked(Store *store, Bucket *bucket) noexcept nogil:
+    cdef uint64_t reached = committed(&store.ring, bucket.points)
+    while bucket.pending_count and bucket.pending[bucket.pending_from].position <= reached:
         bucket.pending_from = (bucket.pending_from + 1) % PENDING_MAX
         bucket.pending_count -= 1
 
 
-cdef inline uint64_t position_locked(Store *store, Bucket *bucket, uint64_t sequence) noexcept nogil:
-    """The position up to which the stream must be on disk before `sequence` may be revealed; 0: it is already."""
+cdef inline Wait wait_locked(Store *store, Bucket *bucket, uint64_t sequence) noexcept nogil:
+    """What an answer waits for that reveals `sequence`."""
     cdef uint32_t number
     cdef Pending *entry
-    if not store.commit:
-        return 0
-    forget_durable_locked(bucket, load64(&store.ring.durable))
+    cdef Wait wait
+    wait.points = wait.position = 0
+    if not bucket.points:
+        return wait
+    forget_committed_locked(store, bucket)
     if not bucket.pending_count or sequence < bucket.pending[bucket.pending_from].first:
-        return 0
+        return wait
+    wait.points = bucket.points
     for number in range(bucket.pending_count):
         entry = &bucket.pending[(bucket.pending_from + number) % PENDING_MAX]
+        wait.position = entry.position
         if sequence <= entry.last:
-            return entry.position
-    return bucket.pending[(bucket.pending_from + bucket.pending_count - 1) % PENDING_MAX].position
+            break
+    return wait
 
 
 cdef inline void pend_locked(Store *store, Bucket *bucket, uint64_t sequence, uint64_t position) noexcept nogil:
@@ -172,7 +179,7 @@ cdef inline void pend_locked(Store *store, Bucket *bucket, uint64_t sequence, ui
     cdef Pending *one
     cdef Pending *other
     cdef uint32_t number
-    forget_durable_locked(bucket, load64(&store.ring.durable))
+    forget_committed_locked(store, bucket)
     if bucket.pending_count == PENDING_MAX:
         for number in range(PENDING_HALF):
             one = &bucket.pending[(bucket.pending_from + 2 * number) % PENDING_MAX]
@@ -187,19 +194,46 @@ cdef inline void pend_locked(Store *store, Bucket *bucket, uint64_t sequence, ui
     bucket.pending_count += 1
 
 
+cdef inline bint set_points(Store *store, Bucket *bucket, uint64_t points, uint64_t *head) noexcept nogil:
+    """Have a bucket wait for these points from now on. `head`: the stream's at that moment. False where memory for what waits
+    cannot be had; nothing has changed then."""
+    cdef Pending *room = <Pending *>calloc(PENDING_MAX, sizeof(Pending))
+    if room == NULL:
+        return False
+    pthread_mutex_lock(&bucket.stripe.lock)
+    if bucket.pending == NULL:
+        bucket.pending, room = room, NULL
+    bucket.points = points
+    if not points:
+        bucket.pending_count = 0
+    head[0] = load64(&store.ring.head)
+    pthread_mutex_unlock(&bucket.stripe.lock)
+    free(room)
+    return True
+
+
+cdef inline void forget_point(Store *store, Bucket *bucket, uint32_t number) noexcept nogil:
+    """A bucket does not wait for this point any more."""
+    pthread_mutex_lock(&bucket.stripe.lock)
+    bucket.points &= ~(<uint64_t>1 << number)
+    if not bucket.points:
+        bucket.pending_count = 0
+    pthread_mutex_unlock(&bucket.stripe.lock)
+
+
 # --- records
 
 cdef struct Placed:
     uint8_t *at          # where the record is to be copied; NULL where nobody reads
     uint64_t position    # after it; POSITION_NONE: the stream has failed, and nothing has changed
-    uint64_t wait        # what an answer waits for
+    Wait wait            # what an answer waits for
 
 
 cdef inline Placed record_locked(Store *store, Bucket *bucket, RecordHead *head, int64_t reserved) noexcept nogil:
     """Give a record its place, in the bucket (sequence and time are in `head`) and in the stream. Key and value are still to
     be copied behind its head, and then it is published."""
     cdef Placed placed
-    placed.wait = 0
+    placed.wait.points = placed.wait.position = 0
     placed.position = ring_place(&store.ring, head.length, reserved, &placed.at)
     if placed.position == POSITION_NONE:
         return placed
@@ -207,9 +241,9 @@ cdef inline Placed record_locked(Store *store, Bucket *bucket, RecordHead *head,
         put_record_head(placed.at, head)
     bucket.sequence = head.sequence
     bucket.newest_ms = head.time_ms
-    if store.commit:
+    if bucket.points:
         pend_locked(store, bucket, head.sequence, placed.position)
-        placed.wait = placed.position
+        placed.wait.points, placed.wait.position = bucket.points, placed.position
     return placed
 
 

@@ -6,10 +6,16 @@ record says.
 
 from __future__ import annotations
 
-from rcache.engine.contract import Batch, StreamEnd
+import socket
+from collections.abc import Collection
+
+from rcache.engine.contract import DISK, Batch, Ended, LinkFrame, Sent, StreamEnd, Wait
 from rcache.engine.native import _native
+from rcache_client.wire.frames import encode_request
 
 STREAM_ENDS = (StreamEnd.REACHED, StreamEnd.TIMED_OUT, StreamEnd.FAILED)
+SEND_ENDS = (None, Ended.SLOW_READER, Ended.LOST)
+"""By the numbers of the core."""
 
 
 class NativeReader:
@@ -22,6 +28,15 @@ class NativeReader:
         body, count, position, lost = self._reader.take(bytes_max, int(timeout_s * 1e9), int(linger_s * 1e9))
         return Batch(body, count, position, lost)
 
+    def choose(self, buckets: Collection[int] | None) -> None:
+        self._reader.choose(buckets)
+
+    def send(self, sock: socket.socket, frame: LinkFrame, bytes_max: int, timeout_s: float) -> Sent:
+        head = encode_request(frame.opcode, frame.request_id, 0, frame.prefix)
+        in_ns = int(timeout_s * 1e9), int(frame.send_s * 1e9)
+        count, position, lost, end = self._reader.send(sock.fileno(), head, bytes_max, *in_ns)
+        return Sent(count, position, lost, SEND_ENDS[end])
+
     def release(self, position: int) -> None:
         self._reader.release(position)
 
@@ -29,11 +44,37 @@ class NativeReader:
         self._reader.close()
 
 
+class NativePoint:
+    """A commit point. See `contract.CommitPoint`."""
+
+    def __init__(self, core: _native.Core, name: str, number: int) -> None:
+        self.name = name
+        self.number = number
+        self._core = core
+        self._closed = False
+
+    @property
+    def position(self) -> int:
+        return self._core.point(self.number)
+
+    def advance(self, position: int) -> None:
+        if not self._closed:
+            self._core.advance(self.number, position)
+
+    def close(self) -> None:
+        if self.number == DISK:
+            raise ValueError("the disk is a commit point for as long as there is a stream")
+        if not self._closed:
+            self._closed = True
+            self._core.close_point(self.number)
+
+
 class NativeStream:
     """The change stream. See `contract.ChangeStream`."""
 
     def __init__(self, core: _native.Core) -> None:
         self._core = core
+        self.disk = NativePoint(core, "disk", DISK)
 
     @property
     def head(self) -> int:
@@ -52,10 +93,13 @@ class NativeStream:
         return NativeReader(self._core, holds=holds)
 
     def set_durable(self, position: int) -> None:
-        self._core.set_durable(position)
+        self.disk.advance(position)
 
     def wait_durable(self, position: int, deadline_ns: int) -> StreamEnd:
-        return STREAM_ENDS[self._core.wait_durable(position, deadline_ns)]
+        return self.wait_committed(Wait(1 << DISK, position), deadline_ns)
+
+    def wait_committed(self, wait: Wait, deadline_ns: int) -> StreamEnd:
+        return STREAM_ENDS[self._core.wait(wait.points, wait.position, deadline_ns)]
 
     def wake_readers(self) -> None:
         self._core.wake_readers()

@@ -25,6 +25,7 @@ cdef extern from * nogil:
     #include <sys/mman.h>
     #include <sys/random.h>
     #include <sys/socket.h>
+    #include <sys/uio.h>
     #include <time.h>
     #include <unistd.h>
     #ifdef __SSE2__
@@ -212,8 +213,15 @@ cdef extern from * nogil:
     ssize_t recv(int, void *, size_t, int) noexcept
     ssize_t send(int, const void *, size_t, int) noexcept
     int shutdown(int, int) noexcept
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+    struct msghdr:
+        iovec *msg_iov
+        size_t msg_iovlen
+    ssize_t sendmsg(int, const msghdr *, int) noexcept
 
-    short POLLIN
+    short POLLIN, POLLOUT
     struct pollfd:
         int fd
         short events

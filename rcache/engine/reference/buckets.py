@@ -7,7 +7,7 @@ What it owns: the items. What it must not know: frames, deadlines, memory limits
 Invariants, under the stripe's lock:
 1. A key is in its bucket's `items`, in its stripe's `recency`, and (if it expires) in its stripe's `expiries`, or in none.
 2. A bucket's `sequence` is that of its newest record, and its times never decrease.
-3. `pending` holds the newest records that may not be on disk yet, oldest first.
+3. `pending` holds the newest records that may not be committed yet, oldest first; none where the bucket waits for no point.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import NamedTuple
 from sortedcontainers import SortedList
 
 from rcache.cluster.bucket_state import BucketState
+from rcache.engine.contract import NO_WAIT, Wait
 from rcache.records.record import BORN_EMPTY, epoch_of
 
 ITEM_BYTES = 400
@@ -71,6 +72,7 @@ class Bucket:
         "last_removal",
         "number",
         "pending",
+        "points",
         "sequence",
         "state",
         "stripe",
@@ -83,6 +85,7 @@ class Bucket:
         self.items: dict[bytes, Item] = {}
         self.sequence = BORN_EMPTY
         self.last_removal = BORN_EMPTY
+        self.points = 0  # the commit points it waits for, a bit each
         self.pending: deque[tuple[int, int]] = deque()  # (sequence, position in the stream)
         self.import_begin = BORN_EMPTY
         self.import_rows = 0
@@ -110,26 +113,35 @@ class Bucket:
         self._newest_ms = max(self._newest_ms, time_ms)
         self._ahead_ms = max(self._ahead_ms, time_ms - clock_ms)
 
-    def position_locked(self, sequence: int, durable: int) -> int:
-        """The position up to which the stream must be on disk before `sequence` may be revealed; 0: it is already."""
+    def wait_locked(self, sequence: int, committed: int) -> Wait:
+        """What an answer that reveals `sequence` waits for, in a stream that is committed for this bucket up to `committed`."""
         pending = self.pending
-        self._forget_durable_locked(durable)
+        self._forget_committed_locked(committed)
         if not pending or sequence < pending[0][0]:
-            return 0
+            return NO_WAIT
         first = pending[0][0]
         if epoch_of(first) == epoch_of(sequence):
-            return pending[sequence - first][1]  # counters have no holes
-        return next(position for at, position in pending if at >= sequence)
+            return Wait(self.points, pending[sequence - first][1])  # counters have no holes
+        return Wait(self.points, next(position for at, position in pending if at >= sequence))
 
-    def pend_locked(self, sequence: int, position: int, durable: int) -> None:
-        """The newest record, `sequence`, ends at `position` of a stream that is on disk up to `durable` (invariant 3)."""
-        self._forget_durable_locked(durable)
+    def pend_locked(self, sequence: int, position: int, committed: int) -> Wait:
+        """The newest record, `sequence`, ends at `position` of the stream (invariant 3). What its answer waits for."""
+        if not self.points:
+            return NO_WAIT
+        self._forget_committed_locked(committed)
         self.pending.append((sequence, position))
+        return Wait(self.points, position)
 
-    def _forget_durable_locked(self, durable: int) -> None:
+    def _forget_committed_locked(self, committed: int) -> None:
         pending = self.pending
-        while pending and pending[0][1] <= durable:
+        while pending and pending[0][1] <= committed:
             pending.popleft()
+
+    def set_points_locked(self, points: int) -> None:
+        """Wait for these points from now on."""
+        self.points = points
+        if not points:
+            self.pending.clear()
 
     def begin_locked(self, sequence: int) -> int:
         """Let go of everything and stand at `sequence`: an import begins, or (BORN_EMPTY) the bucket leaves this node. Returns

@@ -6,26 +6,31 @@ What it owns: all of the engine's state. What it must not know: files, configura
 
 from __future__ import annotations
 
+import functools
+import operator
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from rcache.cluster.bucket_state import BucketState, may_follow
 from rcache.engine.clock import NodeClock
 from rcache.engine.contract import (
+    UNCOMMITTED,
     ChainError,
+    CommitPoint,
     ConnectionLimits,
     EngineConfig,
     EngineConnection,
     Handback,
     RequestRefused,
     StreamEnd,
+    Wait,
 )
 from rcache.engine.reference.buckets import Bucket, Item, item_bytes
 from rcache.engine.reference.operations import Operations
 from rcache.engine.reference.ring import Ring
-from rcache.engine.reference.serving import UNCOMMITTED, Connection, Server
+from rcache.engine.reference.serving import Connection, Server
 from rcache.engine.reference.store import Store
 from rcache.records.record import (
     BORN_EMPTY,
@@ -51,6 +56,30 @@ OPEN_WAIT_S = 30.0
 
 EXPIRE_WAIT_S = 1.0
 """How long the housekeeper waits for room in the stream before it tries again on its next round."""
+
+
+class LinkPoint:
+    """The commit point that is a link. See `contract.CommitPoint`."""
+
+    def __init__(self, store: Store, name: str, number: int) -> None:
+        self.name = name
+        self.number = number
+        self._store = store
+        self._closed = False
+
+    @property
+    def position(self) -> int:
+        return self._store.ring.point(self.number)
+
+    def advance(self, position: int) -> None:
+        if not self._closed:
+            self._store.ring.advance(self.number, position)
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._store.forget_point(self.number)
+            self._store.ring.close_point(self.number)
 
 
 class ReferenceEngine:
@@ -111,10 +140,10 @@ class ReferenceEngine:
                     raise
                 why = f"{removed} items were removed, the rest was not: {refusal.reason}"
                 raise RequestRefused(Status.NOT_COMMITTED, why) from None
-        if self.config.commit:
-            end = self._ring.wait_durable(self._ring.head, deadline_ns)
-            if end is not StreamEnd.REACHED:
-                raise RequestRefused(*UNCOMMITTED[end])
+        points = functools.reduce(operator.or_, (bucket.points for bucket in self._store.buckets))
+        end = self._ring.wait_committed(Wait(points, self._ring.head), deadline_ns)
+        if end is not StreamEnd.REACHED:
+            raise RequestRefused(*UNCOMMITTED[end])
         return removed
 
     # --- buckets and their states
@@ -137,14 +166,21 @@ class ReferenceEngine:
             self._store.open(self._store.buckets[number], incarnation, node, make_sequence(epoch, 0), deadline_ns)
         self.epoch = max(self.epoch, epoch)
 
+    def open_commit_point(self, name: str, position: int) -> LinkPoint:
+        return LinkPoint(self._store, name, self._ring.open_point(position))
+
+    def set_commit_points(self, bucket: int, points: Collection[CommitPoint]) -> int:
+        bits = functools.reduce(operator.or_, (1 << point.number for point in points), 0)
+        return self._store.set_points(self._store.buckets[bucket], bits)
+
     def exhausted_buckets(self) -> list[int]:
         return [bucket.number for bucket in self._store.buckets if counter_of(bucket.sequence) >= COUNTER_MAX]
 
     # --- records in and out
 
-    def apply(self, body: bytes) -> None:
+    def apply(self, body: bytes | memoryview) -> None:
         clock_ms = self.clock.now_ms()
-        for record in scan(body):
+        for record in scan(bytes(body)):
             if record.bucket >= len(self._store.buckets):
                 raise BadRecord(f"bucket {record.bucket} of {len(self._store.buckets)}")
             bucket = self._store.buckets[record.bucket]

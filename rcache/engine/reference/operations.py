@@ -13,7 +13,7 @@ from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-from rcache.engine.contract import RequestRefused
+from rcache.engine.contract import NO_WAIT, RequestRefused, Wait
 from rcache.engine.reference.buckets import Item
 from rcache.engine.reference.store import REMOVE, Changed, Decision, NewItem, Refusal, Store
 from rcache.records.record import Cause
@@ -46,11 +46,11 @@ HASH_TRIES_MAX = 8
 
 
 class Answer(NamedTuple):
-    """An answer not yet sent: status, payload, and the position the stream's log must reach before it may leave."""
+    """An answer not yet sent: status, payload, and what must be committed before it may leave."""
 
     status: int
     payload: bytes
-    position: int
+    wait: Wait
 
 
 class Call(NamedTuple):
@@ -70,7 +70,7 @@ def refused(refusal: RequestRefused) -> Answer:
         payload = VERSION_REPLY.encode(refusal.version)
     else:
         payload = REASON.encode(refusal.reason)
-    return Answer(status, payload, refusal.position)
+    return Answer(status, payload, refusal.wait)
 
 
 class Operations:
@@ -119,25 +119,25 @@ class Operations:
 
     def _get(self, call: Call) -> Answer:
         (key,) = _decode(call)
-        item, position, _ = self._store.read(key, call.deadline_ns)
+        item, wait, _ = self._store.read(key, call.deadline_ns)
         if item is None:
-            return Answer(Status.NOT_FOUND, b"", position)
-        return Answer(Status.OK, ITEM.encode(item.flags, item.version, item.value), position)
+            return Answer(Status.NOT_FOUND, b"", wait)
+        return Answer(Status.OK, ITEM.encode(item.flags, item.version, item.value), wait)
 
     def _inspect(self, call: Call) -> Answer:
         (key,) = _decode(call)
-        item, position, now_ms = self._store.read(key, call.deadline_ns, use=False)
+        item, wait, now_ms = self._store.read(key, call.deadline_ns, use=False)
         if item is None:
-            return Answer(Status.NOT_FOUND, b"", position)
+            return Answer(Status.NOT_FOUND, b"", wait)
         left_ms = max(1, item.expires_at_ms - now_ms) if item.expires_at_ms else 0
-        return Answer(Status.OK, INSPECTION.encode(item.version, item.flags, left_ms, len(item.value)), position)
+        return Answer(Status.OK, INSPECTION.encode(item.version, item.flags, left_ms, len(item.value)), wait)
 
     def _get_and_touch(self, call: Call) -> Answer:
         ttl_ms, key = _decode(call)
         changed = self._retouch(key, ttl_ms, call.deadline_ns)
         item = changed.item
         assert item is not None
-        return Answer(Status.OK, ITEM.encode(item.flags, item.version, item.value), changed.position)
+        return Answer(Status.OK, ITEM.encode(item.flags, item.version, item.value), changed.wait)
 
     # --- writing one key
 
@@ -240,7 +240,7 @@ class Operations:
 
         changed = self._store.change(key, NUMBER_TEXT_BYTES_MAX, call.deadline_ns, decide)
         assert changed.item is not None
-        return Answer(Status.OK, COUNTER.encode(int(changed.item.value), changed.version), changed.position)
+        return Answer(Status.OK, COUNTER.encode(int(changed.item.value), changed.version), changed.wait)
 
     def _extend(self, call: Call) -> Answer:
         key, more = _decode(call)
@@ -267,7 +267,7 @@ class Operations:
     # --- many keys: each on its own, with a status of its own
 
     def _get_many(self, call: Call) -> Answer:
-        entries, position = [], 0
+        entries, wait = [], NO_WAIT
         keys = _decode_group(call)
         room = self._demand_reply_room(len(keys), ITEM_ENTRY)
         for (key,) in keys:
@@ -276,7 +276,7 @@ class Operations:
             except RequestRefused as refusal:
                 entries.append(ITEM_ENTRY.encode(refusal.status, 0, 0, b""))
                 continue
-            position = max(position, reached)
+            wait = wait.join(reached)
             if item is None:
                 entries.append(ITEM_ENTRY.encode(Status.NOT_FOUND, 0, 0, b""))
             elif len(item.value) > room:
@@ -284,7 +284,7 @@ class Operations:
             else:
                 room -= len(item.value)
                 entries.append(ITEM_ENTRY.encode(Status.OK, item.flags, item.version, item.value))
-        return Answer(Status.OK, Group.join(entries), position)
+        return Answer(Status.OK, Group.join(entries), wait)
 
     def _set_many(self, call: Call) -> Answer:
         def one(entry: tuple[Any, ...]) -> Changed:
@@ -307,18 +307,18 @@ class Operations:
         return room
 
     def _change_many(self, call: Call, one: Callable[[tuple[Any, ...]], Changed]) -> Answer:
-        entries, position = [], 0
+        entries, wait = [], NO_WAIT
         keys = _decode_group(call)
         self._demand_reply_room(len(keys), CHANGE_ENTRY)
         for entry in keys:
             try:
                 changed = one(entry)
-                position = max(position, changed.position)
+                wait = wait.join(changed.wait)
                 entries.append(CHANGE_ENTRY.encode(Status.OK, changed.version))
             except RequestRefused as refusal:
-                position = max(position, refusal.position)
+                wait = wait.join(refusal.wait)
                 entries.append(CHANGE_ENTRY.encode(refusal.status, refusal.version))
-        return Answer(Status.OK, Group.join(entries), position)
+        return Answer(Status.OK, Group.join(entries), wait)
 
 
 def parse_number(value: bytes) -> int | None:
@@ -340,7 +340,7 @@ def _expiry(now_ms: int, ttl_ms: int) -> int:
 
 
 def _version(changed: Changed) -> Answer:
-    return Answer(Status.OK, VERSION_REPLY.encode(changed.version), changed.position)
+    return Answer(Status.OK, VERSION_REPLY.encode(changed.version), changed.wait)
 
 
 def _decode(call: Call) -> tuple[Any, ...]:

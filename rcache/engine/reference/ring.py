@@ -1,9 +1,9 @@
 """The change stream of the reference engine: a bounded ring of records with a cursor for each reader.
 
 What it is: a list of records with absolute positions (bytes since the stream began), room that is reserved before it is
-used, and the position up to which the log is on disk.
+used, and the commit points with the positions that they have come to.
 Which thread runs it: writers under their stripe lock (`append`) or before it (`reserve`); the append-log writer, feeds and
-links as readers; workers in `wait_durable`.
+links as readers; workers in `wait_committed`.
 What it owns: the records, until every reader that holds them has released them and their room is needed.
 What it must not know: what a record says; who reads.
 
@@ -14,17 +14,27 @@ Invariants:
 1. records held + room reserved <= bytes_max, in bytes.
 2. A record is dropped only when its room is needed and every reader that holds has released it.
 3. After `fail` no append succeeds and no wait lasts.
+4. A point's position never decreases while it is open; one that is not open holds nobody up.
 """
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
+from collections.abc import Collection
 
-from rcache.engine.contract import Batch, StreamEnd
+from rcache.engine.contract import DISK, POINTS_MAX, Batch, LinkFrame, Sent, StreamEnd, Wait
+from rcache.engine.sockets import send_within
+from rcache.records.record import bucket_of
+from rcache_client.wire.frames import encode_request
 
 COMPACT_RECORDS = 4096
 """The list's dead front is cut off when it is at least this long and half of the list: amortised, a cut costs nothing."""
+
+
+EVERYTHING = 1 << 64
+"""The position of a point that is not open: beyond all that can be waited for (invariant 4)."""
 
 
 class StreamFailed(Exception):
@@ -45,8 +55,11 @@ class Ring:
         self._tail = 0  # position before it
         self._head = 0
         self._reserved = 0
-        self._durable = 0
-        self._durable_waiters = 0
+        self._reached = [0] + [EVERYTHING] * (POINTS_MAX - 1)  # by the points' numbers
+        self._next_point = DISK + 1
+        self._waiters = 0
+        self._disk_waiters = 0
+        self.disk = DiskPoint(self)
         self._failure = ""
         self._waits_ended = False
         self._readers: list[RingReader] = []
@@ -59,7 +72,7 @@ class Ring:
 
     @property
     def durable(self) -> int:
-        return self._durable
+        return self._reached[DISK]
 
     @property
     def failure(self) -> str:
@@ -72,7 +85,7 @@ class Ring:
             return {
                 "bytes_held": self._head - self._tail,
                 "bytes_written": self._head,
-                "bytes_on_disk": self._durable,
+                "bytes_on_disk": self.durable,
                 "bytes_max": self.bytes_max,
                 "readers": len(self._readers),
                 "waits_for_room": self.full_waits,
@@ -148,19 +161,57 @@ class Ring:
             for reader in self._readers:
                 reader.index -= front
 
-    def set_durable(self, position: int) -> None:
+    # --- commitment
+
+    def open_point(self, position: int) -> int:
+        """A new point's number. Raises ValueError if there are too many. The one that was closed longest ago is taken, so that
+        nobody who still waits for its former owner finds it open again."""
         with self._lock:
-            self._durable = max(self._durable, position)
-            if self._durable_waiters:
+            for step in range(POINTS_MAX):
+                number = (self._next_point + step) % POINTS_MAX
+                if self._reached[number] == EVERYTHING:
+                    self._reached[number] = position
+                    self._next_point = number + 1
+                    return number
+        raise ValueError(f"the change stream has {POINTS_MAX} commit points already")
+
+    def point(self, number: int) -> int:
+        """What a point has come to."""
+        return self._reached[number]
+
+    def advance(self, number: int, position: int) -> None:
+        with self._lock:
+            self._reached[number] = max(self._reached[number], position)
+            if self._waiters:
                 self._committed.notify_all()
 
+    def close_point(self, number: int) -> None:
+        self.advance(number, EVERYTHING)
+
+    def committed(self, points: int) -> int:
+        """The position that all of these points have come to."""
+        reached = EVERYTHING
+        while points:
+            lowest = points & -points
+            reached = min(reached, self._reached[lowest.bit_length() - 1])
+            points ^= lowest
+        return reached
+
+    def set_durable(self, position: int) -> None:
+        self.advance(DISK, position)
+
     def wait_durable(self, position: int, deadline_ns: int) -> StreamEnd:
-        if self._durable >= position:
+        return self.wait_committed(Wait(1 << DISK, position), deadline_ns)
+
+    def wait_committed(self, wait: Wait, deadline_ns: int) -> StreamEnd:
+        if self.committed(wait.points) >= wait.position:
             return StreamEnd.REACHED
         with self._lock:
-            self._durable_waiters += 1
+            on_disk = wait.points >> DISK & 1
+            self._waiters += 1
+            self._disk_waiters += on_disk
             try:
-                while self._durable < position:
+                while self.committed(wait.points) < wait.position:
                     left_s = (deadline_ns - time.monotonic_ns()) / 1e9
                     if self._failure:
                         return StreamEnd.FAILED
@@ -170,7 +221,8 @@ class Ring:
                     self._committed.wait(left_s)
                 return StreamEnd.REACHED
             finally:
-                self._durable_waiters -= 1
+                self._waiters -= 1
+                self._disk_waiters -= on_disk
 
     def wake_readers(self) -> None:
         with self._lock:
@@ -200,6 +252,25 @@ class Ring:
             assert held + self._reserved <= self.bytes_max
 
 
+class DiskPoint:
+    """The commit point that is the append log. See `contract.CommitPoint`."""
+
+    number = DISK
+
+    def __init__(self, ring: Ring) -> None:
+        self._ring = ring
+
+    @property
+    def position(self) -> int:
+        return self._ring.durable
+
+    def advance(self, position: int) -> None:
+        self._ring.set_durable(position)
+
+    def close(self) -> None:
+        raise ValueError("the disk is a commit point for as long as there is a stream")
+
+
 class RingReader:
     """A cursor in a `Ring`; used by one thread. `released` and `position` are in bytes, `index` is its place in the list."""
 
@@ -211,6 +282,10 @@ class RingReader:
         self.released = position
         self.woken = False
         self._ring = ring
+        self._chosen: frozenset[int] | None = None
+
+    def choose(self, buckets: Collection[int] | None) -> None:
+        self._chosen = None if buckets is None else frozenset(buckets)
 
     def take(self, bytes_max: int, timeout_s: float, linger_s: float = 0.0) -> Batch:
         ring = self._ring
@@ -240,25 +315,35 @@ class RingReader:
         ring = self._ring
         woken, self.woken = self.woken, False
         half_full = (ring._head - self.released) * 2 > ring.bytes_max
-        return woken or half_full or ring._durable_waiters > 0
+        return woken or half_full or ring._disk_waiters > 0
 
     def _collect(self, bytes_max: int) -> Batch:
         ring = self._ring
         lost = self.index < ring._front
         if lost:
             self.index, self.position = ring._front, ring._tail
-        start, size = self.index, 0
+        size = 0
         taken: list[bytes] = []
-        for at in range(start, len(ring._records)):
-            record = ring._records[at]
+        while self.index < len(ring._records):
+            record = ring._records[self.index]
             assert record is not None
-            if taken and size + len(record) > bytes_max:
+            wanted = self._chosen is None or bucket_of(record) in self._chosen
+            if wanted and taken and size + len(record) > bytes_max:
                 break
-            taken.append(record)
-            size += len(record)
-        self.index += len(taken)
-        self.position += size
+            if wanted:
+                taken.append(record)
+                size += len(record)
+            self.index += 1
+            self.position += len(record)
         return Batch(b"".join(taken), len(taken), self.position, lost)
+
+    def send(self, sock: socket.socket, frame: LinkFrame, bytes_max: int, timeout_s: float) -> Sent:
+        batch = self.take(bytes_max, timeout_s)
+        ended = None
+        if batch.count:
+            data = encode_request(frame.opcode, frame.request_id, 0, frame.prefix + batch.body)
+            ended = send_within(sock, data, frame.send_s)
+        return Sent(batch.count, batch.position, batch.lost, ended)
 
     def release(self, position: int) -> None:
         ring = self._ring

@@ -7,7 +7,7 @@ What it owns: a connection's buffers. What it must not know: HELLO, GOODBYE, who
 
 Invariants:
 1. Replies leave in the order of their requests.
-2. No reply leaves before the log is on disk up to its position; one whose wait ended otherwise says NOT_COMMITTED or
+2. No reply leaves before what it waits for is committed; one whose wait ended otherwise says NOT_COMMITTED or
    APPEND_LOG_FAILED instead of what it would have revealed.
 3. What is held of a peer is bounded: input by one frame and one read, output by `OUTPUT_BYTES_MAX` and one reply.
 """
@@ -20,10 +20,10 @@ import socket
 import time
 from typing import NamedTuple
 
-from rcache.engine.contract import ConnectionLimits, Ended, EngineConfig, Handback, StreamEnd
+from rcache.engine.contract import NO_WAIT, UNCOMMITTED, ConnectionLimits, Ended, EngineConfig, Handback, StreamEnd, Wait
 from rcache.engine.reference.operations import Operations
 from rcache.engine.reference.ring import Ring
-from rcache.engine.sockets import set_kernel_timeout
+from rcache.engine.sockets import POLL_MS_MAX, send_within, set_kernel_timeout
 from rcache_client.wire.frames import BadFrame, Request, RequestReader, encode_reply
 from rcache_client.wire.grammar import REASON, BadPayload
 from rcache_client.wire.opcodes import DATA_OPCODES, Status
@@ -39,14 +39,6 @@ HANDSHAKE_FRAME_BYTES_MAX = 1024
 
 BUSY_WAIT_S = 0.2
 """How long a connection counts as busy after its last frame; also how late a busy one notices that serving is to end."""
-
-POLL_MS_MAX = (1 << 31) - 1
-"""What one poll takes (a C int, 24 days); a longer wait is several."""
-
-UNCOMMITTED = {
-    StreamEnd.TIMED_OUT: (Status.NOT_COMMITTED, "applied here, but not on disk before the deadline; the outcome is not known"),
-    StreamEnd.FAILED: (Status.APPEND_LOG_FAILED, "the append log failed; the outcome is not known"),
-}
 
 
 class StopSignal:
@@ -69,7 +61,7 @@ class _Pending(NamedTuple):
 
     opcode: int
     request_id: int
-    position: int
+    wait: Wait
     frame: bytes
 
 
@@ -92,7 +84,6 @@ class Connection:
         self._poller.register(sock, select.POLLIN)
         self._poller.register(stop.fd, select.POLLIN)
         sock.setblocking(True)
-        set_kernel_timeout(sock, socket.SO_SNDTIMEO, limits.send_s)
         set_kernel_timeout(sock, socket.SO_RCVTIMEO, BUSY_WAIT_S)
 
     @property
@@ -163,18 +154,7 @@ class Connection:
 
     def send(self, data: bytes) -> Ended | None:
         """Send all of `data` within `send_s`. None if it was taken."""
-        rest = memoryview(data)
-        deadline_ns = time.monotonic_ns() + int(self.limits.send_s * 1e9)
-        while rest:
-            try:
-                rest = rest[self.sock.send(rest) :]
-            except BlockingIOError:
-                return Ended.SLOW_READER
-            except OSError:
-                return Ended.LOST
-            if rest and time.monotonic_ns() > deadline_ns:
-                return Ended.SLOW_READER
-        return None
+        return send_within(self.sock, data, self.limits.send_s)
 
     def queue(self, data: bytes, *, last: bool = False) -> None:
         raise NotImplementedError("this body has no groups of connections")
@@ -244,9 +224,9 @@ class Server:
                 replies, held, received_ns = [], 0, time.monotonic_ns()
 
     def _run(self, request: Request, received_ns: int) -> _Pending:
-        status, payload, position = self._operations.run(request, received_ns)
+        status, payload, wait = self._operations.run(request, received_ns)
         frame = encode_reply(request.opcode, status, request.request_id, self.epoch, payload)
-        return _Pending(request.opcode, request.request_id, position, frame)
+        return _Pending(request.opcode, request.request_id, wait, frame)
 
     def _flush(self, connection: Connection, replies: list[_Pending], deadline_ns: int) -> Ended | None:
         """Wait for commitment, once for all of them, and send. None if the peer took them in time."""
@@ -257,17 +237,16 @@ class Server:
 
     def _commit(self, replies: list[_Pending], deadline_ns: int) -> list[bytes]:
         """The frames to send, each as it may be sent after the wait (invariant 2)."""
-        position = max(reply.position for reply in replies)
-        if not position:
-            return [reply.frame for reply in replies]
-        end = self._ring.wait_durable(position, deadline_ns)
+        wait = NO_WAIT
+        for reply in replies:
+            wait = wait.join(reply.wait)
+        end = self._ring.wait_committed(wait, deadline_ns)
         if end is StreamEnd.REACHED:
             return [reply.frame for reply in replies]
-        durable = self._ring.durable
         status, reason = UNCOMMITTED[end]
         return [
             reply.frame
-            if reply.position <= durable
+            if self._ring.committed(reply.wait.points) >= reply.wait.position
             else encode_reply(reply.opcode, status, reply.request_id, self.epoch, REASON.encode(reason))
             for reply in replies
         ]

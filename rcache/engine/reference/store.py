@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from rcache.cluster.bucket_state import BucketState, may_follow
 from rcache.engine.clock import NodeClock
-from rcache.engine.contract import EngineConfig, RequestRefused
+from rcache.engine.contract import DISK, NO_WAIT, EngineConfig, RequestRefused, Wait
 from rcache.engine.reference.buckets import ITEM_BYTES, Bucket, Item, Stripe, item_bytes
 from rcache.engine.reference.memory import MemoryAccount
 from rcache.engine.reference.ring import Ring, StreamFailed
@@ -72,18 +72,18 @@ Decide = Callable[[Item | None, int], Decision]
 
 
 class Changed(NamedTuple):
-    """A change that was made: its sequence, the position its answer waits for, and the item (None: removed)."""
+    """A change that was made: its sequence, what its answer waits for, and the item (None: removed)."""
 
     version: int
-    position: int
+    wait: Wait
     item: Item | None
 
 
 class Read(NamedTuple):
-    """What was found, the position its answer waits for, and the bucket's time in ms."""
+    """What was found, what its answer waits for, and the bucket's time in ms."""
 
     item: Item | None
-    position: int
+    wait: Wait
     now_ms: int
 
 
@@ -98,6 +98,9 @@ class Store:
         self.stripes = [Stripe() for _ in range(min(config.stripes, config.buckets))]
         self.buckets = [Bucket(number, self.stripes[number % len(self.stripes)]) for number in range(config.buckets)]
         self._mask = config.buckets - 1
+        if config.commit:
+            for bucket in self.buckets:
+                bucket.points = 1 << DISK
 
     def bucket_of(self, key: bytes) -> Bucket:
         """Key to bucket: CRC-32, masked."""
@@ -115,12 +118,12 @@ class Store:
             now_ms = bucket.now_locked(self.clock.now_ms())
             if item is None:
                 stripe.misses += use
-                return Read(None, self._position_locked(bucket, bucket.last_removal), now_ms)
+                return Read(None, self._wait_locked(bucket, bucket.last_removal), now_ms)
             if not _is_expired(item, now_ms):
                 if use:
                     stripe.hits += 1
                     bucket.touch_locked(key)
-                return Read(item, self._position_locked(bucket, item.version), now_ms)
+                return Read(item, self._wait_locked(bucket, item.version), now_ms)
         self._expire(bucket, key, deadline_ns)
         return self.read(key, deadline_ns, use=use)
 
@@ -193,37 +196,46 @@ class Store:
         record = draft(
             Kind.SET, bucket.number, key, new.value, cause=new.cause, flags=new.flags, expires_at_ms=new.expires_at_ms
         )
-        version, position = self._record_locked(bucket, record, bucket.sequence + 1, now_ms, reserved)
+        version, wait = self._record_locked(bucket, record, bucket.sequence + 1, now_ms, reserved)
         item = Item(new.value, new.flags, new.expires_at_ms, version)
         bucket.stripe.sets += 1
-        return bucket.put_locked(key, item), Changed(version, position, item)
+        return bucket.put_locked(key, item), Changed(version, wait, item)
 
     def _remove_locked(self, bucket: Bucket, key: bytes, cause: Cause, now_ms: int, reserved: int) -> Changed:
         record = draft(Kind.REMOVE, bucket.number, key, cause=cause)
-        version, position = self._record_locked(bucket, record, bucket.sequence + 1, now_ms, reserved)
+        version, wait = self._record_locked(bucket, record, bucket.sequence + 1, now_ms, reserved)
         bucket.last_removal = version
         self.memory.force(-bucket.drop_locked(key))
         _count_removed(bucket.stripe, cause, 1)
-        return Changed(version, position, None)
+        return Changed(version, wait, None)
 
-    def _record_locked(self, bucket: Bucket, record: bytearray, sequence: int, now_ms: int, reserved: int) -> tuple[int, int]:
+    def _record_locked(self, bucket: Bucket, record: bytearray, sequence: int, now_ms: int, reserved: int) -> tuple[int, Wait]:
         """Give a record its place, in the bucket and in the stream. Raises `StreamFailed` before anything has changed."""
         stamp(record, sequence, now_ms)
         position = self.ring.append(bytes(record), reserved)
         bucket.place_locked(sequence, now_ms)
-        if not self.config.commit:
-            return sequence, 0
-        bucket.pend_locked(sequence, position, self.ring.durable)
-        return sequence, position
+        return sequence, bucket.pend_locked(sequence, position, self.ring.committed(bucket.points))
 
-    def _position_locked(self, bucket: Bucket, sequence: int) -> int:
-        return bucket.position_locked(sequence, self.ring.durable) if self.config.commit else 0
+    def _wait_locked(self, bucket: Bucket, sequence: int) -> Wait:
+        return bucket.wait_locked(sequence, self.ring.committed(bucket.points)) if bucket.points else NO_WAIT
 
     def _refusal_locked(self, bucket: Bucket, refusal: Refusal, live: Item | None) -> RequestRefused:
         """A refusal reveals the item it is about, or that there is none."""
         revealed = bucket.last_removal if live is None else live.version
-        position = self._position_locked(bucket, revealed)
-        return RequestRefused(refusal.status, refusal.reason, version=live.version if live else 0, position=position)
+        wait = self._wait_locked(bucket, revealed)
+        return RequestRefused(refusal.status, refusal.reason, version=live.version if live else 0, wait=wait)
+
+    def set_points(self, bucket: Bucket, points: int) -> int:
+        """Have a bucket wait for these points (bits). Returns the stream's head at that moment."""
+        with bucket.stripe.lock:
+            bucket.set_points_locked(points)
+            return self.ring.head
+
+    def forget_point(self, number: int) -> None:
+        """No bucket waits for this point any more."""
+        for bucket in self.buckets:
+            with bucket.stripe.lock:
+                bucket.set_points_locked(bucket.points & ~(1 << number))
 
     # --- room
 

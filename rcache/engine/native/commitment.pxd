@@ -1,0 +1,186 @@
+"""Commitment: the points where changes must be before what they did is revealed, and who waits for that.
+
+What it is: a commit point is the append log on disk, or a backup; each has the stream up to some position, and has then all that
+it is to have of it. A bucket waits for a set of points; an answer leaves once all of them have come to its position.
+Which thread runs it: whoever an acknowledgement comes in at (`point_advance`); workers, which wait.
+What it owns: nothing; the numbers are the ring's. What it must not know: which bucket waits for what, what a backup is.
+
+Invariants:
+1. While it is open a point's position never decreases; one that is not open holds nobody up.
+2. After `ring_fail`, and after `ring_end_waits`, no wait lasts.
+"""
+
+from libc.stddef cimport size_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from rcache.engine.native.ring cimport (
+    DISK, FAILURE_BYTES, POINTS_MAX, STREAM_FAILED, STREAM_REACHED, STREAM_TIMED_OUT, WAKERS_MAX, Ring, StreamEnd,
+)
+from rcache.engine.native.system cimport (
+    add64, cond_wait_until, fence, lowest64, load64, load8, monotonic_ns, pthread_cond_broadcast, pthread_mutex_lock, pthread_mutex_unlock, signed64,
+    store64, store8, write,
+)
+
+cdef enum:
+    NO_POINT = -1
+
+cdef extern from "<stdint.h>" nogil:
+    uint64_t POINT_CLOSED "UINT64_MAX"
+
+
+cdef struct Wait:
+    # What an answer waits for: that each of `points`, a bit for each, has the stream up to `position`. No points: nothing.
+    uint64_t points
+    uint64_t position
+
+
+cdef inline void wait_join(Wait *wait, const Wait *other) noexcept nogil:
+    """Both at once. A point that the one waits for is waited for up to the position of the other, too."""
+    wait.points |= other.points
+    wait.position = max(wait.position, other.position)
+
+
+cdef inline uint64_t ring_durable(const Ring *ring) noexcept nogil:
+    """The position up to which the log is on disk."""
+    return load64(&ring.reached[<int>DISK])
+
+
+cdef inline uint64_t committed(const Ring *ring, uint64_t points) noexcept nogil:
+    """The position that all of these points have come to."""
+    cdef uint64_t reached = POINT_CLOSED
+    while points:
+        reached = min(reached, load64(&ring.reached[lowest64(points)]))
+        points &= points - 1
+    return reached
+
+
+cdef inline bint is_committed(const Ring *ring, const Wait *wait) noexcept nogil:
+    return committed(ring, wait.points) >= wait.position
+
+
+# --- points
+
+cdef inline int point_open(Ring *ring, uint64_t position) noexcept nogil:
+    """The number of a new point, or NO_POINT. The one that was closed longest ago is taken, so that nobody who still waits for its
+    former owner finds it open again."""
+    cdef uint32_t step, number
+    cdef int found = NO_POINT
+    pthread_mutex_lock(&ring.lock)
+    for step in range(POINTS_MAX):
+        number = (ring.next_point + step) % POINTS_MAX
+        if ring.reached[number] == POINT_CLOSED:
+            store64(&ring.reached[number], position)
+            ring.next_point = number + 1
+            found = <int>number
+            break
+    pthread_mutex_unlock(&ring.lock)
+    return found
+
+
+cdef inline void wake_all_locked(Ring *ring) noexcept nogil:
+    """Everybody who waits for a point, shared workers included."""
+    cdef uint64_t one = 1
+    cdef uint32_t number
+    pthread_cond_broadcast(&ring.committed)
+    for number in range(ring.waker_count):
+        write(ring.wakers[number], &one, sizeof(one))
+
+
+cdef inline void point_advance(Ring *ring, uint32_t number, uint64_t position) noexcept nogil:
+    """A point has come this far; POINT_CLOSED: it holds nobody up any more."""
+    pthread_mutex_lock(&ring.lock)
+    if position > ring.reached[number]:
+        store64(&ring.reached[number], position)
+    fence()
+    if signed64(&ring.waiters):
+        wake_all_locked(ring)
+    pthread_mutex_unlock(&ring.lock)
+
+
+# --- waiting
+
+cdef inline void waits(Ring *ring, const Wait *wait, int64_t more) noexcept nogil:
+    """One more who waits, or one less."""
+    add64(&ring.waiters, more)
+    if wait.points >> DISK & 1:
+        add64(&ring.disk_waiters, more)
+
+
+cdef inline StreamEnd ring_wait(Ring *ring, const Wait *wait, int64_t deadline_ns) noexcept nogil:
+    cdef StreamEnd end = STREAM_REACHED
+    if is_committed(ring, wait):
+        return STREAM_REACHED
+    pthread_mutex_lock(&ring.lock)
+    waits(ring, wait, 1)
+    while not is_committed(ring, wait):
+        if ring.failed:
+            end = STREAM_FAILED
+            break
+        if ring.waits_ended or monotonic_ns() >= deadline_ns:
+            end = STREAM_TIMED_OUT
+            break
+        pthread_cond_broadcast(&ring.readable)
+        cond_wait_until(&ring.committed, &ring.lock, deadline_ns)
+    waits(ring, wait, -1)
+    pthread_mutex_unlock(&ring.lock)
+    return end
+
+
+cdef inline void ring_park(Ring *ring, const Wait *wait) noexcept nogil:
+    """A connection of a shared worker waits; whoever is to bring what it waits for is to hurry."""
+    waits(ring, wait, 1)
+    fence()
+    pthread_mutex_lock(&ring.lock)
+    pthread_cond_broadcast(&ring.readable)
+    pthread_mutex_unlock(&ring.lock)
+
+
+cdef inline void ring_unpark(Ring *ring, const Wait *wait) noexcept nogil:
+    waits(ring, wait, -1)
+
+
+cdef inline bint waker_add(Ring *ring, int fd) noexcept nogil:
+    """Have this eventfd written to when the log has come further. False if there are too many."""
+    cdef bint added = False
+    pthread_mutex_lock(&ring.lock)
+    if ring.waker_count < WAKERS_MAX:
+        ring.wakers[ring.waker_count] = fd
+        ring.waker_count += 1
+        added = True
+    pthread_mutex_unlock(&ring.lock)
+    return added
+
+
+cdef inline void waker_remove(Ring *ring, int fd) noexcept nogil:
+    cdef uint32_t number
+    pthread_mutex_lock(&ring.lock)
+    for number in range(ring.waker_count):
+        if ring.wakers[number] == fd:
+            ring.waker_count -= 1
+            ring.wakers[number] = ring.wakers[ring.waker_count]
+            break
+    pthread_mutex_unlock(&ring.lock)
+
+
+# --- the end of all waits
+
+cdef inline void ring_end_waits(Ring *ring) noexcept nogil:
+    pthread_mutex_lock(&ring.lock)
+    store8(&ring.waits_ended, 1)
+    pthread_cond_broadcast(&ring.room)
+    wake_all_locked(ring)
+    pthread_mutex_unlock(&ring.lock)
+
+
+cdef inline void ring_fail(Ring *ring, const char *why, size_t count) noexcept nogil:
+    pthread_mutex_lock(&ring.lock)
+    if not ring.failed:
+        count = min(count, <size_t>(FAILURE_BYTES - 1))
+        memcpy(ring.failure, why, count)
+        ring.failure[count] = 0
+        store8(&ring.failed, 1)
+    pthread_cond_broadcast(&ring.readable)
+    pthread_cond_broadcast(&ring.room)
+    wake_all_locked(ring)
+    pthread_mutex_unlock(&ring.lock)
