@@ -4,7 +4,8 @@ What it is: a program for ThreadSanitizer and AddressSanitizer (`make sanitize A
 Rounds of a few seconds, each with an engine of its own: a small memory in which everything is evicted, expired, moved and
 reclassed all the time, few stripes, a small stream; writers and readers by `execute` and over sockets, alone and in shared
 workers; the log, which commits in half of the rounds and fails in some; links that come, are waited for, and go; readers that
-fall behind; copies, records applied, states changed, flushes, statistics. At the end of a round `check` compares every structure with every other.
+fall behind; copies, records applied, states changed, flushes, statistics. At the end of a round `check` compares every
+structure with every other.
 Which thread runs it: the main one waits; every other is started and joined here. Loops end when the round does.
 """
 
