@@ -16,7 +16,7 @@ from libc.string cimport memcpy, memset
 
 from rcache.engine.native cimport protocol
 from rcache.engine.native.answers cimport Worker, forget_replies, rewrite_uncommitted, write_reason, REASON_BYTES_MAX
-from rcache.engine.native.change cimport Buffer, buffer_free, buffer_need, drop_spare
+from rcache.engine.native.change cimport Buffer, buffer_free, buffer_need, end_batch
 from rcache.engine.native.copies cimport (
     APPLIED, Applied, Record, apply_all, begin_locked, copy_bucket, flush_bucket, open_bucket,
 )
@@ -35,10 +35,10 @@ from rcache.engine.native.items cimport EXPIRES, LARGE, LIVE, Item, body_read, e
 from rcache.engine.native.memory cimport (
     PAGE_CHUNKS, PAGE_DRAINING, PAGE_FREE, PAGE_LARGE, TABLE_CLASSES, Memory, SizeClass, chunk_at, handle_of, memory_close, memory_init, memory_used,
 )
-from rcache.engine.native.operations cimport BAD_PAYLOAD, Executed, deadline_of, execute
+from rcache.engine.native.operations cimport BAD_PAYLOAD, Executed, begin_batch, execute
 from rcache.engine.native.removal cimport Outcome, WHY_LOG_FAILED, WHY_TIMED_OUT, evict_for_class, expire_due, free_page, refuse
 from rcache.engine.native.ring cimport (
-    DISK, POINTS_MAX, STREAM_FAILED, STREAM_REACHED, Cursor, Ring, StreamEnd, ring_at, ring_close, ring_init,
+    DISK, POINTS_MAX, STREAM_FAILED, STREAM_REACHED, Cursor, Ring, StreamEnd, is_watched, ring_at, ring_close, ring_head, ring_init,
 )
 from rcache.engine.native.serving cimport (
     ENDED_BAD_FRAME, ENDED_FRAME, GOING_ON, OUTPUT_FULL, Conn, Ending, Handed, held_free, hold, is_data, note_received, process,
@@ -51,7 +51,7 @@ from rcache.engine.native.store cimport (
 )
 from rcache.engine.native.system cimport (
     EFD_CLOEXEC, EFD_NONBLOCK, EPOLLIN, EPOLL_CLOEXEC, EPOLL_CTL_ADD, add64, close, epoll_create1, epoll_ctl, epoll_event, eventfd, fence, get32, getrandom, load64, load8, monotonic_ns, mutex_init,
-    pthread_cond_broadcast, pthread_mutex_destroy, pthread_mutex_lock, pthread_mutex_unlock, put32, signed64, store64, store8, write,
+    pthread_cond_broadcast, pthread_mutex_destroy, pthread_mutex_lock, pthread_mutex_unlock, pthread_spin_destroy, put32, signed64, spin_init, spin_lock, spin_unlock, store64, store8, write,
 )
 from rcache.engine.native.table cimport BIN_ENTRIES, Bin, bin_at, bin_number, table_find, table_init
 
@@ -143,9 +143,9 @@ cdef void commit(Store *store, Worker *worker) noexcept nogil:
 
 cdef uint64_t sequence_of(Bucket *bucket) noexcept:
     cdef uint64_t sequence
-    pthread_mutex_lock(&bucket.stripe.lock)
+    spin_lock(&bucket.stripe.lock)
     sequence = bucket.sequence
-    pthread_mutex_unlock(&bucket.stripe.lock)
+    spin_unlock(&bucket.stripe.lock)
     return sequence
 
 
@@ -201,7 +201,7 @@ cdef class Core:
         store.stripes = <uint8_t *>made
         memset(store.stripes, 0, store.stripe_count * line_up(sizeof(Stripe)))
         for number in range(store.stripe_count):
-            if mutex_init(&stripe_at(store, number).lock):
+            if spin_init(&stripe_at(store, number).lock):
                 raise OSError("no lock for a stripe")
         for number in range(store.bucket_count):
             bucket = bucket_at(store, number)
@@ -221,7 +221,7 @@ cdef class Core:
             free(bucket_at(store, number).table.segments)
             free(bucket_at(store, number).pending)
         for number in range(store.stripe_count if store.stripes != NULL else 0):
-            pthread_mutex_destroy(&stripe_at(store, number).lock)
+            pthread_spin_destroy(&stripe_at(store, number).lock)
         free(store.buckets)
         free(store.stripes)
         memory_close(&store.memory)
@@ -278,9 +278,9 @@ cdef class Core:
             raise ValueError(f"opcode {opcode} is none of data")
         memset(&worker, 0, sizeof(Worker))
         with nogil:
-            worker.received_ns = monotonic_ns()
+            begin_batch(store, &worker, monotonic_ns())
             executed = execute(store, &worker, opcode, request_id, budget_ms, data, count)
-            drop_spare(&store.memory, &worker.spare)
+            end_batch(store, &worker.batch)
             commit(store, &worker)
         try:
             if worker.out.failed:
@@ -308,13 +308,13 @@ cdef class Core:
         memcpy(copied + held, PyBytes_AS_STRING(data), count - held)
         with nogil:
             note_received(conn, held)
-            worker.received_ns = conn.received_ns
+            begin_batch(store, &worker, conn.received_ns)
             while True:
                 ending = process(store, &worker, conn, copied + at, count - at, &used, &handed)
                 at += used
                 if ending != OUTPUT_FULL:
                     break
-            drop_spare(&store.memory, &worker.spare)
+            end_batch(store, &worker.batch)
             commit(store, &worker)
             handed.rest, handed.rest_count = copied + at, count - at
         try:
@@ -349,13 +349,13 @@ cdef class Core:
         cdef Bucket *bucket = self.bucket_of(number)
         cdef uint8_t now
         with nogil:
-            pthread_mutex_lock(&bucket.stripe.lock)
+            spin_lock(&bucket.stripe.lock)
             now = bucket.state
             if now == only_after:
                 if then == ABSENT:
                     begin_locked(self.store, bucket, 0)
                 store8(&bucket.state, then)
-            pthread_mutex_unlock(&bucket.stripe.lock)
+            spin_unlock(&bucket.stripe.lock)
         return now
 
     def open(self, uint32_t number, uint64_t begin, bytes rest not None, int64_t deadline_ns):
@@ -441,7 +441,7 @@ cdef class Core:
 
     @property
     def head(self):
-        return load64(&self.store.ring.head)
+        return ring_head(&self.store.ring)
 
     @property
     def durable(self):
@@ -492,9 +492,9 @@ cdef class Core:
         cdef Bucket *bucket
         for number in range(self.store.bucket_count):
             bucket = bucket_at(self.store, number)
-            pthread_mutex_lock(&bucket.stripe.lock)
+            spin_lock(&bucket.stripe.lock)
             points |= bucket.points
-            pthread_mutex_unlock(&bucket.stripe.lock)
+            spin_unlock(&bucket.stripe.lock)
         return points
 
     def wait(self, uint64_t points, uint64_t position, int64_t deadline_ns):
@@ -538,7 +538,7 @@ cdef class Core:
         memset(states, 0, sizeof(states))
         for number in range(store.stripe_count):
             stripe = stripe_at(store, number)
-            pthread_mutex_lock(&stripe.lock)
+            spin_lock(&stripe.lock)
             hits += stripe.hits
             misses += stripe.misses
             sets += stripe.sets
@@ -547,7 +547,7 @@ cdef class Core:
             for bucket in range(number, store.bucket_count, store.stripe_count):
                 items += bucket_at(store, bucket).table.count
                 states[bucket_at(store, bucket).state] += 1
-            pthread_mutex_unlock(&stripe.lock)
+            spin_unlock(&stripe.lock)
         return {
             "items": (items, hits, misses, sets, removed[0], removed[1], removed[2], removed[3]),
             "states": [states[number] for number in range(STATES)],
@@ -582,10 +582,10 @@ cdef class Core:
         cdef int64_t waits
         # No Python object is made under a lock: that may run anything, and anything may want this lock.
         pthread_mutex_lock(&ring.lock)
-        head, tail, durable, readers, waits = ring.head, ring.tail, ring_durable(ring), ring.readers, ring.full_waits
+        head, tail, durable, readers, waits = ring_head(ring), ring.tail, ring_durable(ring), ring.readers, ring.full_waits
         pthread_mutex_unlock(&ring.lock)
         return {
-            "bytes_held": head - tail,
+            "bytes_held": head - tail if readers else 0,
             "bytes_written": head,
             "bytes_on_disk": durable,
             "bytes_max": ring.bytes_max,
@@ -716,13 +716,14 @@ cdef class Core:
 
     cdef check_ring(self):
         cdef Ring *ring = &self.store.ring
-        cdef uint64_t at = ring.tail
-        assert ring.tail <= ring.head and ring.head - ring.tail <= ring.bytes_max
+        cdef uint64_t at = ring.tail, head = ring_head(ring)
+        assert ring.tail <= head and head - ring.tail <= ring.bytes_max
         assert signed64(&ring.unpublished) == 0
-        assert signed64(&ring.credit) == <int64_t>(ring.bytes_max - (ring.head - ring.tail)), "room was set aside and not given back"
-        while ring.readers and at < ring.head:
+        assert signed64(&ring.credit) == <int64_t>(ring.bytes_max - (head - ring.tail)), "room was set aside and not given back"
+        assert is_watched(ring.head) == (ring.readers or ring.failed)
+        while ring.readers and at < head:
             at += get32(ring_at(ring, at))
-        assert not ring.readers or at == ring.head
+        assert not ring.readers or at == head
 
 
 @cython.no_gc_clear  # its end needs the core

@@ -11,7 +11,7 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 
-from rcache.engine.native.change cimport Buffer, buffer_need
+from rcache.engine.native.change cimport Batch, Buffer, buffer_need
 from rcache.engine.native.commitment cimport Wait, is_committed, wait_join
 from rcache.engine.native.items cimport Item
 from rcache.engine.native.protocol cimport (
@@ -52,7 +52,7 @@ cdef struct Worker:
     uint64_t clock_ms
     uint32_t used_ms
     uint32_t left            # operations until the clocks are looked at again
-    Item *spare              # a chunk over from the last change
+    Batch batch
     uint8_t *input
     uint64_t input_room
 
@@ -120,25 +120,30 @@ cdef inline uint8_t *begin_reply(Worker *worker, uint64_t payload) noexcept nogi
     return worker.out.data + worker.out.count + HEADER_BYTES
 
 
-cdef inline void end_reply(const Store *store, Worker *worker, uint8_t opcode, uint8_t status, uint32_t request_id, uint64_t payload, const Wait *wait) noexcept nogil:
-    """The reply that was begun is whole."""
+cdef inline void note_waiting(Worker *worker, uint8_t opcode, uint32_t request_id, uint64_t count, const Wait *wait) noexcept nogil:
+    """The reply of so many bytes at the end of the output waits."""
     cdef Reply *longer
     cdef Reply *reply
+    if worker.reply_count == worker.reply_room:
+        longer = <Reply *>realloc(worker.replies, (worker.reply_room * 2 + 64) * sizeof(Reply))
+        if longer == NULL:
+            worker.out.failed = True
+            return
+        worker.replies, worker.reply_room = longer, worker.reply_room * 2 + 64
+    reply = &worker.replies[worker.reply_count]
+    reply.at, reply.count, reply.wait = worker.out.count, count, wait[0]
+    reply.request_id, reply.opcode = request_id, opcode
+    worker.reply_count += 1
+    wait_join(&worker.wait, wait)
+
+
+cdef inline void end_reply(const Store *store, Worker *worker, uint8_t opcode, uint8_t status, uint32_t request_id, uint64_t payload, const Wait *wait) noexcept nogil:
+    """The reply that was begun is whole."""
     put_frame_head(
         worker.out.data + worker.out.count, opcode, status, <uint32_t>payload, request_id, <uint32_t>signed64(&store.epoch)
     )
     if wait.points:
-        if worker.reply_count == worker.reply_room:
-            longer = <Reply *>realloc(worker.replies, (worker.reply_room * 2 + 64) * sizeof(Reply))
-            if longer == NULL:
-                worker.out.failed = True
-                return
-            worker.replies, worker.reply_room = longer, worker.reply_room * 2 + 64
-        reply = &worker.replies[worker.reply_count]
-        reply.at, reply.count, reply.wait = worker.out.count, HEADER_BYTES + payload, wait[0]
-        reply.request_id, reply.opcode = request_id, opcode
-        worker.reply_count += 1
-        wait_join(&worker.wait, wait)
+        note_waiting(worker, opcode, request_id, HEADER_BYTES + payload, wait)
     worker.out.count += HEADER_BYTES + payload
 
 

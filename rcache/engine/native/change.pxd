@@ -34,16 +34,19 @@ from rcache.engine.native.removal cimport (
     WHY_OUT_OF_RANGE, WHY_STREAM_FAILED, WHY_VALUE_TOO_LARGE, WHY_WOULD_PASS, Outcome, give_key, make_room, refuse, remove_if,
     remove_locked, reserve_stream,
 )
-from rcache.engine.native.ring cimport POSITION_NONE, ring_publish, ring_unreserve
+from rcache.engine.native.ring cimport POSITION_NONE, Ring, ring_give, ring_publish, try_credit
 from rcache.engine.native.store cimport (
     PRIMARY, Bucket, Placed, Store, bucket_at, bucket_now_locked, is_expired, link_locked, name_item, now_ms, wait_locked,
     record_locked, used_now,
 )
-from rcache.engine.native.system cimport add_fits, load8, note_wait, pthread_mutex_lock, pthread_mutex_unlock, put32, put64, store32, take_wait
+from rcache.engine.native.system cimport add_fits, load8, note_wait, pthread_mutex_lock, pthread_mutex_unlock, put32, put64, spin_lock, spin_unlock, store32, take_wait
 from rcache.engine.native.table cimport table_find, table_look, table_reserve
 
 cdef enum:
     TRIES_MAX = 8
+    # Room in the stream for some hundred small changes: one of two atomic sums for all of them.
+    ROOM_AHEAD = 16384
+    ROOM_AHEAD_DIVISOR = 64
     NUMBER_TEXT_BYTES_MAX = 20
 
 cdef enum Rule:
@@ -81,6 +84,12 @@ cdef struct Key:
     uint32_t *entry      # where its item stands in its table, while the stripe's lock is held
 
 
+cdef struct Batch:
+    # What the changes of one batch hand on to each other; nothing of it outlives the batch, nor a wait (`end_batch`).
+    Item *spare          # a chunk that is over from the last change, or NULL
+    int64_t room         # in the stream, reserved and not used
+
+
 cdef struct Change:
     # What is asked of one key, and what came of it. Times in ms; `value` is the caller's bytes.
     Key key
@@ -98,7 +107,7 @@ cdef struct Change:
     int64_t deadline_ns
     uint32_t used_ms
     Item *stored         # the item, once it was put
-    Item **spare         # a chunk that this thread has over from its last change, or NULL
+    Batch *batch         # what its batch has at hand
     Buffer *item_to      # where the item that a touch found is to be copied, as the payload of a GET; or NULL
     Outcome outcome
 
@@ -122,6 +131,7 @@ cdef struct Attempt:
     Item *gone           # an item that was taken out
     Placed placed
     int64_t reserved     # of room in the stream, and not used up
+    bint recorded        # whether a place in the stream was asked for
     int64_t needed       # -1, or the room that turned out to be needed
     bint expires         # with it: whether the item will expire
     bint wrote
@@ -153,13 +163,11 @@ cdef inline void buffer_free(Buffer *buffer) noexcept nogil:
 
 # --- reading
 
-cdef inline Key key_of(const Store *store, const uint8_t *at, uint32_t count, uint64_t clock_ms) noexcept nogil:
+cdef inline void set_key(const Store *store, Key *key, const uint8_t *at, uint32_t count, uint64_t clock_ms) noexcept nogil:
     """A key with its bucket and its place there."""
-    cdef Key key
     key.at, key.count, key.clock_ms, key.entry = at, count, clock_ms, NULL
     key.bucket = bucket_at(store, crc32(at, count) & (store.bucket_count - 1))
     key.hashed = <uint32_t>siphash(store.hash_key, at, count)
-    return key
 
 
 cdef inline void not_primary(const Bucket *bucket, Outcome *outcome) noexcept nogil:
@@ -185,17 +193,17 @@ cdef inline Item *read_locked(Store *store, Key *key, bint use, uint32_t used_ms
     cdef bint expired
     cdef Item *item
     while True:
-        pthread_mutex_lock(&bucket.stripe.lock)
+        spin_lock(&bucket.stripe.lock)
         if bucket.state != PRIMARY:
             not_primary(bucket, outcome)
-            pthread_mutex_unlock(&bucket.stripe.lock)
+            spin_unlock(&bucket.stripe.lock)
             return NULL
         item = find_live_locked(store, key, now, &expired)
         if item == NULL:
             bucket.stripe.misses += use
             refuse(outcome, ST_NOT_FOUND, WHY_NOTHING)
             outcome.wait = wait_locked(store, bucket, bucket.last_removal)
-            pthread_mutex_unlock(&bucket.stripe.lock)
+            spin_unlock(&bucket.stripe.lock)
             return NULL
         if not expired:
             if use:
@@ -204,7 +212,7 @@ cdef inline Item *read_locked(Store *store, Key *key, bint use, uint32_t used_ms
             outcome.status, outcome.version = ST_OK, item.version
             outcome.wait = wait_locked(store, bucket, item.version)
             return item
-        pthread_mutex_unlock(&bucket.stripe.lock)
+        spin_unlock(&bucket.stripe.lock)
         if remove_if(store, bucket, key.at, key.count, key.hashed, CAUSE_EXPIRED, 0, deadline_ns, outcome) < 0:
             return NULL
         key.clock_ms = now_ms(store)
@@ -213,12 +221,12 @@ cdef inline Item *read_locked(Store *store, Key *key, bint use, uint32_t used_ms
 cdef inline bint look(Store *store, const Key *key, uint64_t *value_bytes, bint *expires) noexcept nogil:
     """The item under a key as it is, expired or not: a guess for what a change will need. False if there is none."""
     cdef Item *item
-    pthread_mutex_lock(&key.bucket.stripe.lock)
+    spin_lock(&key.bucket.stripe.lock)
     item = table_find(&store.memory, &key.bucket.table, key.hashed, key.at, key.count)
     if item != NULL:
         value_bytes[0] = item.value_bytes
         expires[0] = item.state & EXPIRES != 0
-    pthread_mutex_unlock(&key.bucket.stripe.lock)
+    spin_unlock(&key.bucket.stripe.lock)
     return item != NULL
 
 
@@ -382,6 +390,12 @@ cdef inline void resize(Memory *memory, Item *item, uint64_t value_bytes) noexce
     item.value_bytes = <uint32_t>value_bytes
 
 
+cdef inline void give_room(Store *store, Batch *batch) noexcept nogil:
+    if batch.room:
+        ring_give(&store.ring, batch.room)
+        batch.room = 0
+
+
 cdef inline Item *take_memory(Store *store, Change *change, uint64_t room, bint expires, bint *refused) noexcept nogil:
     """Memory for the new item, by eviction where needed. NULL where none is needed: for a change that will be refused or only
     removes, and for one that a full store can make in place. Where it could not be had, `refused`."""
@@ -390,22 +404,22 @@ cdef inline Item *take_memory(Store *store, Change *change, uint64_t room, bint 
     cdef Decision decision
     cdef uint64_t now, whole
     cdef bint expired, in_place = False
-    cdef Item *made = change.spare[0]
+    cdef Item *made = change.batch.spare
     refused[0] = False
     if made != NULL:
         made = item_reuse(memory, made, change.key.count, room, expires)
         if made != NULL:
-            change.spare[0] = NULL
+            change.batch.spare = NULL
             return made
     made = item_alloc(memory, change.key.count, room, expires, False)
     if made != NULL:
         return made
-    pthread_mutex_lock(&change.key.bucket.stripe.lock)
+    spin_lock(&change.key.bucket.stripe.lock)
     held = find_live_locked(store, &change.key, &now, &expired)
     decide(store, change, NULL if expired else held, now, &decision)
     if decision.act == ACT_PUT and held != NULL:
         in_place = fits_in_place(memory, held, decision.value_bytes, decision.expires_at_ms > 0)
-    pthread_mutex_unlock(&change.key.bucket.stripe.lock)
+    spin_unlock(&change.key.bucket.stripe.lock)
     if decision.act != ACT_PUT or in_place:
         return NULL
     whole = item_total(memory, change.key.count, decision.value_bytes, decision.expires_at_ms > 0)
@@ -414,6 +428,7 @@ cdef inline Item *take_memory(Store *store, Change *change, uint64_t room, bint 
         change.outcome.number = <int64_t>memory.limit_bytes
         refused[0] = True
         return NULL
+    give_room(store, change.batch)
     made = make_room(store, change.key.count, room, expires, change.deadline_ns, &change.outcome)
     refused[0] = made == NULL
     return made
@@ -475,11 +490,14 @@ cdef inline void put_item(const Memory *memory, uint8_t *at, Item *item) noexcep
     put32(at, item.flags)
     put64(at + 4, item.version)
     put32(at + 12, item.value_bytes)
-    body_read(memory, item, item.key_bytes, at + 16, item.value_bytes)
+    if item.state & LARGE:
+        body_read(memory, item, item.key_bytes, at + 16, item.value_bytes)
+    else:
+        memcpy(at + 16, body_of(item) + item.key_bytes, item.value_bytes)
 
 
 cdef inline bint put_locked(
-    Store *store, Change *change, const Decision *decision, Item *old, Item **made, int64_t reserved, uint64_t now, Placed *placed
+    Store *store, Change *change, const Decision *decision, Item *old, Item **made, Attempt *attempt, uint64_t now
 ) noexcept nogil:
     """Make the change that was decided on, in the memory of `made` or, without it, in place. False if it does not fit: nothing
     has changed then. Afterwards `made` is what is to be freed: nothing, or the old item."""
@@ -503,8 +521,8 @@ cdef inline bint put_locked(
     head.kind, head.cause, head.key_bytes, head.bucket = KIND_SET, decision.cause, <uint16_t>change.key.count, bucket.number
     head.flags, head.expires_at_ms = decision.flags, decision.expires_at_ms
     head.sequence, head.time_ms = bucket.sequence + 1, now
-    placed[0] = record_locked(store, bucket, &head, reserved)
-    if placed.position == POSITION_NONE:
+    attempt.recorded = True
+    if not record_locked(store, bucket, &head, &attempt.reserved, &attempt.placed):
         return True
     bucket.stripe.sets += 1
     change.stored = item
@@ -544,18 +562,34 @@ cdef inline void revealing_locked(Store *store, Change *change, const Decision *
     change.outcome.wait = wait_locked(store, bucket, live.version if live != NULL else bucket.last_removal)
 
 
+cdef inline bint take_room(Store *store, Change *change, int64_t count) noexcept nogil:
+    """Room in the stream: of what the batch has, and where there is some for the changes to come as well. False, with the refusal in
+    the outcome, where it could not be had. Nobody waits while it has some."""
+    cdef Ring *ring = &store.ring
+    cdef Batch *batch = change.batch
+    cdef int64_t ahead = min(<int64_t>ROOM_AHEAD, <int64_t>(ring.bytes_max // ROOM_AHEAD_DIVISOR))
+    if batch.room >= count:
+        batch.room -= count
+        return True
+    give_room(store, batch)
+    if count <= ahead and not load8(&ring.failed) and try_credit(ring, ahead):
+        batch.room = ahead - count
+        return True
+    return reserve_stream(store, count, change.deadline_ns, &change.outcome)
+
+
 cdef inline bint prepare(Store *store, Change *change, Attempt *attempt, uint64_t room, bint expires) noexcept nogil:
     """What must be had before the lock: room in the stream, memory, and the item filled as far as it is known (invariant 3).
     False, with the refusal in the outcome, where it could not be had. Blocks."""
     cdef Memory *memory = &store.memory
     cdef bint refused = False
     attempt.reserved = <int64_t>(RECORD_HEADER_BYTES + change.key.count + room)
-    if not reserve_stream(store, attempt.reserved, change.deadline_ns, &change.outcome):
+    if not take_room(store, change, attempt.reserved):
         return False
     if change.rule != RULE_DELETE:
         attempt.made = take_memory(store, change, room, expires, &refused)
         if refused:
-            ring_unreserve(&store.ring, attempt.reserved)
+            change.batch.room += attempt.reserved
             return False
     if attempt.made != NULL:
         name_item(attempt.made, change.key.bucket.number, change.key.hashed, change.used_ms)
@@ -578,18 +612,17 @@ cdef inline void change_locked(Store *store, Change *change, Attempt *attempt) n
     cdef Item *live = NULL if expired else held
     decide(store, change, live, now, &decision)
     if decision.act == ACT_PUT:
-        attempt.wrote = put_locked(store, change, &decision, held, &attempt.made, attempt.reserved, now, &attempt.placed)
+        attempt.wrote = put_locked(store, change, &decision, held, &attempt.made, attempt, now)
         if not attempt.wrote:
             attempt.needed, attempt.expires = <int64_t>decision.value_bytes, decision.expires_at_ms > 0
             return
-        attempt.reserved = 0
     elif decision.act == ACT_REMOVE or expired:
-        attempt.placed = remove_locked(
-            store, bucket, held, CAUSE_EXPIRED if expired else CAUSE_DELETED, now, attempt.reserved
-        )
-        attempt.reserved = 0
-        attempt.gone = held if attempt.placed.position != POSITION_NONE else NULL
-    if not attempt.reserved and attempt.placed.position == POSITION_NONE:
+        attempt.recorded = True
+        if remove_locked(
+            store, bucket, held, CAUSE_EXPIRED if expired else CAUSE_DELETED, now, &attempt.reserved, &attempt.placed
+        ):
+            attempt.gone = held
+    if attempt.recorded and attempt.placed.position == POSITION_NONE:
         attempt.wrote = False
         refuse(&change.outcome, ST_STOPPING, WHY_STREAM_FAILED)
         return
@@ -597,7 +630,8 @@ cdef inline void change_locked(Store *store, Change *change, Attempt *attempt) n
         revealing_locked(store, change, &decision, live)
         return
     refuse(&change.outcome, ST_OK, WHY_NOTHING)
-    change.outcome.version, change.outcome.wait = bucket.sequence, attempt.placed.wait
+    change.outcome.version = bucket.sequence
+    change.outcome.wait.points, change.outcome.wait.position = bucket.points, attempt.placed.position
     change.outcome.number = decision.number
     if attempt.wrote:
         tell_item(store, change, change.stored)
@@ -611,8 +645,7 @@ cdef inline void tidy(Store *store, const Change *change, Attempt *attempt) noex
         item_free(&store.memory, attempt.gone)
     elif attempt.wrote:
         give_record(store, &attempt.placed, change, change.value, change.value_bytes)
-    if attempt.reserved:
-        ring_unreserve(&store.ring, attempt.reserved)
+    change.batch.room += attempt.reserved
     if attempt.made != NULL:
         keep_spare(&store.memory, change, attempt.made)
 
@@ -625,7 +658,7 @@ cdef inline int64_t try_change(Store *store, Change *change, uint64_t room, bint
     attempt.needed = -1
     if not prepare(store, change, &attempt, room, expires[0]):
         return -1
-    pthread_mutex_lock(&bucket.stripe.lock)
+    spin_lock(&bucket.stripe.lock)
     if bucket.state != PRIMARY:
         not_primary(bucket, &change.outcome)
     elif bucket.sequence & COUNTER_MAX == COUNTER_MAX:
@@ -633,7 +666,7 @@ cdef inline int64_t try_change(Store *store, Change *change, uint64_t room, bint
         change.outcome.number = bucket.number
     else:
         change_locked(store, change, &attempt)
-    pthread_mutex_unlock(&bucket.stripe.lock)
+    spin_unlock(&bucket.stripe.lock)
     tidy(store, change, &attempt)
     expires[0] = attempt.expires
     return attempt.needed
@@ -644,14 +677,20 @@ cdef inline void keep_spare(Memory *memory, const Change *change, Item *item) no
     if item.state & LARGE:
         item_free(memory, item)
         return
-    drop_spare(memory, change.spare)
-    change.spare[0] = item
+    drop_spare(memory, change.batch)
+    change.batch.spare = item
 
 
-cdef inline void drop_spare(Memory *memory, Item **spare) noexcept nogil:
-    if spare[0] != NULL:
-        item_free(memory, spare[0])
-        spare[0] = NULL
+cdef inline void drop_spare(Memory *memory, Batch *batch) noexcept nogil:
+    if batch.spare != NULL:
+        item_free(memory, batch.spare)
+        batch.spare = NULL
+
+
+cdef inline void end_batch(Store *store, Batch *batch) noexcept nogil:
+    """Give back what the batch has over."""
+    drop_spare(&store.memory, batch)
+    give_room(store, batch)
 
 
 cdef inline void make_change(Store *store, Change *change) noexcept nogil:

@@ -16,6 +16,7 @@ from libc.string cimport memcpy
 
 from rcache.engine.native.ring cimport (
     DISK, FAILURE_BYTES, POINTS_MAX, STREAM_FAILED, STREAM_REACHED, STREAM_TIMED_OUT, WAKERS_MAX, Ring, StreamEnd,
+    watch_head_locked,
 )
 from rcache.engine.native.system cimport (
     add64, cond_wait_until, fence, lowest64, load64, load8, monotonic_ns, pthread_cond_broadcast, pthread_mutex_lock, pthread_mutex_unlock, signed64,
@@ -37,8 +38,9 @@ cdef struct Wait:
 
 cdef inline void wait_join(Wait *wait, const Wait *other) noexcept nogil:
     """Both at once. A point that the one waits for is waited for up to the position of the other, too."""
-    wait.points |= other.points
-    wait.position = max(wait.position, other.position)
+    if other.points:
+        wait.points |= other.points
+        wait.position = max(wait.position, other.position)
 
 
 cdef inline uint64_t ring_durable(const Ring *ring) noexcept nogil:
@@ -180,6 +182,7 @@ cdef inline void ring_fail(Ring *ring, const char *why, size_t count) noexcept n
         memcpy(ring.failure, why, count)
         ring.failure[count] = 0
         store8(&ring.failed, 1)
+        watch_head_locked(ring, True)
     pthread_cond_broadcast(&ring.readable)
     pthread_cond_broadcast(&ring.room)
     wake_all_locked(ring)

@@ -11,9 +11,9 @@ changes nothing.
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
-from rcache.engine.native.change cimport Buffer, Key, buffer_need, key_of
+from rcache.engine.native.change cimport Buffer, Key, buffer_need, set_key
 from rcache.records._countdown cimport Countdown, countdown, is_even, take, take8, take16, take32, take64
 from rcache.engine.native.expiry cimport wheel_take, wheel_unpark
 from rcache.engine.native.items cimport EXPIRES, Item, body_read, body_write, expires_at, expiry_of, item_alloc, item_free
@@ -25,13 +25,13 @@ from rcache.engine.native.protocol cimport (
 from rcache.engine.native.removal cimport (
     WHY_COUNTER, WHY_NOTHING, WHY_STREAM_FAILED, Outcome, give_key, refuse, reserve_stream,
 )
-from rcache.engine.native.ring cimport POSITION_NONE, ring_unreserve
+from rcache.engine.native.ring cimport ring_give
 from rcache.engine.native.change cimport not_primary
 from rcache.engine.native.store cimport (
     ABSENT, BACKUP, FROZEN, IMPORTING, PRIMARY, Bucket, Placed, Store, bucket_now_locked, learn_time_locked, link_locked, name_item,
     now_ms, record_locked, unlink_locked, bucket_at, used_now,
 )
-from rcache.engine.native.system cimport pthread_mutex_lock, pthread_mutex_unlock, put32, put64, store8
+from rcache.engine.native.system cimport put32, put64, spin_lock, spin_unlock, store8
 from rcache.engine.native.table cimport (
     BIN_ENTRIES, Bin, bin_at, segment_drop, segment_of, table_close, table_entry, table_find, table_init, table_reserve,
 )
@@ -142,7 +142,7 @@ cdef inline int64_t flush_bucket(Store *store, Bucket *bucket, int64_t deadline_
     if not reserve_stream(store, reserved, deadline_ns, outcome):
         return -1
     now = now_ms(store)
-    pthread_mutex_lock(&bucket.stripe.lock)
+    spin_lock(&bucket.stripe.lock)
     if bucket.state != PRIMARY:
         not_primary(bucket, outcome)
     elif bucket.sequence & COUNTER_MAX == COUNTER_MAX:
@@ -154,19 +154,17 @@ cdef inline int64_t flush_bucket(Store *store, Bucket *bucket, int64_t deadline_
             head.length, head.kind, head.cause, head.key_bytes = RECORD_HEADER_BYTES, KIND_FLUSH, CAUSE_FLUSHED, 0
             head.bucket, head.flags, head.expires_at_ms = bucket.number, 0, 0
             head.sequence, head.time_ms = bucket.sequence + 1, bucket_now_locked(bucket, now)
-            placed = record_locked(store, bucket, &head, reserved)
-            reserved = 0
-            if placed.position == POSITION_NONE:
+            if not record_locked(store, bucket, &head, &reserved, &placed):
                 refuse(outcome, ST_STOPPING, WHY_STREAM_FAILED)
                 count = -1
             else:
                 bucket.last_removal = head.sequence
                 bucket.stripe.removed[<int>CAUSE_FLUSHED] += count
                 empty_locked(store, bucket)
-    pthread_mutex_unlock(&bucket.stripe.lock)
+    spin_unlock(&bucket.stripe.lock)
     give_key(store, &placed, NULL, 0, KIND_FLUSH)
     if reserved:
-        ring_unreserve(&store.ring, reserved)
+        ring_give(&store.ring, reserved)
     return count
 
 
@@ -187,16 +185,14 @@ cdef inline int open_bucket(Store *store, Bucket *bucket, uint64_t begin, const 
     if not reserve_stream(store, reserved, deadline_ns, outcome):
         return -1
     now = now_ms(store)
-    pthread_mutex_lock(&bucket.stripe.lock)
+    spin_lock(&bucket.stripe.lock)
     if may_open(bucket.state) and begin > bucket.sequence:
         put64(value, bucket.sequence)
         memcpy(value + 8, rest, rest_bytes)
         head.length, head.kind, head.cause, head.key_bytes = <uint32_t>reserved, KIND_OPEN, 0, 0
         head.bucket, head.flags, head.expires_at_ms = bucket.number, 0, 0
         head.sequence, head.time_ms = begin, bucket_now_locked(bucket, now)
-        placed = record_locked(store, bucket, &head, reserved)
-        reserved = 0
-        if placed.position == POSITION_NONE:
+        if not record_locked(store, bucket, &head, &reserved, &placed):
             refuse(outcome, ST_STOPPING, WHY_STREAM_FAILED)
             done = -1
         else:
@@ -204,10 +200,10 @@ cdef inline int open_bucket(Store *store, Bucket *bucket, uint64_t begin, const 
             store8(&bucket.state, PRIMARY)
             wheel_unpark(&store.memory, &bucket.stripe.wheel, bucket.number)
             done = 1
-    pthread_mutex_unlock(&bucket.stripe.lock)
+    spin_unlock(&bucket.stripe.lock)
     give_key(store, &placed, value, 8 + rest_bytes, KIND_OPEN)
     if reserved:
-        ring_unreserve(&store.ring, reserved)
+        ring_give(&store.ring, reserved)
     return done
 
 
@@ -262,8 +258,9 @@ cdef inline Applied apply_record(Store *store, const Record *record, uint64_t cl
     if head.bucket >= store.bucket_count:
         return APPLY_WRONG_BUCKET
     bucket = bucket_at(store, head.bucket)
+    memset(&key, 0, sizeof(Key))
     if head.key_bytes:
-        key = key_of(store, record.key, head.key_bytes, clock_ms)
+        set_key(store, &key, record.key, head.key_bytes, clock_ms)
         if key.bucket != bucket:
             return APPLY_WRONG_KEY
     if head.kind == KIND_OPEN and not opening_is_whole(record):
@@ -278,7 +275,7 @@ cdef inline Applied apply_record(Store *store, const Record *record, uint64_t cl
             expiry_of(made).at_ms = head.expires_at_ms
         body_write(&store.memory, made, 0, record.key, head.key_bytes)
         body_write(&store.memory, made, head.key_bytes, record.value, record.value_bytes)
-    pthread_mutex_lock(&bucket.stripe.lock)
+    spin_lock(&bucket.stripe.lock)
     if bucket.state == PRIMARY or bucket.state == FROZEN:
         applied = APPLY_NOT_TAKEN
     elif head.kind >= KIND_ROW:
@@ -287,7 +284,7 @@ cdef inline Applied apply_record(Store *store, const Record *record, uint64_t cl
         applied = apply_change_locked(store, bucket, record, &key, &made)
     if applied == APPLIED:
         learn_time_locked(bucket, head.time_ms, clock_ms)
-    pthread_mutex_unlock(&bucket.stripe.lock)
+    spin_unlock(&bucket.stripe.lock)
     if made != NULL:
         item_free(&store.memory, made)
     return applied
@@ -398,7 +395,7 @@ cdef inline void copy_bucket(Store *store, Bucket *bucket, Buffer *out) noexcept
     cdef uint32_t number
     cdef int place
     cdef Bin *held
-    pthread_mutex_lock(&bucket.stripe.lock)
+    spin_lock(&bucket.stripe.lock)
     head.length, head.kind, head.cause, head.key_bytes = RECORD_HEADER_BYTES, KIND_IMPORT_BEGIN, 0, 0
     head.bucket, head.flags, head.expires_at_ms = bucket.number, 0, 0
     head.sequence, head.time_ms = bucket.sequence, bucket.newest_ms
@@ -418,7 +415,7 @@ cdef inline void copy_bucket(Store *store, Bucket *bucket, Buffer *out) noexcept
         put64(out.data + out.count, bucket.sequence)
         put64(out.data + out.count + 8, bucket.table.count)
         out.count += 16
-    pthread_mutex_unlock(&bucket.stripe.lock)
+    spin_unlock(&bucket.stripe.lock)
 
 
 cdef inline void copy_row(const Memory *memory, Buffer *out, Item *item, RecordHead *head) noexcept nogil:

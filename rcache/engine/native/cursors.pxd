@@ -10,7 +10,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from rcache.engine.native.ring cimport KIND_AT, READERS_MAX, Cursor, Ring, keep_nothing_locked, ring_at
+from rcache.engine.native.ring cimport KIND_AT, READERS_MAX, Cursor, Ring, keep_nothing_locked, ring_at, ring_head, watch_head_locked
 from rcache.engine.native.system cimport (
     EAGAIN, EINTR, MSG_DONTWAIT, MSG_NOSIGNAL, POLLOUT, add64, cond_wait_until, fence, get32, iovec, last_errno, load8, monotonic_ns, msghdr, poll, pollfd,
     pthread_cond_broadcast, pthread_mutex_lock, pthread_mutex_unlock, sched_yield, sendmsg, signed64,
@@ -52,12 +52,13 @@ cdef inline Cursor *cursor_open(Ring *ring, bint holds) noexcept nogil:
         pthread_mutex_unlock(&ring.lock)
         sched_yield()
         pthread_mutex_lock(&ring.lock)
+    watch_head_locked(ring, True)
     if not ring.readers:
         keep_nothing_locked(ring)
     for number in range(READERS_MAX):
         if not ring.cursors[number].used:
             found = &ring.cursors[number]
-            found.position = found.released = ring.head
+            found.position = found.released = ring_head(ring)
             found.holds, found.pinned, found.woken, found.used = holds, False, False, True
             found.chosen, found.chosen_bytes = NULL, 0
             ring.readers += 1
@@ -71,6 +72,8 @@ cdef inline void cursor_close(Ring *ring, Cursor *cursor) noexcept nogil:
     if cursor.used:
         cursor.used = False
         ring.readers -= 1
+        if not ring.readers and not ring.failed:
+            watch_head_locked(ring, False)
     pthread_cond_broadcast(&ring.room)
     pthread_mutex_unlock(&ring.lock)
 
@@ -86,14 +89,14 @@ cdef inline bint is_behind_locked(Ring *ring, Cursor *cursor) noexcept nogil:
     """Whether there is a whole record to read. One that fell behind the tail reads on from there."""
     if cursor.position < ring.tail:
         return True
-    return cursor.position < ring.head and load8(ring_at(ring, cursor.position) + KIND_AT) != 0
+    return cursor.position < ring_head(ring) and load8(ring_at(ring, cursor.position) + KIND_AT) != 0
 
 
 cdef inline bint is_urgent_locked(Ring *ring, Cursor *cursor) noexcept nogil:
     """Whether somebody waits for what is there: for it to be on disk, for its room, or by `wake_readers`."""
     cdef bint woken = cursor.woken
     cursor.woken = False
-    return woken or (ring.head - cursor.released) * 2 > ring.bytes_max or signed64(&ring.disk_waiters) > 0
+    return woken or (ring_head(ring) - cursor.released) * 2 > ring.bytes_max or signed64(&ring.disk_waiters) > 0
 
 
 cdef inline bint cursor_await(Ring *ring, Cursor *cursor, int64_t timeout_ns, int64_t linger_ns) noexcept nogil:
@@ -139,7 +142,7 @@ cdef inline void cursor_measure(Ring *ring, Cursor *cursor, uint64_t bytes_max, 
     found.lost = cursor.position < ring.tail
     if found.lost:
         cursor.position = ring.tail
-    head = ring.head
+    head = ring_head(ring)
     pthread_mutex_unlock(&ring.lock)
     found.count = found.bytes = 0
     found.spans = 0

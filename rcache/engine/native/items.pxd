@@ -18,7 +18,7 @@ from libc.string cimport memcmp, memcpy
 from rcache.engine.native.memory cimport (
     GROW, GROW_FORCED, GROW_NOT, NO_PAGE, PAGE_LARGE, Memory, SizeClass, chunk_alloc, chunk_free, handle_of, page_start, pool_give, pool_take,
 )
-from rcache.engine.native.system cimport pthread_mutex_lock, pthread_mutex_unlock, store8, store32, unpoison
+from rcache.engine.native.system cimport pthread_mutex_lock, pthread_mutex_unlock, same_bytes, store8, store32, unpoison
 
 cdef enum:
     ITEM_BYTES = 32
@@ -273,7 +273,7 @@ cdef inline bint key_is(const Memory *memory, Item *item, const uint8_t *key, ui
     if item.key_bytes != key_bytes:
         return False
     if not item.state & LARGE:
-        return memcmp(body_of(item), key, key_bytes) == 0
+        return same_bytes(body_of(item), key, key_bytes)
     while offset < key_bytes:
         piece = body_piece(memory, item, offset)
         piece.count = min(piece.count, key_bytes - offset)

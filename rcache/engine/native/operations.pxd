@@ -18,7 +18,7 @@ from rcache.engine.native.answers cimport (
 )
 from rcache.engine.native.change cimport (
     RULE_ADD, RULE_APPEND, RULE_CAS, RULE_CAS_SEEN, RULE_COUNT, RULE_DELETE, RULE_PREPEND, RULE_PUT, RULE_REPLACE, RULE_TOUCH,
-    Buffer, Change, Key, buffer_free, buffer_need, key_of, make_change, put_item, read_locked,
+    Buffer, Change, Key, buffer_free, buffer_need, make_change, put_item, read_locked, set_key,
 )
 from rcache.engine.native.commitment cimport Wait, wait_join
 from rcache.records._countdown cimport Countdown, countdown, is_even, take, take8, take16, take32, take64
@@ -31,9 +31,9 @@ from rcache.engine.native.protocol cimport (
 from rcache.engine.native.removal cimport (
     WHY_KEPT_CHANGING_HASHED, WHY_LATE, WHY_NOTHING, WHY_TOO_MANY, WHY_VALUE_TOO_LARGE, Outcome, refuse,
 )
-from rcache.engine.native.store cimport Store, now_ms, used_now
+from rcache.engine.native.store cimport Store, look_at_boot_clock
 from rcache.engine.native.system cimport (
-    monotonic_ns, pthread_mutex_lock, pthread_mutex_unlock, put16, put32, put64, take_wait,
+    monotonic_ns, put16, put32, put64, spin_lock, spin_unlock, take_wait,
 )
 from rcache.engine.native.table cimport table_find
 
@@ -51,11 +51,16 @@ cdef enum Executed:
     BAD_PAYLOAD = 1
 
 
-cdef inline void look_at_clocks(Store *store, Worker *worker) noexcept nogil:
-    worker.now_ns = monotonic_ns()
-    worker.clock_ms = now_ms(store)
-    worker.used_ms = used_now()
+cdef inline void look_at_clocks(Store *store, Worker *worker, int64_t now_ns) noexcept nogil:
+    worker.now_ns = now_ns
     worker.left = OPERATIONS_PER_LOOK
+    look_at_boot_clock(store, &worker.clock_ms, &worker.used_ms)
+
+
+cdef inline void begin_batch(Store *store, Worker *worker, int64_t now_ns) noexcept nogil:
+    """What is executed from here on was received at `now_ns`."""
+    worker.received_ns = now_ns
+    look_at_clocks(store, worker, now_ns)
 
 
 cdef inline int64_t deadline_of(const Store *store, const Worker *worker, uint32_t budget_ms) noexcept nogil:
@@ -118,7 +123,7 @@ cdef inline bint take_ttl_and_key(Countdown *body, Change *change) noexcept nogi
 
 cdef inline bint take_payload(uint8_t opcode, Countdown *body, Change *change, const uint8_t **hashed) noexcept nogil:
     """Read the payload of a request about one key."""
-    if opcode == OP_GET or opcode == OP_DELETE or opcode == OP_INSPECT:
+    if opcode == OP_DELETE or opcode == OP_INSPECT:
         return take_key_only(body, change)
     if opcode == OP_SET or opcode == OP_ADD or opcode == OP_REPLACE:
         return take_store(body, change)
@@ -169,49 +174,65 @@ cdef inline void begin_change(Change *change) noexcept nogil:
 cdef inline Executed execute(Store *store, Worker *worker, uint8_t opcode, uint32_t request_id, uint32_t budget_ms, const uint8_t *payload, uint64_t count) noexcept nogil:
     """One data request, whose reply is added to the worker's output."""
     cdef Countdown body = countdown(payload, count)
+    cdef int64_t deadline_ns = deadline_of(store, worker, budget_ms)
+    cdef Outcome late
+    if worker.left == 0 or take_wait():
+        look_at_clocks(store, worker, monotonic_ns())
+    worker.left -= 1
+    worker.deadline_ns = max(worker.deadline_ns, deadline_ns)
+    if worker.now_ns > deadline_ns:
+        refuse(&late, ST_DEADLINE_PASSED, WHY_LATE)
+        reply_refused(store, worker, opcode, request_id, &late)
+        return EXECUTED
+    if opcode == OP_GET:
+        return execute_get(store, worker, request_id, deadline_ns, &body)
+    return execute_other(store, worker, opcode, request_id, deadline_ns, &body)
+
+
+cdef inline Executed execute_get(Store *store, Worker *worker, uint32_t request_id, int64_t deadline_ns, Countdown *body) noexcept nogil:
+    """A GET by itself: it is what most requests are, and needs none of what a change does."""
+    cdef uint32_t count = take16(body)
+    cdef const uint8_t *at = take(body, count)
+    cdef uint64_t now, payload
+    cdef uint8_t *to
+    cdef Outcome outcome
+    cdef Item *item
+    cdef Key key
+    if not count or not is_even(body):
+        return BAD_PAYLOAD
+    set_key(store, &key, at, count, worker.clock_ms)
+    item = read_locked(store, &key, True, worker.used_ms, deadline_ns, &now, &outcome)
+    if item == NULL:
+        reply_refused(store, worker, OP_GET, request_id, &outcome)
+        return EXECUTED
+    payload = 16 + item.value_bytes
+    to = begin_reply(worker, payload)
+    if to != NULL:
+        put_item(&store.memory, to, item)
+    spin_unlock(&key.bucket.stripe.lock)
+    if to != NULL:
+        end_reply(store, worker, OP_GET, ST_OK, request_id, payload, &outcome.wait)
+    return EXECUTED
+
+
+cdef inline Executed execute_other(Store *store, Worker *worker, uint8_t opcode, uint32_t request_id, int64_t deadline_ns, Countdown *body) noexcept nogil:
     cdef const uint8_t *hashed = NULL
     cdef Change change
     begin_change(&change)
-    change.deadline_ns, change.spare = deadline_of(store, worker, budget_ms), &worker.spare
-    if worker.left == 0 or take_wait():
-        look_at_clocks(store, worker)
-    worker.left -= 1
-    worker.deadline_ns = max(worker.deadline_ns, change.deadline_ns)
-    if worker.now_ns > change.deadline_ns:
-        refuse(&change.outcome, ST_DEADLINE_PASSED, WHY_LATE)
-        reply_refused(store, worker, opcode, request_id, &change.outcome)
-        return EXECUTED
+    change.deadline_ns, change.batch = deadline_ns, &worker.batch
     if opcode >= OP_GET_MANY:
-        return execute_many(store, worker, opcode, request_id, &body, &change)
-    if not take_payload(opcode, &body, &change, &hashed) or not is_even(&body):
+        return execute_many(store, worker, opcode, request_id, body, &change)
+    if not take_payload(opcode, body, &change, &hashed) or not is_even(body):
         return BAD_PAYLOAD
-    change.key = key_of(store, change.key.at, change.key.count, worker.clock_ms)
+    set_key(store, &change.key, change.key.at, change.key.count, worker.clock_ms)
     change.used_ms, change.rule, change.minus = worker.used_ms, rule_of(opcode), opcode == OP_DECREMENT
-    if opcode == OP_GET:
-        run_get(store, worker, request_id, &change)
-    elif opcode == OP_INSPECT:
+    if opcode == OP_INSPECT:
         run_inspect(store, worker, request_id, &change)
     elif opcode == OP_CAS_HASH:
         run_cas_hash(store, worker, request_id, &change, hashed)
     else:
         run_change(store, worker, opcode, request_id, &change)
     return EXECUTED
-
-
-cdef inline void run_get(Store *store, Worker *worker, uint32_t request_id, Change *change) noexcept nogil:
-    cdef uint64_t now, payload = 0
-    cdef uint8_t *at
-    cdef Item *item = read_locked(store, &change.key, True, change.used_ms, change.deadline_ns, &now, &change.outcome)
-    if item == NULL:
-        reply_refused(store, worker, OP_GET, request_id, &change.outcome)
-        return
-    payload = 16 + item.value_bytes
-    at = begin_reply(worker, payload)
-    if at != NULL:
-        put_item(&store.memory, at, item)
-    pthread_mutex_unlock(&change.key.bucket.stripe.lock)
-    if at != NULL:
-        end_reply(store, worker, OP_GET, ST_OK, request_id, payload, &change.outcome.wait)
 
 
 cdef inline void run_inspect(Store *store, Worker *worker, uint32_t request_id, Change *change) noexcept nogil:
@@ -229,7 +250,7 @@ cdef inline void run_inspect(Store *store, Worker *worker, uint32_t request_id, 
         put32(at + 8, item.flags)
         put64(at + 12, left)
         put32(at + 20, item.value_bytes)
-    pthread_mutex_unlock(&change.key.bucket.stripe.lock)
+    spin_unlock(&change.key.bucket.stripe.lock)
     if at != NULL:
         end_reply(store, worker, OP_INSPECT, ST_OK, request_id, 24, &change.outcome.wait)
 
@@ -278,13 +299,13 @@ cdef inline bint hash_fits(Store *store, Key *key, const uint8_t *hashed, uint64
     cdef bint fits = False
     version[0] = 0
     memset(&value, 0, sizeof(Buffer))
-    pthread_mutex_lock(&key.bucket.stripe.lock)
+    spin_lock(&key.bucket.stripe.lock)
     item = table_find(&store.memory, &key.bucket.table, key.hashed, key.at, key.count)
     if item != NULL and buffer_need(&value, max(<uint64_t>item.value_bytes, <uint64_t>1)):
         value.count = item.value_bytes
         version[0] = item.version
         body_read(&store.memory, item, item.key_bytes, value.data, value.count)
-    pthread_mutex_unlock(&key.bucket.stripe.lock)
+    spin_unlock(&key.bucket.stripe.lock)
     if version[0]:
         fits = digest_is(store, value.data, value.count, hashed)
     buffer_free(&value)
@@ -369,7 +390,7 @@ cdef inline void run_get_many(Store *store, Worker *worker, uint32_t request_id,
     out.count += HEADER_BYTES + 2
     for number in range(count):
         take_key_only(body, change)
-        change.key = key_of(store, change.key.at, change.key.count, worker.clock_ms)
+        set_key(store, &change.key, change.key.at, change.key.count, worker.clock_ms)
         item = read_locked(store, &change.key, True, worker.used_ms, change.deadline_ns, &now, outcome)
         if item == NULL:
             if outcome.status == ST_NOT_FOUND:
@@ -388,7 +409,7 @@ cdef inline void run_get_many(Store *store, Worker *worker, uint32_t request_id,
                 body_read(&store.memory, item, item.key_bytes, out.data + out.count + ITEM_ENTRY_BYTES, wanted)
                 room -= wanted
             out.count += ITEM_ENTRY_BYTES + wanted
-        pthread_mutex_unlock(&change.key.bucket.stripe.lock)
+        spin_unlock(&change.key.bucket.stripe.lock)
     if out.failed:
         return
     payload = out.count - begun - HEADER_BYTES
@@ -408,7 +429,7 @@ cdef inline void run_change_many(Store *store, Worker *worker, uint8_t opcode, u
     at += 2
     for number in range(count):
         take_entry(opcode, body, change)
-        change.key = key_of(store, change.key.at, change.key.count, worker.clock_ms)
+        set_key(store, &change.key, change.key.at, change.key.count, worker.clock_ms)
         change.rule, change.used_ms = RULE_PUT if opcode == OP_SET_MANY else RULE_DELETE, worker.used_ms
         if not is_too_large(store, change):
             make_change(store, change)

@@ -40,14 +40,14 @@ from rcache.engine.native.protocol cimport (
 )
 from rcache.engine.native.commitment cimport Wait
 from rcache.engine.native.ring cimport (
-    POSITION_NONE, STREAM_FAILED, STREAM_REACHED, StreamEnd, ring_publish, ring_reserve, ring_unreserve,
+    STREAM_FAILED, STREAM_REACHED, StreamEnd, ring_publish, ring_give, ring_reserve,
 )
 from rcache.engine.native.store cimport (
     PRIMARY, Bucket, Placed, Store, Stripe, bucket_at, bucket_now_locked, is_expired, now_ms, record_locked, stripe_at,
     unlink_locked, used_now,
 )
 from rcache.engine.native.system cimport (
-    add64, hint8, hint32, hint64, load8, load32, load64, pthread_mutex_lock, pthread_mutex_unlock, random64, store8, store32, store64,
+    add64, hint8, hint32, hint64, load8, load32, load64, pthread_mutex_lock, pthread_mutex_unlock, random64, spin_lock, spin_unlock, store8, store32, store64,
 )
 from rcache.engine.native.table cimport table_entry, table_find
 
@@ -134,20 +134,21 @@ cdef inline void give_key(Store *store, const Placed *placed, const uint8_t *key
         ring_publish(&store.ring, placed.at, kind)
 
 
-cdef inline Placed remove_locked(Store *store, Bucket *bucket, Item *item, uint8_t cause, uint64_t now, int64_t reserved) noexcept nogil:
-    """Take an item out, with its record, whose key is still to be given. Where the stream has failed nothing changes."""
+cdef inline bint remove_locked(
+    Store *store, Bucket *bucket, Item *item, uint8_t cause, uint64_t now, int64_t *reserved, Placed *placed
+) noexcept nogil:
+    """Take an item out, with its record, whose key is still to be given. False: the stream has failed, and nothing changes."""
     cdef RecordHead head
-    cdef Placed placed
     head.length = RECORD_HEADER_BYTES + item.key_bytes
     head.kind, head.cause, head.key_bytes, head.bucket = KIND_REMOVE, cause, item.key_bytes, bucket.number
     head.flags, head.expires_at_ms = 0, 0
     head.sequence, head.time_ms = bucket.sequence + 1, now
-    placed = record_locked(store, bucket, &head, reserved)
-    if placed.position != POSITION_NONE:
-        bucket.last_removal = head.sequence
-        bucket.stripe.removed[cause] += 1
-        unlink_locked(store, bucket, item)
-    return placed
+    if not record_locked(store, bucket, &head, reserved, placed):
+        return False
+    bucket.last_removal = head.sequence
+    bucket.stripe.removed[cause] += 1
+    unlink_locked(store, bucket, item)
+    return True
 
 
 cdef inline int remove_if(
@@ -166,7 +167,7 @@ cdef inline int remove_if(
         return -1
     now = now_ms(store)
     placed.at = NULL
-    pthread_mutex_lock(&bucket.stripe.lock)
+    spin_lock(&bucket.stripe.lock)
     item = table_find(&store.memory, &bucket.table, hashed, key, key_bytes)
     if item != NULL and bucket.state == PRIMARY and (
             is_expired(item, bucket_now_locked(bucket, now)) if cause == CAUSE_EXPIRED
@@ -176,15 +177,13 @@ cdef inline int remove_if(
             refusal.number = bucket.number
             done = -1
         else:
-            placed = remove_locked(store, bucket, item, cause, bucket_now_locked(bucket, now), reserved)
-            reserved = 0
             done = 1
-            if placed.position == POSITION_NONE:
+            if not remove_locked(store, bucket, item, cause, bucket_now_locked(bucket, now), &reserved, &placed):
                 refuse(refusal, ST_STOPPING, WHY_STREAM_FAILED)
                 done = -1
-    pthread_mutex_unlock(&bucket.stripe.lock)
+    spin_unlock(&bucket.stripe.lock)
     if reserved:
-        ring_unreserve(&store.ring, reserved)
+        ring_give(&store.ring, reserved)
     if done == 1:
         give_key(store, &placed, key, key_bytes, KIND_REMOVE)
         if cause == CAUSE_EVICTED:
@@ -233,9 +232,9 @@ cdef inline int64_t expire_due(Store *store, int64_t items_max, int64_t deadline
         stripe = stripe_at(store, number)
         while removed < items_max:
             now = now_ms(store)
-            pthread_mutex_lock(&stripe.lock)
+            spin_lock(&stripe.lock)
             bucket = due_locked(store, stripe, now, key, &key_bytes, &hashed)
-            pthread_mutex_unlock(&stripe.lock)
+            spin_unlock(&stripe.lock)
             if bucket == NULL:
                 break
             done = remove_if(store, bucket, key, key_bytes, hashed, CAUSE_EXPIRED, 0, deadline_ns, refusal)
@@ -312,12 +311,12 @@ cdef inline int evict_handle(Store *store, uint32_t handle, uint64_t home, int64
     if home >> 32 >= store.bucket_count:
         return 0
     bucket = bucket_at(store, <uint32_t>(home >> 32))
-    pthread_mutex_lock(&bucket.stripe.lock)
+    spin_lock(&bucket.stripe.lock)
     if bucket.state == PRIMARY and table_entry(&store.memory, &bucket.table, <uint32_t>home, handle) != NULL:
         item = <Item *>chunk_at(&store.memory, handle)
         key_bytes = item.key_bytes
         body_read(&store.memory, item, 0, key, key_bytes)
-    pthread_mutex_unlock(&bucket.stripe.lock)
+    spin_unlock(&bucket.stripe.lock)
     if not key_bytes:
         return 0
     return remove_if(store, bucket, key, key_bytes, <uint32_t>home, CAUSE_EVICTED, handle, deadline_ns, refusal)
@@ -334,7 +333,7 @@ cdef inline bint move_item(Store *store, uint32_t handle, uint64_t home) noexcep
     if home >> 32 >= store.bucket_count:
         return False
     bucket = bucket_at(store, <uint32_t>(home >> 32))
-    pthread_mutex_lock(&bucket.stripe.lock)
+    spin_lock(&bucket.stripe.lock)
     entry = table_entry(memory, &bucket.table, <uint32_t>home, handle)
     if entry != NULL:
         asked = chunk_part(memory, item)
@@ -355,7 +354,7 @@ cdef inline bint move_item(Store *store, uint32_t handle, uint64_t home) noexcep
                 store32(&memory.pages[page].owner, handle_of(memory, moved))
                 page = memory.pages[page].next
         store8(&item.state, FREE)
-    pthread_mutex_unlock(&bucket.stripe.lock)
+    spin_unlock(&bucket.stripe.lock)
     if moved == NULL:
         return False
     chunk_free(memory, item, asked)

@@ -15,7 +15,10 @@ Invariants:
 1. held + reserved <= bytes_max: `credit` is what is left of it, and goes below zero only within a try.
 2. The tail passes no record that a reader holds, and none that is not published.
 3. Once it has `failed` no place is given and no wait lasts.
-4. Where there is no reader nothing is kept: positions are counted and nothing is copied.
+4. Where there is no reader nothing is kept: positions are counted and nothing is copied. Their room is taken back when it runs
+   out, so that nobody counts it for each record.
+5. The head is WATCHED while there is a reader, and once the stream has failed; that is changed under the lock. A watched head is
+   moved under the lock alone, one that is not by whoever swaps it first.
 """
 
 from libc.stddef cimport size_t
@@ -24,7 +27,7 @@ from libc.string cimport memset
 
 from rcache.engine.native.system cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_NONE, PROT_READ,
-    PROT_WRITE, add64, cond_init, cond_wait_until, fence, get32, load8, mmap, monotonic_ns, mremap, munmap, mutex_init, note_wait,
+    PROT_WRITE, add64, and64, cas64, cond_init, cond_wait_until, fence, get32, load64, load8, mmap, monotonic_ns, mremap, munmap, mutex_init, note_wait, or64,
     pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_t, pthread_mutex_destroy, pthread_mutex_lock, pthread_mutex_t,
     pthread_mutex_unlock, signed64, store64, store8,
 )
@@ -40,6 +43,8 @@ cdef enum:
     # Dropping makes room for the next records too, so that the search for it is not made for each.
     DROP_DIVISOR = 16
     POSITION_NONE = 0
+    # No record is so short.
+    POSITION_AGAIN = 1
 
 cdef enum StreamEnd:
     STREAM_REACHED = 0
@@ -66,7 +71,7 @@ cdef struct Ring:
     uint8_t *base
     uint64_t size        # of one mapping; at least bytes_max
     uint64_t bytes_max
-    uint64_t head
+    uint64_t head        # behind the newest record; its highest bit: WATCHED (`ring_head` is without it)
     uint64_t tail
     int64_t credit
     int64_t reserved     # for statistics and check alone
@@ -117,6 +122,22 @@ cdef inline void ring_close(Ring *ring) noexcept nogil:
     pthread_cond_destroy(&ring.committed)
 
 
+cdef inline bint is_watched(uint64_t head) noexcept nogil:
+    return head >> 63
+
+
+cdef inline void watch_head_locked(Ring *ring, bint watched) noexcept nogil:
+    if watched:
+        or64(&ring.head, <uint64_t>1 << 63)
+    else:
+        and64(&ring.head, ~(<uint64_t>1 << 63))
+
+
+cdef inline uint64_t ring_head(const Ring *ring) noexcept nogil:
+    """The position behind the newest record."""
+    return load64(&ring.head) & ~(<uint64_t>1 << 63)
+
+
 cdef inline uint8_t *ring_at(const Ring *ring, uint64_t position) noexcept nogil:
     return ring.base + (position & (ring.size - 1))
 
@@ -132,11 +153,6 @@ cdef inline void ring_give(Ring *ring, int64_t count) noexcept nogil:
         pthread_mutex_unlock(&ring.lock)
 
 
-cdef inline void ring_unreserve(Ring *ring, int64_t count) noexcept nogil:
-    """Give back room that was not used."""
-    ring_give(ring, count)
-
-
 cdef inline bint try_credit(Ring *ring, int64_t count) noexcept nogil:
     if add64(&ring.credit, -count) >= count:
         return True
@@ -146,14 +162,15 @@ cdef inline bint try_credit(Ring *ring, int64_t count) noexcept nogil:
 
 cdef inline void keep_nothing_locked(Ring *ring) noexcept nogil:
     """Nobody reads: let go of all (invariant 4), once those who still copy into places they were given have done so."""
+    cdef uint64_t head = ring_head(ring)
     if not signed64(&ring.unpublished):
-        add64(&ring.credit, <int64_t>(ring.head - ring.tail))
-        ring.tail = ring.head
+        add64(&ring.credit, <int64_t>(head - ring.tail))
+        ring.tail = head
 
 
 cdef inline void drop_locked(Ring *ring, int64_t count) noexcept nogil:
     """Let go of records that no reader holds, until there is room for `count` bytes and some to spare (invariant 2)."""
-    cdef uint64_t stop = ring.head, begun = ring.tail
+    cdef uint64_t stop = ring_head(ring), begun = ring.tail
     cdef int64_t wanted = max(count, <int64_t>(ring.bytes_max // DROP_DIVISOR)) - signed64(&ring.credit)
     cdef uint32_t number, length
     if not ring.readers:
@@ -208,29 +225,37 @@ cdef inline StreamEnd reserve_slowly(Ring *ring, int64_t count, int64_t deadline
 
 # --- records in
 
-cdef inline uint64_t ring_place(Ring *ring, uint32_t count, int64_t reserved, uint8_t **place) noexcept nogil:
-    """A place for a record of `count` bytes, using up `reserved`; `place` is NULL where nobody reads, and without a place. Returns the position
-    after it; POSITION_NONE if the stream has failed, and then the room was given back (invariant 3)."""
-    cdef uint64_t position
-    cdef int64_t unused = reserved - count
+cdef inline uint64_t ring_place(Ring *ring, uint32_t count, uint8_t **place) noexcept nogil:
+    """A place for a record of `count` bytes, whose room was reserved; `place` is NULL where nobody reads. Returns the position
+    after it; POSITION_NONE if the stream has failed, and then nothing of the room was used (invariant 3)."""
+    cdef uint64_t position, seen
     place[0] = NULL
+    while True:
+        seen = load64(&ring.head)
+        while not is_watched(seen):
+            if cas64(&ring.head, &seen, seen + count):
+                return seen + count
+        position = place_watched(ring, count, place)
+        if position != POSITION_AGAIN:
+            return position
+
+
+cdef inline uint64_t place_watched(Ring *ring, uint32_t count, uint8_t **place) noexcept nogil:
+    """The same where the head is watched; POSITION_AGAIN if it is not any more."""
+    cdef uint64_t position
     pthread_mutex_lock(&ring.lock)
     if ring.failed:
-        pthread_mutex_unlock(&ring.lock)
-        ring_give(ring, reserved)
-        return POSITION_NONE
-    if ring.readers:
-        place[0] = ring_at(ring, ring.head)
-        store8(place[0] + KIND_AT, 0)
-        add64(&ring.unpublished, 1)
-    store64(&ring.head, ring.head + count)
-    position = ring.head
-    if not ring.readers and not signed64(&ring.unpublished):  # invariant 4
-        unused += <int64_t>(position - ring.tail)
-        ring.tail = position
+        position = POSITION_NONE
+    elif not is_watched(load64(&ring.head)):
+        position = POSITION_AGAIN
+    else:
+        position = ring_head(ring) + count
+        if ring.readers:
+            place[0] = ring_at(ring, position - count)
+            store8(place[0] + KIND_AT, 0)
+            add64(&ring.unpublished, 1)
+        store64(&ring.head, position | <uint64_t>1 << 63)
     pthread_mutex_unlock(&ring.lock)
-    if unused:
-        ring_give(ring, unused)
     return position
 
 

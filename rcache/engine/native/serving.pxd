@@ -19,9 +19,9 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memmove
 
 from rcache.engine.native.answers cimport Reply, Worker, forget_replies, rewrite_uncommitted
-from rcache.engine.native.change cimport Buffer, buffer_free, drop_spare
+from rcache.engine.native.change cimport Buffer, buffer_free, end_batch
 from rcache.engine.native.commitment cimport Wait, ring_wait
-from rcache.engine.native.operations cimport BAD_PAYLOAD, execute, look_at_clocks
+from rcache.engine.native.operations cimport BAD_PAYLOAD, begin_batch, execute
 from rcache.engine.native.protocol cimport (
     HEADER_BYTES, OP_DELETE_MANY, OP_GET, OP_GET_MANY, OP_INSPECT, PROTOCOL_VERSION, REQUEST_MAGIC, ST_BAD_FLAGS, ST_BAD_MAGIC,
     ST_BAD_PAYLOAD, ST_BAD_VERSION, ST_FRAME_TOO_LONG,
@@ -278,22 +278,22 @@ cdef inline Ending flush_replies(Store *store, Worker *worker, Conn *conn) noexc
     return lost
 
 
-cdef inline Ending answer_alone(Store *store, Worker *worker, Conn *conn, const uint8_t *data, uint64_t count, Handed *handed) noexcept nogil:
-    """Execute and answer all whole frames of `data`, and hold what is left. GOING_ON, or what ends serving."""
+cdef inline Ending answer_alone(Store *store, Worker *worker, Conn *conn, const uint8_t *data, uint64_t count, bint fresh, Handed *handed) noexcept nogil:
+    """Execute and answer all whole frames of `data`, and hold what is left. GOING_ON, or what ends serving. `fresh`: it has just
+    been received."""
     cdef uint64_t at = 0, used = 0
     cdef Ending ending, lost
-    worker.received_ns = monotonic_ns()
-    worker.left = 0
+    begin_batch(store, worker, conn.received_ns if fresh else monotonic_ns())
     while True:
         ending = process(store, worker, conn, data + at, count - at, &used, handed)
-        drop_spare(&store.memory, &worker.spare)
+        end_batch(store, &worker.batch)
         at += used
         lost = flush_replies(store, worker, conn)
         if lost != GOING_ON:
             return lost
         if ending != OUTPUT_FULL:
             break
-        worker.received_ns = monotonic_ns()
+        begin_batch(store, worker, monotonic_ns())
     # What is handed back lies before what is held, in the same bytes: moving the rest would overwrite it.
     if data == conn.held and ending == GOING_ON and at:
         memmove(conn.held, data + at, count - at)
@@ -428,9 +428,11 @@ cdef inline Ending serve_alone(Store *store, Worker *worker, Conn *conn, const u
     cdef const uint8_t *data = conn.held
     cdef uint64_t count = conn.held_count
     cdef Ending ending = GOING_ON
+    cdef bint fresh = False
     while True:
         if count:
-            ending = answer_alone(store, worker, conn, data, count, handed)
+            ending = answer_alone(store, worker, conn, data, count, fresh, handed)
+            fresh = True
             if ending == GOING_ON and load8(crowded):
                 return GOING_ON
         if ending != GOING_ON:

@@ -24,8 +24,9 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 
 from rcache.engine.native.answers cimport Reply, Worker, forget_replies, rewrite_uncommitted
-from rcache.engine.native.change cimport Buffer, buffer_free, drop_spare
+from rcache.engine.native.change cimport Buffer, buffer_free, end_batch
 from rcache.engine.native.commitment cimport is_committed, ring_park, ring_unpark
+from rcache.engine.native.operations cimport begin_batch
 from rcache.engine.native.protocol cimport ST_BAD_PAYLOAD
 from rcache.engine.native.ring cimport Ring
 from rcache.engine.native.serving cimport (
@@ -257,12 +258,11 @@ cdef inline Ending answer_shared(Group *group, Conn *conn, const uint8_t *data, 
     """Execute and answer the whole frames of `data`, as far as that can be done now; what is left is held."""
     cdef uint64_t at = 0, used = 0
     cdef Ending ending, lost
+    begin_batch(group.store, &group.worker, monotonic_ns() if conn.again else conn.received_ns)
     conn.again = False
-    group.worker.received_ns = monotonic_ns()
-    group.worker.left = 0
     while True:
         ending = process(group.store, &group.worker, conn, data + at, count - at, &used, handed)
-        drop_spare(&group.store.memory, &group.worker.spare)
+        end_batch(group.store, &group.worker.batch)
         at += used
         if not flush_shared(group, conn, &lost):
             if lost != GOING_ON:
@@ -277,7 +277,7 @@ cdef inline Ending answer_shared(Group *group, Conn *conn, const uint8_t *data, 
         if ending != OUTPUT_FULL:
             handed.rest, handed.rest_count = data + at, count - at
             return ending
-        group.worker.received_ns = monotonic_ns()
+        begin_batch(group.store, &group.worker, monotonic_ns())
     return GOING_ON if hold(group.store, conn, data + at, count - at) else ENDED_LOST
 
 

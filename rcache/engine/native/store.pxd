@@ -27,9 +27,9 @@ from rcache.engine.native.protocol cimport (
     CAUSES, COUNTER_MAX, RECORD_HEADER_BYTES, RecordHead, put_record_head,
 )
 from rcache.engine.native.commitment cimport Wait, committed
-from rcache.engine.native.ring cimport POSITION_NONE, Ring, ring_place
+from rcache.engine.native.ring cimport POSITION_NONE, Ring, ring_head, ring_place
 from rcache.engine.native.system cimport (
-    CLOCK_BOOTTIME, clock_ns, load64, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, signed64, store8, store32, store64,
+    CLOCK_BOOTTIME, clock_ns, load64, pthread_spinlock_t, signed64, spin_lock, spin_unlock, store8, store32, store64,
 )
 from rcache.engine.native.table cimport Table, table_insert, table_remove
 
@@ -47,7 +47,7 @@ cdef enum:
 
 
 cdef struct Stripe:
-    pthread_mutex_t lock
+    pthread_spinlock_t lock
     uint64_t hits
     uint64_t misses
     uint64_t sets
@@ -114,13 +114,13 @@ cdef inline Stripe *stripe_at(const Store *store, uint32_t number) noexcept nogi
 
 # --- time
 
-cdef inline uint64_t now_ms(Store *store) noexcept nogil:
-    """The node's time, ms since 1970; never going back."""
+cdef inline uint64_t node_ms(Store *store, int64_t boot_ns) noexcept nogil:
+    """The node's time, ms since 1970, when the boot clock says `boot_ns`; never going back."""
     cdef int64_t now, newest
     if store.clock != NULL:
         with gil:
             return (<object>store.clock).now_ms()
-    now = clock_ns(CLOCK_BOOTTIME) // 1000000 + signed64(&store.clock_offset_ms)
+    now = boot_ns // 1000000 + signed64(&store.clock_offset_ms)
     newest = <int64_t>load64(<uint64_t *>&store.newest_ms)
     if now > newest:
         store64(<uint64_t *>&store.newest_ms, <uint64_t>now)
@@ -128,9 +128,23 @@ cdef inline uint64_t now_ms(Store *store) noexcept nogil:
     return <uint64_t>newest
 
 
-cdef inline uint32_t used_now() noexcept nogil:
+cdef inline uint64_t now_ms(Store *store) noexcept nogil:
+    return node_ms(store, clock_ns(CLOCK_BOOTTIME))
+
+
+cdef inline uint32_t used_ms_at(int64_t boot_ns) noexcept nogil:
     """For `used_ms`: about milliseconds, going round in 52 days."""
-    return <uint32_t>(clock_ns(CLOCK_BOOTTIME) >> 20)
+    return <uint32_t>(boot_ns >> 20)
+
+
+cdef inline uint32_t used_now() noexcept nogil:
+    return used_ms_at(clock_ns(CLOCK_BOOTTIME))
+
+
+cdef inline void look_at_boot_clock(Store *store, uint64_t *clock_ms, uint32_t *used_ms) noexcept nogil:
+    """Both times that go by it, for one reading."""
+    cdef int64_t boot_ns = clock_ns(CLOCK_BOOTTIME)
+    clock_ms[0], used_ms[0] = node_ms(store, boot_ns), used_ms_at(boot_ns)
 
 
 cdef inline uint64_t bucket_now_locked(const Bucket *bucket, uint64_t clock_ms) noexcept nogil:
@@ -200,25 +214,25 @@ cdef inline bint set_points(Store *store, Bucket *bucket, uint64_t points, uint6
     cdef Pending *room = <Pending *>calloc(PENDING_MAX, sizeof(Pending))
     if room == NULL:
         return False
-    pthread_mutex_lock(&bucket.stripe.lock)
+    spin_lock(&bucket.stripe.lock)
     if bucket.pending == NULL:
         bucket.pending, room = room, NULL
     bucket.points = points
     if not points:
         bucket.pending_count = 0
-    head[0] = load64(&store.ring.head)
-    pthread_mutex_unlock(&bucket.stripe.lock)
+    head[0] = ring_head(&store.ring)
+    spin_unlock(&bucket.stripe.lock)
     free(room)
     return True
 
 
 cdef inline void forget_point(Store *store, Bucket *bucket, uint32_t number) noexcept nogil:
     """A bucket does not wait for this point any more."""
-    pthread_mutex_lock(&bucket.stripe.lock)
+    spin_lock(&bucket.stripe.lock)
     bucket.points &= ~(<uint64_t>1 << number)
     if not bucket.points:
         bucket.pending_count = 0
-    pthread_mutex_unlock(&bucket.stripe.lock)
+    spin_unlock(&bucket.stripe.lock)
 
 
 # --- records
@@ -226,25 +240,24 @@ cdef inline void forget_point(Store *store, Bucket *bucket, uint32_t number) noe
 cdef struct Placed:
     uint8_t *at          # where the record is to be copied; NULL where nobody reads
     uint64_t position    # after it; POSITION_NONE: the stream has failed, and nothing has changed
-    Wait wait            # what an answer waits for
 
 
-cdef inline Placed record_locked(Store *store, Bucket *bucket, RecordHead *head, int64_t reserved) noexcept nogil:
-    """Give a record its place, in the bucket (sequence and time are in `head`) and in the stream. Key and value are still to
-    be copied behind its head, and then it is published."""
-    cdef Placed placed
-    placed.wait.points = placed.wait.position = 0
-    placed.position = ring_place(&store.ring, head.length, reserved, &placed.at)
+cdef inline bint record_locked(Store *store, Bucket *bucket, RecordHead *head, int64_t *reserved, Placed *placed) noexcept nogil:
+    """Give a record its place, in the bucket (sequence and time are in `head`) and in the stream, where it uses of the room that
+    was `reserved`. Key and value are still to be copied behind its head, and then it is published. False: the stream has failed.
+
+    `placed` is filled in, not returned: a struct that is read as a whole right after it was written in parts waits for both."""
+    placed.position = ring_place(&store.ring, head.length, &placed.at)
     if placed.position == POSITION_NONE:
-        return placed
+        return False
+    reserved[0] -= head.length
     if placed.at != NULL:
         put_record_head(placed.at, head)
     bucket.sequence = head.sequence
     bucket.newest_ms = head.time_ms
     if bucket.points:
         pend_locked(store, bucket, head.sequence, placed.position)
-        placed.wait.points, placed.wait.position = bucket.points, placed.position
-    return placed
+    return True
 
 
 # --- items

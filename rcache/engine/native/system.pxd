@@ -70,6 +70,11 @@ cdef extern from * nogil:
     static inline void rc_store32(uint32_t *at, uint32_t v) { __atomic_store_n(at, v, __ATOMIC_RELAXED); }
     static inline uint64_t rc_load64(const uint64_t *at) { return __atomic_load_n(at, __ATOMIC_ACQUIRE); }
     static inline void rc_store64(uint64_t *at, uint64_t v) { __atomic_store_n(at, v, __ATOMIC_RELEASE); }
+    static inline int rc_cas64(uint64_t *at, uint64_t *seen, uint64_t v) {
+        return __atomic_compare_exchange_n(at, seen, v, 0, __ATOMIC_SEQ_CST, __ATOMIC_ACQUIRE);
+    }
+    static inline void rc_or64(uint64_t *at, uint64_t v) { __atomic_fetch_or(at, v, __ATOMIC_SEQ_CST); }
+    static inline void rc_and64(uint64_t *at, uint64_t v) { __atomic_fetch_and(at, v, __ATOMIC_SEQ_CST); }
     static inline int64_t rc_add64(int64_t *at, int64_t v) { return __atomic_fetch_add(at, v, __ATOMIC_SEQ_CST); }
     static inline int64_t rc_signed64(const int64_t *at) { return __atomic_load_n(at, __ATOMIC_SEQ_CST); }
     static inline void rc_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
@@ -88,6 +93,24 @@ cdef extern from * nogil:
     static inline int rc_lowest32(uint32_t bits) { return __builtin_ctz(bits); }
     static inline int rc_lowest64(uint64_t bits) { return __builtin_ctzll(bits); }
     static inline int rc_highest64(uint64_t bits) { return 63 - __builtin_clzll(bits); }
+
+    /* Whether two stretches are alike: keys are short, and most of them are. */
+    static inline int rc_same(const uint8_t *a, const uint8_t *b, size_t n) {
+        uint64_t x, y;
+        if (n > 64) return memcmp(a, b, n) == 0;
+        if (n >= 8) {
+            for (size_t at = 0; at + 8 < n; at += 8) {
+                memcpy(&x, a + at, 8);
+                memcpy(&y, b + at, 8);
+                if (x != y) return 0;
+            }
+            memcpy(&x, a + n - 8, 8);
+            memcpy(&y, b + n - 8, 8);
+            return x == y;
+        }
+        for (size_t at = 0; at < n; at++) if (a[at] != b[at]) return 0;
+        return 1;
+    }
 
     static inline uint16_t rc_get16(const uint8_t *p) { uint16_t v; memcpy(&v, p, 2); return __builtin_bswap16(v); }
     static inline uint32_t rc_get32(const uint8_t *p) { uint32_t v; memcpy(&v, p, 4); return __builtin_bswap32(v); }
@@ -116,6 +139,34 @@ cdef extern from * nogil:
         pthread_mutexattr_destroy(&kind);
         return failed;
     }
+    /* A lock for what takes some dozens of stores and nobody waits under: let go of by a plain store, where a mutex needs a second
+       atomic exchange, which costs as much as looking up a key. Who finds it taken looks again for a moment, then gives way to
+       whoever may have it on this core, then sleeps: its holder may have been put off the core, or copy a whole bucket. */
+    #define RC_LOOKS 64
+    #define RC_YIELDS 8
+    #define RC_SLEEP_NS 20000
+    #define RC_SLEEP_NS_MAX 640000
+    static inline int rc_spin_init(pthread_spinlock_t *l) { return pthread_spin_init(l, PTHREAD_PROCESS_PRIVATE); }
+    static __attribute__((noinline)) void rc_spin_slowly(pthread_spinlock_t *l) {
+        struct timespec sleep = {0, RC_SLEEP_NS};
+        for (int tried = 0; ; tried++) {
+            if (tried < RC_LOOKS) {
+                for (int n = 0; n < 8; n++) {
+    #if defined(__x86_64__) || defined(__i386__)
+                    __builtin_ia32_pause();
+    #endif
+                }
+            } else if (tried < RC_LOOKS + RC_YIELDS) {
+                sched_yield();
+            } else {
+                nanosleep(&sleep, NULL);
+                if (sleep.tv_nsec < RC_SLEEP_NS_MAX) sleep.tv_nsec *= 2;
+            }
+            if (!pthread_spin_trylock(l)) return;
+        }
+    }
+    static inline void rc_spin_lock(pthread_spinlock_t *l) { if (pthread_spin_trylock(l)) rc_spin_slowly(l); }
+    static inline void rc_spin_unlock(pthread_spinlock_t *l) { pthread_spin_unlock(l); }
     /* A condition that is waited for by the monotonic clock. */
     static inline int rc_cond_init(pthread_cond_t *c) {
         pthread_condattr_t kind;
@@ -143,7 +194,7 @@ cdef extern from * nogil:
         return seed;
     }
     /* Whether this thread has waited since it last asked: then the times it holds are old. */
-    static __thread int rc_waited;
+    static __attribute__((tls_model("initial-exec"))) __thread int rc_waited;
     static inline void rc_note_wait(void) { rc_waited = 1; }
     static inline int rc_take_wait(void) { int waited = rc_waited; rc_waited = 0; return waited; }
     static inline int rc_errno(void) { return errno; }
@@ -152,6 +203,12 @@ cdef extern from * nogil:
         pass
     ctypedef struct pthread_cond_t:
         pass
+    ctypedef int pthread_spinlock_t
+    int spin_init "rc_spin_init"(pthread_spinlock_t *) noexcept
+    void spin_lock "rc_spin_lock"(pthread_spinlock_t *) noexcept
+    void spin_unlock "rc_spin_unlock"(pthread_spinlock_t *) noexcept
+    int pthread_spin_destroy(pthread_spinlock_t *) noexcept
+    bint same_bytes "rc_same"(const uint8_t *, const uint8_t *, size_t) noexcept
     int pthread_mutex_lock(pthread_mutex_t *) noexcept
     int pthread_mutex_unlock(pthread_mutex_t *) noexcept
     int pthread_mutex_destroy(pthread_mutex_t *) noexcept
@@ -172,6 +229,9 @@ cdef extern from * nogil:
     void store32 "rc_store32"(uint32_t *, uint32_t) noexcept
     uint64_t load64 "rc_load64"(const uint64_t *) noexcept
     void store64 "rc_store64"(uint64_t *, uint64_t) noexcept
+    bint cas64 "rc_cas64"(uint64_t *, uint64_t *seen, uint64_t) noexcept
+    void or64 "rc_or64"(uint64_t *, uint64_t) noexcept
+    void and64 "rc_and64"(uint64_t *, uint64_t) noexcept
     int64_t add64 "rc_add64"(int64_t *, int64_t) noexcept
     int64_t signed64 "rc_signed64"(const int64_t *) noexcept
     void fence "rc_fence"() noexcept
