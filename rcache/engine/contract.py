@@ -150,7 +150,7 @@ class Batch:
     `lost` is true if records before these were dropped because this reader fell behind (only a reader that does not hold).
     """
 
-    body: bytes
+    body: bytes | memoryview
     count: int
     position: int
     lost: bool
@@ -158,7 +158,7 @@ class Batch:
     @property
     def records(self) -> list[bytes]:
         """The records one by one."""
-        return [self.body[head.start : head.end] for head in heads(self.body)]
+        return [bytes(self.body[head.start : head.end]) for head in heads(self.body)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,9 +174,10 @@ class LinkFrame:
 class StreamReader(Protocol):
     """A cursor in the change stream. One thread's, but for `release`."""
 
-    def take(self, bytes_max: int, timeout_s: float, linger_s: float = 0.0) -> Batch:
+    def take(self, bytes_max: int, timeout_s: float, linger_s: float = 0.0, *, view: bool = False) -> Batch:
         """What there is, up to about `bytes_max` (one record at least). Blocks up to `timeout_s` for the first record, then
-        up to `linger_s` for more unless somebody waits for them."""
+        up to `linger_s` for more unless somebody waits for them. `view`: for a reader that holds, the body may lie in the
+        stream itself; it is good until it is released, and copied by nobody."""
         ...
 
     def choose(self, buckets: Collection[int] | None) -> None:

@@ -93,5 +93,5 @@ cdef extern from * nogil:
         return ~rw_crc_slice(~c, p, n);
     }
     """
-    void crc_init "rw_crc_init"()
-    uint32_t crc32 "rw_crc32"(uint32_t before, const uint8_t *data, size_t count, bint fold)
+    void crc_init "rw_crc_init"() noexcept nogil
+    uint32_t crc32 "rw_crc32"(uint32_t before, const uint8_t *data, size_t count, bint fold) noexcept nogil

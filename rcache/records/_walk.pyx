@@ -54,8 +54,13 @@ crc_init()
 
 
 def checksum(const uint8_t[::1] data, uint32_t before=0, bint fold=True):
-    """As `zlib.crc32`. `fold` False: by tables alone. For tests."""
-    return crc32(before, &data[0] if data.shape[0] else NULL, data.shape[0], fold)
+    """As `zlib.crc32`. `fold` False: by tables alone, for tests."""
+    cdef const uint8_t *at = &data[0] if data.shape[0] else NULL
+    cdef size_t count = data.shape[0]
+    cdef uint32_t found
+    with nogil:
+        found = crc32(before, at, count, fold)
+    return found
 
 
 cdef class Taker:

@@ -31,6 +31,7 @@ Invariants:
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from struct import Struct
@@ -175,11 +176,21 @@ def _build_header(kind: int, node: bytes, fields: tuple[bytes | int, ...]) -> Fi
         raise BadFile(f"header: {error}") from None
 
 
-def encode_block(file_id: bytes, number: int, body: bytes, records: int, synced: int) -> bytes:
-    """One block, ready to be written in one write. `body` is records, one after the other; `synced`: how much of the file was
-    on the disk before."""
+Crc32 = Callable[[bytes | memoryview, int], int]
+"""As `zlib.crc32`: of these bytes, behind others whose checksum is given."""
+
+
+def encode_block_head(
+    file_id: bytes, number: int, body: bytes | memoryview, records: int, synced: int, crc32: Crc32 = zlib.crc32
+) -> bytes:
+    """What precedes `body` in its block: records, one after the other. `synced`: how much of the file was on disk before."""
     head = _BLOCK.pack(BLOCK_MAGIC, len(body), records, number, synced)
-    return b"".join((head, _CRC.pack(_checksum(file_id, head, body)), body))
+    return head + _CRC.pack(crc32(body, zlib.crc32(head, zlib.crc32(file_id))))
+
+
+def encode_block(file_id: bytes, number: int, body: bytes, records: int, synced: int) -> bytes:
+    """One block, ready to be written in one write."""
+    return encode_block_head(file_id, number, body, records, synced) + body
 
 
 def encode_end(file_id: bytes, number: int, synced: int) -> bytes:

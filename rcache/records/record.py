@@ -185,7 +185,7 @@ def encode(record: Record) -> bytes:
     return bytes(made)
 
 
-def heads(body: bytes) -> Iterator[Head]:
+def heads(body: bytes | memoryview) -> Iterator[Head]:
     """The fixed parts of the records that `body` is made of. Raises `BadRecord` where it does not come out even."""
     at, end, unpack = 0, len(body), HEADER.unpack_from
     while at < end:

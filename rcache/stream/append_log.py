@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -28,7 +29,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rcache.engine.contract import Batch, ChangeStream, StreamEnd
-from rcache.records.files import NO_FILE, FileHeader, FileKind, encode_block, encode_end, encode_header
+from rcache.records.checksums import crc32
+from rcache.records.files import NO_FILE, FileHeader, FileKind, encode_block_head, encode_end, encode_header
 from rcache.stream.data_dir import SEGMENT_SUFFIX, Identity
 from rcache.stream.disk import Disk
 from rcache.stream.policy import FsyncPolicy
@@ -39,9 +41,22 @@ APPEND_LOG_THREAD = "append-log"
 BATCH_BYTES = 4 << 20
 """A block gathers at most about this much: one write the disk takes in at full rate, and little to lose in a torn one."""
 
+FORGET_BYTES = 8 << 20
+"""How much is on the disk before the kernel is told that it need not keep it: few calls, and little kept. Measured, writing
+2 GB with an fdatasync every 200 MB: 183 us of the processor's time a MB, plus 63 for the advice; without it 443 to 2,205."""
+
 LINGER_S = 0.005
 """How long the writer waits for more after the first record, unless somebody waits for the disk. It turns a wake-up for every
 request into two hundred a second, which is what makes the log hardly felt."""
+
+STEP_BACK = 5
+"""By how much the writer's nice value is above the process's (a third of a worker's weight): decision 0006 has the numbers."""
+NICE_MAX = 19
+
+LINGER_MIN_S = 0.0005
+TURN_BYTES = 256 << 10
+"""Where more than this comes in a turn the next one comes sooner (down to LINGER_MIN_S), so that none takes a core from a
+worker for long: half a millisecond of it is a pause that every connection feels. Measured: decision 0006."""
 
 EVERYTHING = 1 << 62
 """As many bytes as there are."""
@@ -117,6 +132,7 @@ class _Segment:
         self.header = header
         self.day = day
         self.size = self.synced = size
+        self.forgotten = 0
         self.blocks = 0
 
 
@@ -148,6 +164,7 @@ class AppendLog:
         self._in_hand: Batch | None = None
         self._lock = threading.Lock()
         self._sync_up_to = 0
+        self._linger_s = LINGER_S
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=APPEND_LOG_THREAD)
         self.failure: LogFailure | None = None
@@ -219,6 +236,8 @@ class AppendLog:
     def _run(self) -> None:
         """The thread's one catch-all: whatever ends the log, no writer may go on waiting for it."""
         doing = "writing the append log"
+        if self.config.policy is not FsyncPolicy.ALWAYS:
+            _step_back()
         try:
             while not self._stopping.is_set():
                 self._round(IDLE_S)
@@ -237,8 +256,8 @@ class AppendLog:
 
     def _round(self, timeout_s: float) -> bool:
         """One turn: take, write, make durable, look at the day. Returns whether there was anything."""
-        linger_s = 0.0 if self.config.policy is FsyncPolicy.ALWAYS or not timeout_s else LINGER_S
-        batch = self._in_hand = self._reader.take(BATCH_BYTES, self._timeout_s(timeout_s), linger_s)
+        linger_s = 0.0 if self.config.policy is FsyncPolicy.ALWAYS or not timeout_s else self._linger_s
+        batch = self._in_hand = self._reader.take(BATCH_BYTES, self._timeout_s(timeout_s), linger_s, view=True)
         if self._segment_is_over():
             self._next_segment()
         if batch.count:
@@ -246,8 +265,16 @@ class AppendLog:
         if self._sync_is_due():
             self._sync()
         if batch.count:
+            self._adapt(len(batch.body))
             self._reader.release(batch.position)
         return batch.count > 0
+
+    def _adapt(self, taken: int) -> None:
+        """Linger for about TURN_BYTES."""
+        if taken > TURN_BYTES:
+            self._linger_s = max(LINGER_MIN_S, self._linger_s / 2)
+        elif taken < TURN_BYTES // 4:
+            self._linger_s = min(LINGER_S, self._linger_s * 2)
 
     def _timeout_s(self, timeout_s: float) -> float:
         """Not past the next fsync, if one is owed."""
@@ -258,19 +285,20 @@ class AppendLog:
     def _write(self, batch: Batch) -> None:
         segment = self._segment
         assert segment is not None
-        block = encode_block(segment.header.file_id, segment.blocks, batch.body, batch.count, segment.synced)
+        head = encode_block_head(segment.header.file_id, segment.blocks, batch.body, batch.count, segment.synced, crc32)
         counts = self._counts
         if not counts.unsynced_records:
             self._synced_at = max(self._synced_at, time.monotonic())
         counts.unsynced_records += batch.count
         counts.unsynced_bytes += len(batch.body)
         self._in_hand = None
-        self._disk.write(segment.fd, block)  # invariant 1
+        self._disk.write(segment.fd, head, batch.body)  # invariant 1
+        block_bytes = len(head) + len(batch.body)
         segment.blocks += 1
-        segment.size += len(block)
+        segment.size += block_bytes
         self._position = batch.position
         counts.records += batch.count
-        counts.bytes += len(block)
+        counts.bytes += block_bytes
         counts.blocks += 1
 
     def _sync_is_due(self) -> bool:
@@ -285,6 +313,14 @@ class AppendLog:
         assert self._segment is not None
         self._disk.sync(self._segment.fd)
         self._note_synced()
+        self._forget(self._segment)
+
+    def _forget(self, segment: _Segment) -> None:
+        """What is on the disk is nothing to keep in memory: the kernel writes on into the pages that it just emptied, and not
+        into ever new ones until none are free for anybody else."""
+        if segment.synced - segment.forgotten >= FORGET_BYTES:
+            self._disk.forget(segment.fd, segment.forgotten, segment.synced - segment.forgotten)
+            segment.forgotten = segment.synced
 
     def _note_synced(self) -> None:
         if self._segment is not None:
@@ -374,6 +410,14 @@ class AppendLog:
         in_hand = self._in_hand.count if self._in_hand else 0
         records = 0 if always else self._counts.unsynced_records + in_hand
         return LogFailure(late, "closing the append log", records, 0 if always else self._stream.head - self._stream.durable)
+
+
+def _step_back() -> None:
+    """This thread is less urgent than those that serve: what it writes has waited for milliseconds anyway, and the stream holds
+    what comes meanwhile. With fsync always nobody steps back: callers wait for the disk."""
+    thread = threading.get_native_id()
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, thread, min(NICE_MAX, os.getpriority(os.PRIO_PROCESS, thread) + STEP_BACK))
 
 
 def segment_name(node: str, day: str, number: int) -> str:

@@ -6,6 +6,7 @@ What it owns: nothing; a descriptor is its caller's. What it must not know: what
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -21,15 +22,26 @@ class Disk:
         """An existing file, for writing at its end."""
         return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
 
-    def write(self, fd: int, data: bytes) -> None:
-        """All of `data`. A write that fails half-way leaves its first part in the file."""
-        rest = memoryview(data)
+    def write(self, fd: int, *parts: bytes | memoryview) -> None:
+        """All of `parts`, one behind the other, in as few calls as the kernel makes of them: one. A write that fails half-way
+        leaves its first part in the file."""
+        rest = [memoryview(part) for part in parts if len(part)]
         while rest:
-            rest = rest[os.write(fd, rest) :]
+            written = os.writev(fd, rest)
+            while rest and written >= len(rest[0]):
+                written -= len(rest.pop(0))
+            if written:
+                rest[0] = rest[0][written:]
 
     def sync(self, fd: int) -> None:
         """Content and length are on the disk when this returns."""
         os.fdatasync(fd)
+
+    def forget(self, fd: int, start: int, count: int) -> None:
+        """So many bytes from `start` on are on the disk and will not be read soon: they need not be kept in memory. Advice, no
+        more: where a file system does not take it, nothing is lost."""
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(fd, start, count, os.POSIX_FADV_DONTNEED)
 
     def close(self, fd: int) -> None:
         os.close(fd)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import time
+import zlib
 
 import pytest
 
@@ -173,6 +175,68 @@ def test_a_batch_is_cut_at_whole_records(engine: Engine, caller: Caller) -> None
     assert len(reader.take(2 * one + one - 1, 0.0).records) == 2
     assert len(reader.take(1, 0.0).records) == 1, "one at least"
     reader.close()
+
+
+def test_a_view_is_what_a_copy_would_be(engine_factory: EngineFactory) -> None:
+    """A reader that holds may look at the stream itself, however often that goes round; until it releases, nothing changes."""
+    engine = engine_factory(stream_bytes=1 << 19)
+    copied, viewed = (engine.stream.open_reader(name, holds=True) for name in ("copied", "viewed"))
+    caller, chosen = Caller(engine), random.Random(20261125)
+    for _ in range(400):
+        for _ in range(chosen.randrange(6)):
+            caller.set(b"k%d" % chosen.randrange(9), chosen.randbytes(chosen.choice([3, 500, 9000])))
+        copy, view = copied.take(20_000, 0.0), viewed.take(20_000, 0.0, view=True)
+        assert (copy.count, copy.position) == (view.count, view.position)
+        assert copy.body == view.body
+        assert copy.records == view.records
+        copied.release(copy.position)
+        viewed.release(view.position)
+    assert engine.stream.head > 2 * engine.config.stream_bytes
+    copied.close()
+    viewed.close()
+
+
+def test_a_view_of_some_buckets_or_of_a_reader_that_does_not_hold_is_a_copy(engine: Engine, caller: Caller) -> None:
+    loose, choosy = engine.stream.open_reader("loose", holds=False), engine.stream.open_reader("choosy", holds=True)
+    choosy.choose([1, 3])
+    keys = [b"k%d" % number for number in range(40)]
+    for key in keys:
+        caller.set(key, b"value")
+    wanted = [key for key in keys if zlib.crc32(key) % 8 in (1, 3)]
+    assert [decode(record).key for record in choosy.take(EVERYTHING, 0.0, view=True).records] == wanted
+    assert type(loose.take(EVERYTHING, 0.0, view=True).body) is bytes
+    loose.close()
+    choosy.close()
+
+
+def test_a_view_outlives_its_reader_and_its_engine(engine_factory: EngineFactory) -> None:
+    engine = engine_factory()
+    reader = engine.stream.open_reader("view", holds=True)
+    Caller(engine).set(b"key", b"value")
+    batch = reader.take(EVERYTHING, 0.0, view=True)
+    reader.close()
+    del engine, reader
+    gc.collect()
+    assert len(batch.records) == 1
+
+
+def test_who_waits_for_room_gets_what_a_reader_left_behind(engine_factory: EngineFactory) -> None:
+    """The last reader goes while the stream is full of what it held: writers go on; a later reader begins with the newest."""
+    engine = engine_factory(stream_bytes=1 << 19)
+    caller = Caller(engine)
+    for _ in range(3):
+        reader = engine.stream.open_reader("log", holds=True)
+        while caller.ask(Opcode.SET, 0, 0, b"key", bytes(60_000), budget_ms=10).status is Status.OK:
+            pass
+        writing = Task(lambda: Caller(engine).ask(Opcode.SET, 0, 0, b"key", bytes(60_000), budget_ms=60_000))
+        reader.close()
+        assert writing.result().status is Status.OK
+        for _ in range(20):
+            caller.set(b"key", bytes(60_000))
+    later = engine.stream.open_reader("later", holds=True)
+    caller.set(b"key", b"newest")
+    assert [decode(record).value for record in later.take(EVERYTHING, 0.0).records] == [b"newest"]
+    later.close()
 
 
 def test_a_reader_that_waits_is_woken_by_a_change(engine: Engine, caller: Caller) -> None:

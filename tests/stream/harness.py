@@ -47,6 +47,7 @@ class ScriptedDisk(Disk):
 
     def __init__(self, room: int = 1 << 40) -> None:
         self.calls: list[str] = []
+        self.forgotten: list[tuple[int, int]] = []
         self.room = room
         self._broken: dict[str, BaseException] = {}
         self.gate = threading.Event()
@@ -65,14 +66,19 @@ class ScriptedDisk(Disk):
         self._turn("create")
         return super().create(path)
 
-    def write(self, fd: int, data: bytes) -> None:
+    def write(self, fd: int, *parts: bytes | memoryview) -> None:
         self._turn("write")
+        data = b"".join(parts)
         if len(data) > self.room:
             super().write(fd, data[: self.room])
             self.room = 0
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.room -= len(data)
         super().write(fd, data)
+
+    def forget(self, fd: int, start: int, count: int) -> None:
+        self.forgotten.append((start, count))
+        super().forget(fd, start, count)
 
     def sync(self, fd: int) -> None:
         self.gate.wait(PATIENCE_S)
@@ -144,7 +150,8 @@ class PhotographedDisk(Disk):
             self._synced[self._created] = b""
             return fd
 
-    def write(self, fd: int, data: bytes) -> None:
+    def write(self, fd: int, *parts: bytes | memoryview) -> None:
+        data = b"".join(parts)
         with self._lock:
             self.photograph("write")
             super().write(fd, data[: len(data) // 2])

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import random
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from rcache.engine.bodies import NATIVE, REFERENCE, make_engine, why_not_native
+from rcache.engine.clock import NodeClock
+from rcache.engine.contract import EngineConfig
 from rcache.records.files import NO_FILE, FileKind
 from rcache.records.reader import Tail
 from rcache.stream import append_log, disk
-from rcache.stream.append_log import LogPlace, day_of, segment_name
+from rcache.stream.append_log import AppendLog, AppendLogConfig, LogHooks, LogPlace, day_of, segment_name
 from rcache.stream.policy import FsyncPolicy
+from tests.contract.harness import EVERYTHING, Caller
 from tests.stream.harness import (
     DAY_MS,
     IDENTITY,
@@ -26,6 +33,7 @@ from tests.stream.harness import (
 )
 
 FOREVER_S = 10_000.0
+NEEDS_NATIVE = pytest.mark.skipif(bool(why_not_native()), reason="the native engine was not built here")
 
 
 def all_records(directory: Path) -> bytes:
@@ -50,6 +58,76 @@ def test_a_segment_is_named_headed_and_closed(tmp_path: Path) -> None:
     assert (b"".join(bodies), tail) == (b"".join(records), Tail.CLOSED)
     assert run.segments == [7]
     assert run.log.next_segment() == 8
+
+
+@pytest.mark.parametrize("body", [REFERENCE, pytest.param(NATIVE, marks=NEEDS_NATIVE)])
+def test_what_an_engine_changes_is_in_the_segments_byte_for_byte(tmp_path: Path, body: str) -> None:
+    """The stream goes round many times; nothing is written after its place was given to another record."""
+    config = EngineConfig(buckets=4, stripes=2, stream_bytes=1 << 19, value_bytes_max=1 << 16)
+    engine = make_engine(body, config, NodeClock())
+    copying = engine.stream.open_reader("copy", holds=True)
+    kept = AppendLogConfig(tmp_path, FsyncPolicy.INTERVAL, 0.05, 1 << 20)
+    log = AppendLog(kept, engine.stream, IDENTITY, lambda: NOON_MS, LogHooks(lambda failure: pytest.fail(str(failure))))
+    log.start(LogPlace(), 1)
+    engine.open_buckets(range(4), 1, 1, "n1")
+    caller, chosen, copied = Caller(engine), random.Random(20261125), []
+    for _ in range(600):
+        caller.set(b"k%d" % chosen.randrange(50), chosen.randbytes(chosen.choice([10, 1000, 20_000])), budget_ms=60_000)
+        batch = copying.take(EVERYTHING, 0.0)
+        copied.append(batch.body)
+        copying.release(batch.position)
+    assert log.stop(PATIENCE_S)
+    copying.close()
+    assert engine.stream.head > 4 * engine.config.stream_bytes
+    assert len(segments_of(tmp_path)) > 2
+    assert all_records(tmp_path) == b"".join(copied)
+    engine.check()
+    engine.close()
+
+
+@pytest.mark.parametrize("policy", list(FsyncPolicy))
+def test_the_writer_steps_back_behind_those_who_serve_unless_they_wait_for_it(tmp_path: Path, policy: FsyncPolicy) -> None:
+    run = LogUnderTest(tmp_path, policy=policy).start()
+    (thread,) = (thread for thread in threading.enumerate() if thread.name == append_log.APPEND_LOG_THREAD)
+    ours = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    assert thread.native_id is not None
+    back = 0 if policy is FsyncPolicy.ALWAYS else append_log.STEP_BACK
+    wait_until(lambda: os.getpriority(os.PRIO_PROCESS, thread.native_id) == min(ours + back, 19), "the writer to step back")
+    run.add(3)
+    run.stop()
+    assert len(all_records(tmp_path)) > 0
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == ours, "nobody else does"
+
+
+def test_what_is_on_the_disk_need_not_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what was synced, each part once, in steps."""
+    monkeypatch.setattr(append_log, "FORGET_BYTES", 1000)
+    disk = ScriptedDisk()
+    run = LogUnderTest(tmp_path, disk).start()
+    for _ in range(20):
+        run.add(2, 300)
+        run.wait_durable()
+    run.stop()
+    assert disk.forgotten[0][0] == 0
+    for (start, count), (following, _) in itertools.pairwise(disk.forgotten):
+        assert count >= 1000
+        assert start + count == following
+    assert sum(count for _, count in disk.forgotten) > 10_000
+    assert len(disk.forgotten) < disk.calls.count("sync")
+
+
+def test_the_more_comes_in_the_sooner_the_next_turn(tmp_path: Path) -> None:
+    run = LogUnderTest(tmp_path)
+    run.log._adapt(append_log.TURN_BYTES + 1)
+    assert run.log._linger_s == append_log.LINGER_S / 2
+    for _ in range(20):
+        run.log._adapt(append_log.TURN_BYTES + 1)
+    assert run.log._linger_s == append_log.LINGER_MIN_S
+    run.log._adapt(append_log.TURN_BYTES // 2)
+    assert run.log._linger_s == append_log.LINGER_MIN_S
+    for _ in range(20):
+        run.log._adapt(1)
+    assert run.log._linger_s == append_log.LINGER_S
 
 
 def test_what_came_before_the_log_is_not_its_to_write(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from rcache.stream.disk import Disk
 class FullDisk(Disk):
     """Takes nothing more."""
 
-    def write(self, fd: int, data: bytes) -> None:
+    def write(self, fd: int, *parts: bytes | memoryview) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 

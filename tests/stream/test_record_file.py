@@ -35,7 +35,8 @@ class ScriptedDisk(Disk):
         self._turn("create")
         return super().create(path)
 
-    def write(self, fd: int, data: bytes) -> None:
+    def write(self, fd: int, *parts: bytes | memoryview) -> None:
+        data = b"".join(parts)
         try:
             self._turn("write")
         except OSError:

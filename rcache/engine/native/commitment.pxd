@@ -20,7 +20,7 @@ from rcache.engine.native.ring cimport (
 )
 from rcache.engine.native.system cimport (
     add64, cond_wait_until, fence, lowest64, load64, load8, monotonic_ns, pthread_cond_broadcast, pthread_mutex_lock, pthread_mutex_unlock, signed64,
-    store64, store8, write,
+    spin_lock, spin_unlock, store64, store8, write,
 )
 
 cdef enum:
@@ -181,8 +181,10 @@ cdef inline void ring_fail(Ring *ring, const char *why, size_t count) noexcept n
         count = min(count, <size_t>(FAILURE_BYTES - 1))
         memcpy(ring.failure, why, count)
         ring.failure[count] = 0
+        spin_lock(&ring.placing)
         store8(&ring.failed, 1)
         watch_head_locked(ring, True)
+        spin_unlock(&ring.placing)
     pthread_cond_broadcast(&ring.readable)
     pthread_cond_broadcast(&ring.room)
     wake_all_locked(ring)

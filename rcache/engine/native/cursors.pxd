@@ -10,10 +10,10 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from rcache.engine.native.ring cimport KIND_AT, READERS_MAX, Cursor, Ring, keep_nothing_locked, ring_at, ring_head, watch_head_locked
+from rcache.engine.native.ring cimport KIND_AT, READERS_MAX, Cursor, Ring, keep_nothing_locked, let_go_locked, ring_at, ring_head, watch_head_locked
 from rcache.engine.native.system cimport (
     EAGAIN, EINTR, MSG_DONTWAIT, MSG_NOSIGNAL, POLLOUT, add64, cond_wait_until, fence, get32, iovec, last_errno, load8, monotonic_ns, msghdr, poll, pollfd,
-    pthread_cond_broadcast, pthread_mutex_lock, pthread_mutex_unlock, sched_yield, sendmsg, signed64,
+    pthread_cond_broadcast, pthread_mutex_lock, pthread_mutex_unlock, sched_yield, sendmsg, signed64, spin_lock, spin_unlock,
 )
 
 cdef enum:
@@ -48,13 +48,14 @@ cdef inline Cursor *cursor_open(Ring *ring, bint holds) noexcept nogil:
     cdef Cursor *found = NULL
     cdef uint32_t number
     pthread_mutex_lock(&ring.lock)
-    while not ring.readers and signed64(&ring.unpublished):  # a copy under way for a reader that has gone
+    while not ring.readers and not keep_nothing_locked(ring):  # a copy under way for a reader that has gone
         pthread_mutex_unlock(&ring.lock)
         sched_yield()
         pthread_mutex_lock(&ring.lock)
+    spin_lock(&ring.placing)
     watch_head_locked(ring, True)
     if not ring.readers:
-        keep_nothing_locked(ring)
+        let_go_locked(ring)
     for number in range(READERS_MAX):
         if not ring.cursors[number].used:
             found = &ring.cursors[number]
@@ -63,6 +64,7 @@ cdef inline Cursor *cursor_open(Ring *ring, bint holds) noexcept nogil:
             found.chosen, found.chosen_bytes = NULL, 0
             ring.readers += 1
             break
+    spin_unlock(&ring.placing)
     pthread_mutex_unlock(&ring.lock)
     return found
 
@@ -71,9 +73,12 @@ cdef inline void cursor_close(Ring *ring, Cursor *cursor) noexcept nogil:
     pthread_mutex_lock(&ring.lock)
     if cursor.used:
         cursor.used = False
+        spin_lock(&ring.placing)
         ring.readers -= 1
-        if not ring.readers and not ring.failed:
-            watch_head_locked(ring, False)
+        if not ring.readers:
+            ring.kept_to = ring_head(ring)
+            watch_head_locked(ring, ring.failed)
+        spin_unlock(&ring.placing)
     pthread_cond_broadcast(&ring.room)
     pthread_mutex_unlock(&ring.lock)
 

@@ -7,7 +7,7 @@ Which thread runs it: writers (`ring_reserve` before the stripe lock, `ring_plac
 copied).
 What it owns: the buffer. What it must not know: what a record says, but for its length and kind; who reads.
 
-The background of `place` and `publish`: a place is given under the ring's lock, which fixes the order; the record is copied
+The background of `place` and `publish`: a place is given under a lock of its own, which fixes the order; the record is copied
 into it outside of that lock, so that a record of a megabyte holds nobody up. Until it is there its kind (byte 4) is 0, which no
 record has; a reader stops before such a record.
 
@@ -17,8 +17,12 @@ Invariants:
 3. Once it has `failed` no place is given and no wait lasts.
 4. Where there is no reader nothing is kept: positions are counted and nothing is copied. Their room is taken back when it runs
    out, so that nobody counts it for each record.
-5. The head is WATCHED while there is a reader, and once the stream has failed; that is changed under the lock. A watched head is
-   moved under the lock alone, one that is not by whoever swaps it first.
+5. The head is WATCHED while there is a reader, and once the stream has failed; that is changed under both locks. A watched head is
+   moved under `placing` alone, one that is not by whoever swaps it first.
+6. While nobody reads, what lies between the tail and `kept_to` was placed for readers that have gone, and may still be being
+   copied.
+
+Lock order: `lock`, `placing`. Nothing is taken, waited for or called under `placing`.
 """
 
 from libc.stddef cimport size_t
@@ -29,7 +33,7 @@ from rcache.engine.native.system cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_NONE, PROT_READ,
     PROT_WRITE, add64, and64, cas64, cond_init, cond_wait_until, fence, get32, load64, load8, mmap, monotonic_ns, mremap, munmap, mutex_init, note_wait, or64,
     pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_t, pthread_mutex_destroy, pthread_mutex_lock, pthread_mutex_t,
-    pthread_mutex_unlock, signed64, store64, store8,
+    pthread_mutex_unlock, pthread_spin_destroy, pthread_spinlock_t, signed64, spin_init, spin_lock, spin_unlock, store64, store8,
 )
 
 cdef enum:
@@ -65,6 +69,7 @@ cdef struct Cursor:
 
 cdef struct Ring:
     pthread_mutex_t lock
+    pthread_spinlock_t placing
     pthread_cond_t readable
     pthread_cond_t room
     pthread_cond_t committed
@@ -73,9 +78,8 @@ cdef struct Ring:
     uint64_t bytes_max
     uint64_t head        # behind the newest record; its highest bit: WATCHED (`ring_head` is without it)
     uint64_t tail
+    uint64_t kept_to
     int64_t credit
-    int64_t reserved     # for statistics and check alone
-    int64_t unpublished
     uint64_t reached[POINTS_MAX]   # what each commit point has come to; UINT64_MAX where it is not open
     uint32_t next_point
     int64_t waiters      # threads, and connections of shared workers, that wait for a point
@@ -101,7 +105,7 @@ cdef inline bint ring_init(Ring *ring, uint64_t bytes_max) noexcept nogil:
     ring.size, ring.bytes_max, ring.credit = size, bytes_max, <int64_t>bytes_max
     memset(ring.reached, 0xFF, sizeof(ring.reached))
     ring.reached[<int>DISK], ring.next_point = 0, DISK + 1
-    if mutex_init(&ring.lock) or cond_init(&ring.readable) or cond_init(&ring.room) or cond_init(&ring.committed):
+    if mutex_init(&ring.lock) or spin_init(&ring.placing) or cond_init(&ring.readable) or cond_init(&ring.room) or cond_init(&ring.committed):
         return False
     base = mmap(NULL, size * 2, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     if base == MAP_FAILED:
@@ -117,6 +121,7 @@ cdef inline void ring_close(Ring *ring) noexcept nogil:
         munmap(ring.base, ring.size * 2)
         ring.base = NULL
     pthread_mutex_destroy(&ring.lock)
+    pthread_spin_destroy(&ring.placing)
     pthread_cond_destroy(&ring.readable)
     pthread_cond_destroy(&ring.room)
     pthread_cond_destroy(&ring.committed)
@@ -160,12 +165,24 @@ cdef inline bint try_credit(Ring *ring, int64_t count) noexcept nogil:
     return False
 
 
-cdef inline void keep_nothing_locked(Ring *ring) noexcept nogil:
-    """Nobody reads: let go of all (invariant 4), once those who still copy into places they were given have done so."""
+cdef inline void let_go_locked(Ring *ring) noexcept nogil:
+    """Nobody reads and nobody copies any more: nothing is kept (invariant 4)."""
     cdef uint64_t head = ring_head(ring)
-    if not signed64(&ring.unpublished):
-        add64(&ring.credit, <int64_t>(head - ring.tail))
-        ring.tail = head
+    add64(&ring.credit, <int64_t>(head - ring.tail))
+    ring.tail = head
+
+
+cdef inline bint keep_nothing_locked(Ring *ring) noexcept nogil:
+    """Nobody reads: let go of all, once those who still copy into places they were given have done so. False: they have not."""
+    cdef uint32_t length
+    while ring.tail < ring.kept_to:
+        if not load8(ring_at(ring, ring.tail) + KIND_AT):
+            return False
+        length = get32(ring_at(ring, ring.tail))
+        ring.tail += length
+        add64(&ring.credit, length)
+    let_go_locked(ring)
+    return True
 
 
 cdef inline void drop_locked(Ring *ring, int64_t count) noexcept nogil:
@@ -243,7 +260,7 @@ cdef inline uint64_t ring_place(Ring *ring, uint32_t count, uint8_t **place) noe
 cdef inline uint64_t place_watched(Ring *ring, uint32_t count, uint8_t **place) noexcept nogil:
     """The same where the head is watched; POSITION_AGAIN if it is not any more."""
     cdef uint64_t position
-    pthread_mutex_lock(&ring.lock)
+    spin_lock(&ring.placing)
     if ring.failed:
         position = POSITION_NONE
     elif not is_watched(load64(&ring.head)):
@@ -253,16 +270,14 @@ cdef inline uint64_t place_watched(Ring *ring, uint32_t count, uint8_t **place) 
         if ring.readers:
             place[0] = ring_at(ring, position - count)
             store8(place[0] + KIND_AT, 0)
-            add64(&ring.unpublished, 1)
         store64(&ring.head, position | <uint64_t>1 << 63)
-    pthread_mutex_unlock(&ring.lock)
+    spin_unlock(&ring.placing)
     return position
 
 
 cdef inline void ring_publish(Ring *ring, uint8_t *place, uint8_t kind) noexcept nogil:
     """The record at `place` is whole: all of it but its kind was copied there."""
     store8(place + KIND_AT, kind)
-    add64(&ring.unpublished, -1)
     fence()
     if signed64(&ring.sleeping):
         pthread_mutex_lock(&ring.lock)

@@ -24,8 +24,8 @@ class NativeReader:
     def __init__(self, core: _native.Core, *, holds: bool) -> None:
         self._reader = _native.Reader(core, holds)
 
-    def take(self, bytes_max: int, timeout_s: float, linger_s: float = 0.0) -> Batch:
-        body, count, position, lost = self._reader.take(bytes_max, int(timeout_s * 1e9), int(linger_s * 1e9))
+    def take(self, bytes_max: int, timeout_s: float, linger_s: float = 0.0, *, view: bool = False) -> Batch:
+        body, count, position, lost = self._reader.take(bytes_max, int(timeout_s * 1e9), int(linger_s * 1e9), view)
         return Batch(body, count, position, lost)
 
     def choose(self, buckets: Collection[int] | None) -> None:

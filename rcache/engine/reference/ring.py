@@ -287,7 +287,7 @@ class RingReader:
     def choose(self, buckets: Collection[int] | None) -> None:
         self._chosen = None if buckets is None else frozenset(buckets)
 
-    def take(self, bytes_max: int, timeout_s: float, linger_s: float = 0.0) -> Batch:
+    def take(self, bytes_max: int, timeout_s: float, linger_s: float = 0.0, *, view: bool = False) -> Batch:  # noqa: ARG002
         ring = self._ring
         with ring._lock:
             if self._is_behind() or self._wait_for_first(timeout_s):
