@@ -1,6 +1,6 @@
 """What the Python clients cost: rcache_client beside redis-py and pymemcache, each with its own server, in turn.
 
-    python -m soak.client_bench [--rounds N] [--seconds S] [--engine ENGINE] [--json FILE]
+    python -m soak.client_bench [--rounds N] [--seconds S] [--engine ENGINE] [--output DIRECTORY]
 
 What it is: a program. It starts rcached, redis-server and memcached fresh, and lets one thread call each client as a user
 would, with all settings as they come: get, set, and 100 keys at once, in rounds (A B C, A B C, ...). It shows calls a second,
@@ -37,6 +37,7 @@ from rcache_client import Client, RcacheError
 from rcache_client import __version__ as own_version
 from soak.bench.errors import BenchError
 from soak.bench.machine import describe_machine
+from soak.bench.page import table_lines
 from soak.bench.peers import Needs, Peer, peer_named, running
 from soak.bench.samples import Sample, Samples, ratios
 from soak.bench.tables import Grid, figure_grid, ratios_text
@@ -258,6 +259,27 @@ def as_json(report: Report) -> str:
     return json.dumps(facts, indent=1) + "\n"
 
 
+def as_page(report: Report) -> str:
+    """The tables for people, and all one needs to make them again."""
+    lines = [
+        "# The Python client beside others",
+        "",
+        f"Measured on {report.date} by `{report.command}`:",
+        f"{report.rounds} rounds, {report.seconds:g} s a measurement. One thread calls each client in turn, with the settings that",
+        "it comes with; each has a server of its own, started fresh, on the same machine. README.md in this directory says more.",
+        "",
+    ]
+    lines += [f"- {name}: {value}" for name, value in report.machine.items()]
+    for name, packages in report.clients.items():
+        lines.append(f"- {name}: {', '.join(f'{package} {number}' for package, number in packages.items())}")
+    lines += [f"- {name} {facts['version']}: `{facts['command']}`" for name, facts in report.servers.items()]
+    lines += [f"- {name} was not measured: {why}" for name, why in report.missing.items()]
+    for grid in grids(report.samples):
+        if grid.rows:
+            lines += ["", f"## {grid.title}", "", *table_lines(grid)]
+    return "\n".join(lines) + "\n"
+
+
 def read_settings(argv: Sequence[str]) -> argparse.Namespace:
     """The command line; exits with 2 where it is wrong."""
     parser = argparse.ArgumentParser(
@@ -265,7 +287,7 @@ def read_settings(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=7, help="rounds of each call (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=0.5, help="length of each measurement (default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured to FILE")
+    parser.add_argument("--output", type=Path, metavar="DIRECTORY", help="write client.md and client.json there")
     engines = ("auto", "native", "reference")
     parser.add_argument("--engine", choices=engines, default="auto", help="rcached's (default: %(default)s)")
     settings = parser.parse_args(argv)
@@ -282,8 +304,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         report = run(settings, console)
         show(report, console)
-        if settings.json:
-            settings.json.write_text(as_json(report), encoding="utf-8")
+        if settings.output:
+            settings.output.mkdir(parents=True, exist_ok=True)
+            (settings.output / "client.md").write_text(as_page(report), encoding="utf-8")
+            (settings.output / "client.json").write_text(as_json(report), encoding="utf-8")
     except (BenchError, RcacheError, OSError) as error:
         print(f"client_bench: {error}", file=sys.stderr)
         return 1

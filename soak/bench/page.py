@@ -62,7 +62,7 @@ def markdown(reports: Mapping[str, Report], directory: Path) -> str:
     lines += [f"- {name}: {value}" for name, value in machines[0].items()] if machines else []
     wanted = goals_grid(reports)
     if wanted.rows:
-        lines += ["", "## The figures to reach", "", *_paragraph(HOW), "", *_table(wanted)]
+        lines += ["", "## The figures to reach", "", *_paragraph(HOW), "", *table_lines(wanted)]
     for name, part in PARTS.items():
         if name in reports:
             lines += ["", *_section(part, reports[name], machines[0], directory)]
@@ -81,7 +81,7 @@ def _section(part: Part, report: Report, machine: Mapping[str, str], directory: 
         lines += ["", f"![{part.title}]({drawing})"]
     for grid in part.grids(report.samples):
         if grid.rows:
-            lines += ["", f"### {grid.title}", "", *_table(grid)]
+            lines += ["", f"### {grid.title}", "", *table_lines(grid)]
     return lines
 
 
@@ -89,7 +89,7 @@ def _paragraph(text: str) -> list[str]:
     return textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
-def _table(grid: Grid) -> list[str]:
+def table_lines(grid: Grid) -> list[str]:
     head = [_line(grid.columns), _line(["---"] + ["---:"] * (len(grid.columns) - 1))]
     return head + [_line(row) for row in grid.rows]
 

@@ -113,10 +113,10 @@ def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 def test_settings(capsys: pytest.CaptureFixture[str]) -> None:
     settings = read_settings([])
-    assert (settings.rounds, settings.seconds, settings.json, settings.engine) == (7, 0.5, None, "auto")
-    settings = read_settings(["--rounds", "3", "--json", "out.json"])
-    assert (settings.rounds, settings.json) == (3, Path("out.json"))
-    assert settings.command == "python -m soak.client_bench --rounds 3 --json out.json"
+    assert (settings.rounds, settings.seconds, settings.output, settings.engine) == (7, 0.5, None, "auto")
+    settings = read_settings(["--rounds", "3", "--output", "out"])
+    assert (settings.rounds, settings.output) == (3, Path("out"))
+    assert settings.command == "python -m soak.client_bench --rounds 3 --output out"
     for wrong in ("--rounds 0", "--seconds 0", "--seconds nan", "--engine steam"):
         with pytest.raises(SystemExit) as ended:
             read_settings(wrong.split())
@@ -158,8 +158,8 @@ def test_clients_take_turns_and_who_is_missing_is_named(monkeypatch: pytest.Monk
     reason="; ".join(why_not(each) for each in CONTENDERS if each not in HERE) or "all are installed",
 )
 def test_a_short_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "clients.json"
-    given = ["--rounds", "1", "--seconds", "0.02", "--engine", "reference", "--json", str(file)]
+    file = tmp_path / "report" / "client.json"
+    given = ["--rounds", "1", "--seconds", "0.02", "--engine", "reference", "--output", str(file.parent)]
     assert main(given) == 0
     said = capsys.readouterr().out
     assert "Calls a second of one thread" in said
@@ -171,6 +171,10 @@ def test_a_short_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert {each["server"] for each in found["samples"]} == set(found["clients"])
     assert {each["group"] for each in found["samples"]} == {GET, SET, SET_UNANSWERED, GET_MANY}
     assert found["goals"]
+    page = (file.parent / "client.md").read_text()
+    assert "## Calls a second of one thread" in page
+    for name in ("rcached", *(each.name for each in HERE)):
+        assert f"\n- {name}" in page
 
 
 def test_the_report_has_everything_that_was_measured() -> None:
