@@ -265,8 +265,8 @@ def as_page(report: Report) -> str:
         "# The Python client beside others",
         "",
         f"Measured on {report.date} by `{report.command}`:",
-        f"{report.rounds} rounds, {report.seconds:g} s a measurement. One thread calls each client in turn, with the settings that",
-        "it comes with; each has a server of its own, started fresh, on the same machine. README.md in this directory says more.",
+        f"{report.rounds} rounds, {report.seconds:g} s a measurement. One thread calls each client in turn, with the settings",
+        "that it comes with; each has a server of its own, started fresh, on the same machine. More in README.md here.",
         "",
     ]
     lines += [f"- {name}: {value}" for name, value in report.machine.items()]
