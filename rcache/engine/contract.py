@@ -186,8 +186,8 @@ class StreamReader(Protocol):
         ...
 
     def send(self, sock: socket.socket, frame: LinkFrame, bytes_max: int, timeout_s: float) -> Sent:
-        """Send what there is, as `take` would give it, straight from the stream in one request frame. Blocks up to `timeout_s`
-        for the first record, and up to `frame.send_s` for the peer to take them."""
+        """Send what there is, as `take` would give it, straight from the stream in one request frame. For a reader that holds;
+        else ValueError. Blocks up to `timeout_s` for the first record, and up to `frame.send_s` for the peer to take them."""
         ...
 
     def release(self, position: int) -> None:
@@ -337,7 +337,7 @@ class Engine(Protocol):
     def set_commit_points(self, bucket: int, points: Collection[CommitPoint]) -> int:
         """From now on, what a bucket answers waits for these points; what waits already goes on waiting for those it waited
         for, until they advance or are closed. Returns the stream's head at that moment: a point that is added has what was
-        there before only once it has come that far."""
+        there before only once it has come that far. Raises ValueError where one of them is closed."""
         ...
 
     def exhausted_buckets(self) -> list[int]:

@@ -22,6 +22,9 @@ from rcache_client.wire.opcodes import Opcode, Status
 PATIENCE_S = 20.0
 """How long a test waits for what must come; far more than it takes, so that a slow machine fails nothing."""
 
+MOMENT_S = 0.03
+"""How long nothing must happen where nothing may."""
+
 START_MS = 1_700_000_000_000
 EVERYTHING = 1 << 40
 
@@ -147,6 +150,14 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain for {what}"
         pause.wait(0.001)
+
+
+def assert_stays(condition: Callable[[], bool], what: str) -> None:
+    """It holds, and goes on to for as long as a thread that was woken wrongly would need to show."""
+    deadline = time.monotonic() + MOMENT_S
+    while time.monotonic() < deadline:
+        assert condition(), f"{what} did not stay so"
+        threading.Event().wait(0.002)
 
 
 class Task:

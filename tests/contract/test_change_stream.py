@@ -9,6 +9,7 @@ import zlib
 
 import pytest
 
+from rcache.engine.bodies import make_engine
 from rcache.engine.contract import Batch, Engine, RequestRefused, StreamEnd
 from rcache.records.record import HEADER_BYTES, Cause, Kind, decode, decode_opening, make_sequence
 from rcache_client.wire.opcodes import Opcode, Status
@@ -210,14 +211,29 @@ def test_a_view_of_some_buckets_or_of_a_reader_that_does_not_hold_is_a_copy(engi
 
 
 def test_a_view_outlives_its_reader_and_its_engine(engine_factory: EngineFactory) -> None:
-    engine = engine_factory()
+    made = engine_factory()
+    engine = make_engine(made.name, made.config, made.clock)
+    engine.open_buckets(range(made.config.buckets), 1, 1, "n1")
     reader = engine.stream.open_reader("view", holds=True)
     Caller(engine).set(b"key", b"value")
     batch = reader.take(EVERYTHING, 0.0, view=True)
     reader.close()
+    engine.close()
     del engine, reader
     gc.collect()
     assert len(batch.records) == 1
+
+
+def test_a_release_never_takes_back_another(engine_factory: EngineFactory) -> None:
+    engine = engine_factory(stream_bytes=1 << 19)
+    reader, caller = engine.stream.open_reader("log", holds=True), Caller(engine)
+    while caller.ask(Opcode.SET, 0, 0, b"key", bytes(60_000), budget_ms=10).status is Status.OK:
+        pass
+    reader.release(reader.take(EVERYTHING, 0.0).position)
+    reader.release(1)
+    assert caller.ask(Opcode.SET, 0, 0, b"key", bytes(60_000), budget_ms=10).status is Status.OK
+    reader.close()
+    reader.release(engine.stream.head)
 
 
 def test_who_waits_for_room_gets_what_a_reader_left_behind(engine_factory: EngineFactory) -> None:

@@ -12,7 +12,7 @@ from rcache.engine.contract import DISK, POINTS_MAX, CommitPoint, Engine, Reques
 from rcache_client.wire.frames import encode_request
 from rcache_client.wire.opcodes import Opcode, Status
 from tests.contract.conftest import EngineFactory
-from tests.contract.harness import EVERYTHING, PATIENCE_S, Caller, Served, Task, encode_payload, wait_until
+from tests.contract.harness import EVERYTHING, PATIENCE_S, Caller, Served, Task, assert_stays, encode_payload, wait_until
 
 SHORT_MS = 30
 """A budget that nobody's commitment will meet."""
@@ -58,9 +58,9 @@ def test_a_write_waits_for_each_of_its_points(engine: Engine) -> None:
     assert [first.number, second.number].count(DISK) == 0
     for reached in (second, engine.stream.disk):
         reached.advance(engine.stream.head)
-        assert not writing.is_done
+        assert_stays(lambda: not writing.is_done, "the wait")
     first.advance(engine.stream.head - 1)
-    assert not writing.is_done
+    assert_stays(lambda: not writing.is_done, "the wait")
     first.advance(engine.stream.head)
     assert writing.result().status is Status.OK
 
@@ -173,7 +173,7 @@ def test_whoever_waits_is_woken(engine: Engine, way: str) -> None:
     key = key_of(engine, 4)
     writing = [Task(lambda: Caller(engine).ask(Opcode.SET, 0, 0, key, b"value", budget_ms=LONG_MS)) for _ in range(4)]
     wait_until(lambda: engine.stats()["items"]["sets"] == 4, "the changes")
-    assert not any(task.is_done for task in writing)
+    assert_stays(lambda: not any(task.is_done for task in writing), "the wait")
     if way == "close":
         link.close()
     else:
@@ -220,10 +220,28 @@ def test_there_are_so_many_points_and_no_more(engine: Engine) -> None:
     assert len({DISK, *(link.number for link in links)}) == POINTS_MAX
     with pytest.raises(ValueError, match="64 commit points already"):
         engine.open_commit_point("one too many", 0)
-    links[10].close()
     links[20].close()
-    assert engine.open_commit_point("another", 7).number == links[10].number, "the one that was closed first"
-    assert engine.open_commit_point("another", 7).position == 7
+    links[10].close()
+    others = [engine.open_commit_point("another", 7) for _ in range(2)]
+    assert {other.number for other in others} == {links[10].number, links[20].number}
+    assert [other.position for other in others] == [7, 7]
+
+
+def test_a_number_rests_before_it_is_another_points(engine: Engine) -> None:
+    numbers = []
+    for _ in range(POINTS_MAX - 1):
+        link = engine.open_commit_point("link", 0)
+        numbers.append(link.number)
+        link.close()
+    assert len(set(numbers)) == POINTS_MAX - 1
+
+
+def test_no_bucket_can_wait_for_a_closed_point(engine: Engine, caller: Caller) -> None:
+    link = point(engine)
+    link.close()
+    with pytest.raises(ValueError, match="the commit point link is closed"):
+        engine.set_commit_points(4, [engine.stream.disk, link])
+    assert is_answered(caller, key_of(engine, 4))
 
 
 def test_the_disk_is_a_point_that_stays(engine_factory: EngineFactory) -> None:
@@ -280,6 +298,29 @@ def test_a_flush_waits_for_the_points_of_all_buckets(engine: Engine, caller: Cal
     assert refusal.value.status is Status.NOT_COMMITTED
     link.advance(engine.stream.head)
     assert engine.flush(soon()) == 0
+
+
+def test_nothing_but_a_wait_for_the_disk_cuts_a_linger_short(engine: Engine) -> None:
+    """Others write, wait for a link, and wake the link's reader meanwhile."""
+    log, reader = (engine.stream.open_reader(name, holds=True) for name in ("log", "link"))
+    link, key = point(engine), key_of(engine, 4)
+    engine.set_commit_points(4, [link])
+    linger_s, began = 0.3, time.monotonic()
+    gathering = Task(lambda: log.take(EVERYTHING, PATIENCE_S, linger_s))
+    writing = []
+    for number in range(1, 5):
+        reading = Task(lambda: reader.take(EVERYTHING, PATIENCE_S))
+        writing.append(Task(lambda: Caller(engine).ask(Opcode.SET, 0, 0, key, b"value", budget_ms=LONG_MS)))
+        assert reading.result().count == 1
+        assert engine.stats()["items"]["sets"] == number
+    took_s = time.monotonic() - began
+    batch = gathering.result()
+    assert time.monotonic() - began >= linger_s
+    assert took_s > linger_s or batch.count == 4
+    link.advance(engine.stream.head)
+    assert [task.result().status for task in writing] == [Status.OK] * 4
+    log.close()
+    reader.close()
 
 
 def test_who_waits_for_a_link_alone_does_not_hurry_the_log(engine: Engine) -> None:

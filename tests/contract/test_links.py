@@ -131,6 +131,16 @@ def test_records_are_sent_as_they_are(
     other.close()
 
 
+def test_only_a_reader_that_holds_can_send(engine: Engine, caller: Caller, ends: tuple[socket.socket, socket.socket]) -> None:
+    """What it sends must stay until it is sent; one that does not hold makes nobody wait for that."""
+    loose = engine.stream.open_reader("loose", holds=False)
+    caller.set(b"key", b"value")
+    with pytest.raises(ValueError, match="only a reader that holds"):
+        loose.send(ends[0], FRAME, EVERYTHING, 0.0)
+    assert loose.take(EVERYTHING, 0.0).count == 1
+    loose.close()
+
+
 def test_where_there_is_nothing_nothing_is_sent(
     engine: Engine, caller: Caller, reader: StreamReader, ends: tuple[socket.socket, socket.socket]
 ) -> None:

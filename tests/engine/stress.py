@@ -280,8 +280,11 @@ class Round:
                         break
                 for bucket in buckets[:2]:
                     self.engine.set_commit_points(bucket, [self.engine.stream.disk] if self.commit else [])
+            acknowledging = threading.Thread(target=reader.release, args=(self.engine.stream.head,), name="acknowledges")
+            acknowledging.start()
             reader.close()
             point.close()
+            acknowledging.join()
             done += 1
         return done
 

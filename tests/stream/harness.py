@@ -48,6 +48,8 @@ class ScriptedDisk(Disk):
     def __init__(self, room: int = 1 << 40) -> None:
         self.calls: list[str] = []
         self.forgotten: list[tuple[int, int]] = []
+        self.synced: list[int] = []
+        """How long the file was, at each sync."""
         self.room = room
         self._broken: dict[str, BaseException] = {}
         self.gate = threading.Event()
@@ -84,6 +86,7 @@ class ScriptedDisk(Disk):
         self.gate.wait(PATIENCE_S)
         self._turn("sync")
         super().sync(fd)
+        self.synced.append(os.fstat(fd).st_size)
 
     def rename(self, old: Path, new: Path) -> None:
         self._turn("rename")

@@ -22,7 +22,7 @@ from rcache.engine.native.copies cimport (
     APPLIED, Applied, Record, apply_all, begin_locked, copy_bucket, flush_bucket, open_bucket,
 )
 from rcache.engine.native.commitment cimport (
-    POINT_CLOSED, Wait, point_advance, point_open, ring_durable, ring_end_waits, ring_fail, ring_unpark, ring_wait, waker_add,
+    NO_POINT, POINT_CLOSED, Wait, point_advance, point_open, ring_durable, ring_end_waits, ring_fail, ring_unpark, ring_wait, waker_add,
     waker_remove,
 )
 from rcache.engine.native.cursors cimport (
@@ -39,7 +39,7 @@ from rcache.engine.native.memory cimport (
 from rcache.engine.native.operations cimport BAD_PAYLOAD, Executed, begin_batch, execute
 from rcache.engine.native.removal cimport Outcome, WHY_LOG_FAILED, WHY_TIMED_OUT, evict_for_class, expire_due, free_page, refuse
 from rcache.engine.native.ring cimport (
-    DISK, POINTS_MAX, STREAM_FAILED, STREAM_REACHED, Cursor, Ring, StreamEnd, is_watched, ring_at, ring_close, ring_head, ring_init,
+    DISK, POINTS_MAX, READERS_MAX, STREAM_FAILED, STREAM_REACHED, Cursor, Ring, StreamEnd, is_watched, ring_at, ring_close, ring_head, ring_init,
 )
 from rcache.engine.native.serving cimport (
     ENDED_BAD_FRAME, ENDED_FRAME, GOING_ON, OUTPUT_FULL, Conn, Ending, Handed, held_free, hold, is_data, note_received, process,
@@ -453,10 +453,12 @@ cdef class Core:
         return self.store.ring.failure[:].decode("utf-8", "replace") if load8(&self.store.ring.failed) else ""
 
     def open_point(self, uint64_t position):
-        """The number of a new commit point, or -1 if there are too many."""
+        """The number of a new commit point."""
         cdef int number
         with nogil:
             number = point_open(&self.store.ring, position)
+        if number == NO_POINT:
+            raise ValueError(f"the change stream has {POINTS_MAX} commit points already")
         return number
 
     def point(self, uint32_t number):
@@ -510,7 +512,7 @@ cdef class Core:
         cdef int number
         with nogil:
             pthread_mutex_lock(&ring.lock)
-            for number in range(64):
+            for number in range(READERS_MAX):
                 ring.cursors[number].woken = True
             pthread_cond_broadcast(&ring.readable)
             pthread_mutex_unlock(&ring.lock)
@@ -915,6 +917,7 @@ cdef class Reader:
 
     cdef Core core
     cdef Cursor *cursor
+    cdef uint64_t owner
     cdef uint8_t *chosen
 
     def __cinit__(self, Core core not None, bint holds):
@@ -923,6 +926,7 @@ cdef class Reader:
             self.cursor = cursor_open(&core.store.ring, holds)
         if self.cursor == NULL:
             raise RuntimeError("the change stream has as many readers as it can have")
+        self.owner = self.cursor.owner
 
     cdef Cursor *opened(self) except NULL:
         if self.cursor == NULL:
@@ -988,6 +992,8 @@ cdef class Reader:
         cdef Span spans[SPANS_MAX]
         cdef Measured found
         cdef SendEnd end = SEND_DONE
+        if not cursor.holds:
+            raise ValueError("only a reader that holds can send: what it sends must stay until it is sent")
         if not HEADER_BYTES <= head_bytes <= FRAME_HEAD_BYTES_MAX:
             raise ValueError(f"a frame's head of {head_bytes} bytes; {HEADER_BYTES} to {FRAME_HEAD_BYTES_MAX} are taken")
         memcpy(head, PyBytes_AS_STRING(frame), head_bytes)
@@ -1003,10 +1009,12 @@ cdef class Reader:
         return found.count, found.position, bool(found.lost), <int>end
 
     def release(self, uint64_t position):
-        if self.cursor == NULL:  # closed: nothing is kept for it
+        """Any thread, also while another closes the reader: then nothing is kept for it any more."""
+        cdef Cursor *cursor = self.cursor
+        if cursor == NULL:
             return
         with nogil:
-            cursor_release(&self.core.store.ring, self.cursor, position)
+            cursor_release(&self.core.store.ring, cursor, self.owner, position)
 
     def close(self):
         if self.cursor != NULL:

@@ -186,7 +186,9 @@ cdef inline Item *find_live_locked(Store *store, Key *key, uint64_t *now, bint *
     return item
 
 
-cdef inline Item *read_locked(Store *store, Key *key, bint use, uint32_t used_ms, int64_t deadline_ns, uint64_t *now, Outcome *outcome) noexcept nogil:
+cdef inline Item *read_locked(
+    Store *store, Key *key, bint use, uint32_t used_ms, int64_t deadline_ns, Batch *batch, uint64_t *now, Outcome *outcome
+) noexcept nogil:
     """Look up a key; an expired item is removed first. Returns with the stripe's lock held and the item; or without it and
     NULL, and then `outcome` is a refusal or NOT_FOUND. `use`: it counts as used."""
     cdef Bucket *bucket = key.bucket
@@ -213,6 +215,7 @@ cdef inline Item *read_locked(Store *store, Key *key, bint use, uint32_t used_ms
             outcome.wait = wait_locked(store, bucket, item.version)
             return item
         spin_unlock(&bucket.stripe.lock)
+        end_batch(store, batch)  # removing waits for room
         if remove_if(store, bucket, key.at, key.count, key.hashed, CAUSE_EXPIRED, 0, deadline_ns, outcome) < 0:
             return NULL
         key.clock_ms = now_ms(store)
@@ -390,10 +393,16 @@ cdef inline void resize(Memory *memory, Item *item, uint64_t value_bytes) noexce
     item.value_bytes = <uint32_t>value_bytes
 
 
-cdef inline void give_room(Store *store, Batch *batch) noexcept nogil:
-    if batch.room:
-        ring_give(&store.ring, batch.room)
-        batch.room = 0
+cdef inline int64_t room_ahead(const Store *store) noexcept nogil:
+    """How much of the stream a batch may have at hand."""
+    return min(<int64_t>ROOM_AHEAD, <int64_t>(store.ring.bytes_max // ROOM_AHEAD_DIVISOR))
+
+
+cdef inline void give_room(Store *store, Batch *batch, int64_t kept) noexcept nogil:
+    """Give back what the batch has of the stream, but for as much as is `kept`."""
+    if batch.room > kept:
+        ring_give(&store.ring, batch.room - kept)
+        batch.room = kept
 
 
 cdef inline Item *take_memory(Store *store, Change *change, uint64_t room, bint expires, bint *refused) noexcept nogil:
@@ -428,7 +437,7 @@ cdef inline Item *take_memory(Store *store, Change *change, uint64_t room, bint 
         change.outcome.number = <int64_t>memory.limit_bytes
         refused[0] = True
         return NULL
-    give_room(store, change.batch)
+    end_batch(store, change.batch)
     made = make_room(store, change.key.count, room, expires, change.deadline_ns, &change.outcome)
     refused[0] = made == NULL
     return made
@@ -456,25 +465,22 @@ cdef inline void fill_from_old(const Store *store, const Change *change, const D
 
 
 cdef inline void give_record(Store *store, const Placed *placed, const Change *change, const uint8_t *value, uint64_t count) noexcept nogil:
-    """The rest of a SET record, and then it is there."""
+    """The rest of a SET record, and then it is there. A value that was made from the old one is in it already."""
     if placed.at == NULL:
         return
     memcpy(placed.at + RECORD_HEADER_BYTES, change.key.at, change.key.count)
-    memcpy(placed.at + RECORD_HEADER_BYTES + change.key.count, value, count)
+    if brings_value(change.rule):
+        memcpy(placed.at + RECORD_HEADER_BYTES + change.key.count, value, count)
     ring_publish(&store.ring, placed.at, KIND_SET)
 
 
-cdef inline void give_made_value_locked(Store *store, Placed *placed, const Change *change) noexcept nogil:
-    """The rest of a SET record whose value was made from the old one: it is copied while the item cannot change."""
+cdef inline void give_made_value_locked(const Store *store, const Placed *placed, const Change *change) noexcept nogil:
+    """Into its record, a value that was made from the old one: it is copied while the item cannot change."""
     cdef Item *item = change.stored
-    cdef uint8_t *at = placed.at
-    if at == NULL or brings_value(change.rule):
-        return
-    at += RECORD_HEADER_BYTES
-    memcpy(at, change.key.at, change.key.count)
-    body_read(&store.memory, item, change.key.count, at + change.key.count, item.value_bytes)
-    ring_publish(&store.ring, placed.at, KIND_SET)
-    placed.at = NULL
+    if placed.at != NULL and not brings_value(change.rule):
+        body_read(
+            &store.memory, item, change.key.count, placed.at + RECORD_HEADER_BYTES + change.key.count, item.value_bytes
+        )
 
 
 cdef inline void tell_item(const Store *store, const Change *change, Item *item) noexcept nogil:
@@ -518,6 +524,8 @@ cdef inline bint put_locked(
     if old == NULL and not table_reserve(memory, &bucket.table, change.key.hashed):
         return False
     head.length = <uint32_t>(RECORD_HEADER_BYTES + change.key.count + decision.value_bytes)
+    if head.length > attempt.reserved:  # in place, of an item that has grown since it was looked at
+        return False
     head.kind, head.cause, head.key_bytes, head.bucket = KIND_SET, decision.cause, <uint16_t>change.key.count, bucket.number
     head.flags, head.expires_at_ms = decision.flags, decision.expires_at_ms
     head.sequence, head.time_ms = bucket.sequence + 1, now
@@ -567,14 +575,17 @@ cdef inline bint take_room(Store *store, Change *change, int64_t count) noexcept
     the outcome, where it could not be had. Nobody waits while it has some."""
     cdef Ring *ring = &store.ring
     cdef Batch *batch = change.batch
-    cdef int64_t ahead = min(<int64_t>ROOM_AHEAD, <int64_t>(ring.bytes_max // ROOM_AHEAD_DIVISOR))
+    cdef int64_t ahead = room_ahead(store)
     if batch.room >= count:
         batch.room -= count
         return True
-    give_room(store, batch)
+    give_room(store, batch, 0)
     if count <= ahead and not load8(&ring.failed) and try_credit(ring, ahead):
         batch.room = ahead - count
         return True
+    if not load8(&ring.failed) and try_credit(ring, count):
+        return True
+    end_batch(store, batch)
     return reserve_stream(store, count, change.deadline_ns, &change.outcome)
 
 
@@ -589,7 +600,7 @@ cdef inline bint prepare(Store *store, Change *change, Attempt *attempt, uint64_
     if change.rule != RULE_DELETE:
         attempt.made = take_memory(store, change, room, expires, &refused)
         if refused:
-            change.batch.room += attempt.reserved
+            ring_give(&store.ring, attempt.reserved)
             return False
     if attempt.made != NULL:
         name_item(attempt.made, change.key.bucket.number, change.key.hashed, change.used_ms)
@@ -646,6 +657,7 @@ cdef inline void tidy(Store *store, const Change *change, Attempt *attempt) noex
     elif attempt.wrote:
         give_record(store, &attempt.placed, change, change.value, change.value_bytes)
     change.batch.room += attempt.reserved
+    give_room(store, change.batch, room_ahead(store))
     if attempt.made != NULL:
         keep_spare(&store.memory, change, attempt.made)
 
@@ -690,7 +702,7 @@ cdef inline void drop_spare(Memory *memory, Batch *batch) noexcept nogil:
 cdef inline void end_batch(Store *store, Batch *batch) noexcept nogil:
     """Give back what the batch has over."""
     drop_spare(&store.memory, batch)
-    give_room(store, batch)
+    give_room(store, batch, 0)
 
 
 cdef inline void make_change(Store *store, Change *change) noexcept nogil:

@@ -64,8 +64,8 @@ cdef inline bint is_committed(const Ring *ring, const Wait *wait) noexcept nogil
 # --- points
 
 cdef inline int point_open(Ring *ring, uint64_t position) noexcept nogil:
-    """The number of a new point, or NO_POINT. The one that was closed longest ago is taken, so that nobody who still waits for its
-    former owner finds it open again."""
+    """The number of a new point, or NO_POINT. Numbers are given in turn, so that one that was closed rests before it is another's:
+    whoever still waits for its former owner then finds it closed."""
     cdef uint32_t step, number
     cdef int found = NO_POINT
     pthread_mutex_lock(&ring.lock)
@@ -102,7 +102,7 @@ cdef inline void point_advance(Ring *ring, uint32_t number, uint64_t position) n
 
 # --- waiting
 
-cdef inline void waits(Ring *ring, const Wait *wait, int64_t more) noexcept nogil:
+cdef inline void count_waiter(Ring *ring, const Wait *wait, int64_t more) noexcept nogil:
     """One more who waits, or one less."""
     add64(&ring.waiters, more)
     if wait.points >> DISK & 1:
@@ -114,7 +114,7 @@ cdef inline StreamEnd ring_wait(Ring *ring, const Wait *wait, int64_t deadline_n
     if is_committed(ring, wait):
         return STREAM_REACHED
     pthread_mutex_lock(&ring.lock)
-    waits(ring, wait, 1)
+    count_waiter(ring, wait, 1)
     while not is_committed(ring, wait):
         if ring.failed:
             end = STREAM_FAILED
@@ -124,14 +124,14 @@ cdef inline StreamEnd ring_wait(Ring *ring, const Wait *wait, int64_t deadline_n
             break
         pthread_cond_broadcast(&ring.readable)
         cond_wait_until(&ring.committed, &ring.lock, deadline_ns)
-    waits(ring, wait, -1)
+    count_waiter(ring, wait, -1)
     pthread_mutex_unlock(&ring.lock)
     return end
 
 
 cdef inline void ring_park(Ring *ring, const Wait *wait) noexcept nogil:
     """A connection of a shared worker waits; whoever is to bring what it waits for is to hurry."""
-    waits(ring, wait, 1)
+    count_waiter(ring, wait, 1)
     fence()
     pthread_mutex_lock(&ring.lock)
     pthread_cond_broadcast(&ring.readable)
@@ -139,7 +139,7 @@ cdef inline void ring_park(Ring *ring, const Wait *wait) noexcept nogil:
 
 
 cdef inline void ring_unpark(Ring *ring, const Wait *wait) noexcept nogil:
-    waits(ring, wait, -1)
+    count_waiter(ring, wait, -1)
 
 
 cdef inline bint waker_add(Ring *ring, int fd) noexcept nogil:

@@ -62,6 +62,7 @@ cdef inline Cursor *cursor_open(Ring *ring, bint holds) noexcept nogil:
             found.position = found.released = ring_head(ring)
             found.holds, found.pinned, found.woken, found.used = holds, False, False, True
             found.chosen, found.chosen_bytes = NULL, 0
+            found.owner += 1
             ring.readers += 1
             break
     spin_unlock(&ring.placing)
@@ -83,10 +84,12 @@ cdef inline void cursor_close(Ring *ring, Cursor *cursor) noexcept nogil:
     pthread_mutex_unlock(&ring.lock)
 
 
-cdef inline void cursor_release(Ring *ring, Cursor *cursor, uint64_t position) noexcept nogil:
+cdef inline void cursor_release(Ring *ring, Cursor *cursor, uint64_t owner, uint64_t position) noexcept nogil:
+    """Any thread, and at any time: one that has another owner by now is left alone."""
     pthread_mutex_lock(&ring.lock)
-    cursor.released = position
-    pthread_cond_broadcast(&ring.room)
+    if cursor.used and cursor.owner == owner:
+        cursor.released = max(cursor.released, position)
+        pthread_cond_broadcast(&ring.room)
     pthread_mutex_unlock(&ring.lock)
 
 
@@ -101,12 +104,13 @@ cdef inline bint is_urgent_locked(Ring *ring, Cursor *cursor) noexcept nogil:
     """Whether somebody waits for what is there: for it to be on disk, for its room, or by `wake_readers`."""
     cdef bint woken = cursor.woken
     cursor.woken = False
-    return woken or (ring_head(ring) - cursor.released) * 2 > ring.bytes_max or signed64(&ring.disk_waiters) > 0
+    return (woken or ring.failed or (ring_head(ring) - cursor.released) * 2 > ring.bytes_max
+            or signed64(&ring.disk_waiters) > 0 or signed64(&ring.room_waiters) > 0)
 
 
 cdef inline bint cursor_await(Ring *ring, Cursor *cursor, int64_t timeout_ns, int64_t linger_ns) noexcept nogil:
     """Wait for a record, then a little for more unless somebody waits for it. Whether there is one. Pins the cursor then."""
-    cdef int64_t deadline_ns = monotonic_ns() + timeout_ns
+    cdef int64_t deadline_ns = monotonic_ns() + timeout_ns, linger_until_ns
     cdef bint there
     pthread_mutex_lock(&ring.lock)
     add64(&ring.sleeping, 1)
@@ -118,8 +122,10 @@ cdef inline bint cursor_await(Ring *ring, Cursor *cursor, int64_t timeout_ns, in
             there = is_behind_locked(ring, cursor)
         cursor.woken = False
     add64(&ring.sleeping, -1)
-    if there and linger_ns > 0 and not is_urgent_locked(ring, cursor):
-        cond_wait_until(&ring.readable, &ring.lock, monotonic_ns() + linger_ns)
+    if there and linger_ns > 0:
+        linger_until_ns = monotonic_ns() + linger_ns
+        while not is_urgent_locked(ring, cursor) and monotonic_ns() < linger_until_ns:
+            cond_wait_until(&ring.readable, &ring.lock, linger_until_ns)
     if there:
         cursor.pinned = True
         if not cursor.holds:

@@ -9,8 +9,6 @@ engine; where a frame or a record cannot be read, its own grammar is asked for t
 
 from __future__ import annotations
 
-import functools
-import operator
 import os
 import socket
 import time
@@ -20,8 +18,8 @@ from typing import Any
 
 from rcache.cluster.bucket_state import BucketState, may_follow
 from rcache.engine.clock import NodeClock
+from rcache.engine.commit_point import LinkPoint, LinkPoints
 from rcache.engine.contract import (
-    POINTS_MAX,
     UNCOMMITTED,
     CommitPoint,
     ConnectionLimits,
@@ -35,7 +33,7 @@ from rcache.engine.contract import (
 from rcache.engine.native import _native
 from rcache.engine.native.applied import STATES, raise_not_applied
 from rcache.engine.native.connections import NativeConnection, NativeGroup
-from rcache.engine.native.stream import NativePoint, NativeStream
+from rcache.engine.native.stream import NativeStream
 from rcache.records.record import (
     COUNTER_MAX,
     Opening,
@@ -88,6 +86,7 @@ class NativeEngine:
         )
         self.clock.follow(self._core.set_clock_offset)
         self._stream = NativeStream(self._core)
+        self._points = LinkPoints(self._core, self._core.open_point, self._core.set_points)
 
     @property
     def stream(self) -> NativeStream:
@@ -172,14 +171,11 @@ class NativeEngine:
                 raise ValueError(f"bucket {bucket} is {now}; it cannot become primary at {show_sequence(begin)}")
         self.epoch = max(self.epoch, epoch)
 
-    def open_commit_point(self, name: str, position: int) -> NativePoint:
-        number = self._core.open_point(position)
-        if number < 0:
-            raise ValueError(f"the change stream has {POINTS_MAX} commit points already")
-        return NativePoint(self._core, name, number)
+    def open_commit_point(self, name: str, position: int) -> LinkPoint:
+        return self._points.open(name, position)
 
     def set_commit_points(self, bucket: int, points: Collection[CommitPoint]) -> int:
-        return self._core.set_points(bucket, functools.reduce(operator.or_, (1 << point.number for point in points), 0))
+        return self._points.set(bucket, points)
 
     def exhausted_buckets(self) -> list[int]:
         return self._core.exhausted(COUNTER_MAX)

@@ -18,7 +18,7 @@ from rcache.engine.native.answers cimport (
 )
 from rcache.engine.native.change cimport (
     RULE_ADD, RULE_APPEND, RULE_CAS, RULE_CAS_SEEN, RULE_COUNT, RULE_DELETE, RULE_PREPEND, RULE_PUT, RULE_REPLACE, RULE_TOUCH,
-    Buffer, Change, Key, buffer_free, buffer_need, make_change, put_item, read_locked, set_key,
+    Buffer, Change, Key, buffer_free, buffer_need, end_batch, make_change, put_item, read_locked, set_key,
 )
 from rcache.engine.native.commitment cimport Wait, wait_join
 from rcache.records._countdown cimport Countdown, countdown, is_even, take, take8, take16, take32, take64
@@ -33,7 +33,7 @@ from rcache.engine.native.removal cimport (
 )
 from rcache.engine.native.store cimport Store, look_at_boot_clock
 from rcache.engine.native.system cimport (
-    monotonic_ns, put16, put32, put64, spin_lock, spin_unlock, take_wait,
+    monotonic_ns, note_wait, put16, put32, put64, spin_lock, spin_unlock, take_wait,
 )
 from rcache.engine.native.table cimport table_find
 
@@ -201,7 +201,7 @@ cdef inline Executed execute_get(Store *store, Worker *worker, uint32_t request_
     if not count or not is_even(body):
         return BAD_PAYLOAD
     set_key(store, &key, at, count, worker.clock_ms)
-    item = read_locked(store, &key, True, worker.used_ms, deadline_ns, &now, &outcome)
+    item = read_locked(store, &key, True, worker.used_ms, deadline_ns, &worker.batch, &now, &outcome)
     if item == NULL:
         reply_refused(store, worker, OP_GET, request_id, &outcome)
         return EXECUTED
@@ -238,7 +238,7 @@ cdef inline Executed execute_other(Store *store, Worker *worker, uint8_t opcode,
 cdef inline void run_inspect(Store *store, Worker *worker, uint32_t request_id, Change *change) noexcept nogil:
     cdef uint64_t now, left = 0
     cdef uint8_t *at
-    cdef Item *item = read_locked(store, &change.key, False, 0, change.deadline_ns, &now, &change.outcome)
+    cdef Item *item = read_locked(store, &change.key, False, 0, change.deadline_ns, change.batch, &now, &change.outcome)
     if item == NULL:
         reply_refused(store, worker, OP_INSPECT, request_id, &change.outcome)
         return
@@ -325,7 +325,9 @@ cdef inline void run_cas_hash(Store *store, Worker *worker, uint32_t request_id,
     for tried in range(HASH_TRIES_MAX):
         if done:
             break
+        end_batch(store, change.batch)
         change.fits = hash_fits(store, &change.key, hashed, &change.version)
+        note_wait()  # for the interpreter's lock
         make_change(store, change)
         # Start over only where the item is there and is another than the one that was hashed.
         done = outcome.status != ST_CHANGED or not outcome.version or outcome.version == change.version
@@ -391,7 +393,7 @@ cdef inline void run_get_many(Store *store, Worker *worker, uint32_t request_id,
     for number in range(count):
         take_key_only(body, change)
         set_key(store, &change.key, change.key.at, change.key.count, worker.clock_ms)
-        item = read_locked(store, &change.key, True, worker.used_ms, change.deadline_ns, &now, outcome)
+        item = read_locked(store, &change.key, True, worker.used_ms, change.deadline_ns, change.batch, &now, outcome)
         if item == NULL:
             if outcome.status == ST_NOT_FOUND:
                 wait_join(&wait, &outcome.wait)

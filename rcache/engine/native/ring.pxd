@@ -12,7 +12,7 @@ into it outside of that lock, so that a record of a megabyte holds nobody up. Un
 record has; a reader stops before such a record.
 
 Invariants:
-1. held + reserved <= bytes_max: `credit` is what is left of it, and goes below zero only within a try.
+1. held + reserved <= bytes_max: `credit` is what is left of it.
 2. The tail passes no record that a reader holds, and none that is not published.
 3. Once it has `failed` no place is given and no wait lasts.
 4. Where there is no reader nothing is kept: positions are counted and nothing is copied. Their room is taken back when it runs
@@ -42,6 +42,8 @@ cdef enum:
     POINTS_MAX = 64
     FAILURE_BYTES = 512
     KIND_AT = 4
+    # How long a record's copying is waited for: it is done in far less.
+    COPYING_NS = 1000000
     # The commit point that is the append log.
     DISK = 0
     # Dropping makes room for the next records too, so that the search for it is not made for each.
@@ -65,6 +67,7 @@ cdef struct Cursor:
     bint pinned          # a reader that does not hold, while it copies
     bint woken
     bint used
+    uint64_t owner       # counts who has had it
 
 
 cdef struct Ring:
@@ -159,9 +162,10 @@ cdef inline void ring_give(Ring *ring, int64_t count) noexcept nogil:
 
 
 cdef inline bint try_credit(Ring *ring, int64_t count) noexcept nogil:
-    if add64(&ring.credit, -count) >= count:
-        return True
-    add64(&ring.credit, count)
+    cdef uint64_t seen = <uint64_t>signed64(&ring.credit)
+    while <int64_t>seen >= count:
+        if cas64(<uint64_t *>&ring.credit, &seen, seen - <uint64_t>count):
+            return True
     return False
 
 
@@ -185,19 +189,21 @@ cdef inline bint keep_nothing_locked(Ring *ring) noexcept nogil:
     return True
 
 
-cdef inline void drop_locked(Ring *ring, int64_t count) noexcept nogil:
-    """Let go of records that no reader holds, until there is room for `count` bytes and some to spare (invariant 2)."""
+cdef inline bint drop_locked(Ring *ring, int64_t count) noexcept nogil:
+    """Let go of records that no reader holds, until there is room for `count` bytes and some to spare (invariant 2). False where
+    it was somebody's copying that stopped it: nobody tells when that is done."""
     cdef uint64_t stop = ring_head(ring), begun = ring.tail
     cdef int64_t wanted = max(count, <int64_t>(ring.bytes_max // DROP_DIVISOR)) - signed64(&ring.credit)
     cdef uint32_t number, length
+    cdef bint whole = True
     if not ring.readers:
-        keep_nothing_locked(ring)
-        return
+        return keep_nothing_locked(ring)
     for number in range(READERS_MAX):
         if ring.cursors[number].used and (ring.cursors[number].holds or ring.cursors[number].pinned):
             stop = min(stop, ring.cursors[number].released)
     while ring.tail < stop and <int64_t>(ring.tail - begun) < wanted:
-        if not load8(ring_at(ring, ring.tail) + KIND_AT):
+        whole = load8(ring_at(ring, ring.tail) + KIND_AT) != 0
+        if not whole:
             break
         length = get32(ring_at(ring, ring.tail))
         if ring.tail + length > stop:
@@ -205,6 +211,7 @@ cdef inline void drop_locked(Ring *ring, int64_t count) noexcept nogil:
         ring.tail += length
     if ring.tail != begun:
         add64(&ring.credit, <int64_t>(ring.tail - begun))
+    return whole
 
 
 cdef inline StreamEnd ring_reserve(Ring *ring, int64_t count, int64_t deadline_ns) noexcept nogil:
@@ -216,6 +223,7 @@ cdef inline StreamEnd ring_reserve(Ring *ring, int64_t count, int64_t deadline_n
 
 cdef inline StreamEnd reserve_slowly(Ring *ring, int64_t count, int64_t deadline_ns) noexcept nogil:
     cdef StreamEnd end = STREAM_REACHED
+    cdef bint whole
     note_wait()
     pthread_mutex_lock(&ring.lock)
     add64(&ring.room_waiters, 1)
@@ -225,7 +233,7 @@ cdef inline StreamEnd reserve_slowly(Ring *ring, int64_t count, int64_t deadline
             break
         if try_credit(ring, count):
             break
-        drop_locked(ring, count)
+        whole = drop_locked(ring, count)
         if try_credit(ring, count):
             break
         if ring.waits_ended or monotonic_ns() >= deadline_ns:
@@ -233,8 +241,7 @@ cdef inline StreamEnd reserve_slowly(Ring *ring, int64_t count, int64_t deadline
             break
         ring.full_waits += 1
         pthread_cond_broadcast(&ring.readable)
-        # Who still copies for a reader that has gone tells nobody when it is done.
-        cond_wait_until(&ring.room, &ring.lock, deadline_ns if ring.readers else min(deadline_ns, monotonic_ns() + 1000000))
+        cond_wait_until(&ring.room, &ring.lock, deadline_ns if whole else min(deadline_ns, monotonic_ns() + COPYING_NS))
     add64(&ring.room_waiters, -1)
     pthread_mutex_unlock(&ring.lock)
     return end

@@ -230,6 +230,8 @@ cdef inline void park(Group *group, Conn *conn) noexcept nogil:
     group.sweep_at_ns = min(group.sweep_at_ns, conn.deadline_ns)
     watch(group, conn, 0)
     ring_park(&group.store.ring, &conn.wait)
+    if is_committed(&group.store.ring, &conn.wait):  # it came before there was anybody to be woken
+        group.sweep_at_ns = 0
 
 
 cdef inline Ending unpark_if_due(Group *group, Conn *conn, int64_t now_ns) noexcept nogil:

@@ -44,29 +44,23 @@ class NativeReader:
         self._reader.close()
 
 
-class NativePoint:
-    """A commit point. See `contract.CommitPoint`."""
+class DiskPoint:
+    """The commit point that is the append log. See `contract.CommitPoint`."""
 
-    def __init__(self, core: _native.Core, name: str, number: int) -> None:
-        self.name = name
-        self.number = number
+    number = DISK
+
+    def __init__(self, core: _native.Core) -> None:
         self._core = core
-        self._closed = False
 
     @property
     def position(self) -> int:
-        return self._core.point(self.number)
+        return self._core.durable
 
     def advance(self, position: int) -> None:
-        if not self._closed:
-            self._core.advance(self.number, position)
+        self._core.advance(DISK, position)
 
     def close(self) -> None:
-        if self.number == DISK:
-            raise ValueError("the disk is a commit point for as long as there is a stream")
-        if not self._closed:
-            self._closed = True
-            self._core.close_point(self.number)
+        raise ValueError("the disk is a commit point for as long as there is a stream")
 
 
 class NativeStream:
@@ -74,7 +68,7 @@ class NativeStream:
 
     def __init__(self, core: _native.Core) -> None:
         self._core = core
-        self.disk = NativePoint(core, "disk", DISK)
+        self.disk = DiskPoint(core)
 
     @property
     def head(self) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 
 from rcache.cluster.bucket_state import BucketState, may_follow
 from rcache.engine.clock import NodeClock
+from rcache.engine.commit_point import LinkPoint, LinkPoints
 from rcache.engine.contract import (
     UNCOMMITTED,
     ChainError,
@@ -58,30 +59,6 @@ EXPIRE_WAIT_S = 1.0
 """How long the housekeeper waits for room in the stream before it tries again on its next round."""
 
 
-class LinkPoint:
-    """The commit point that is a link. See `contract.CommitPoint`."""
-
-    def __init__(self, store: Store, name: str, number: int) -> None:
-        self.name = name
-        self.number = number
-        self._store = store
-        self._closed = False
-
-    @property
-    def position(self) -> int:
-        return self._store.ring.point(self.number)
-
-    def advance(self, position: int) -> None:
-        if not self._closed:
-            self._store.ring.advance(self.number, position)
-
-    def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._store.forget_point(self.number)
-            self._store.ring.close_point(self.number)
-
-
 class ReferenceEngine:
     """One contract, the readable body. See `contract.Engine` for what each method promises."""
 
@@ -93,6 +70,7 @@ class ReferenceEngine:
         self._ring = Ring(config.stream_bytes)
         self._store = Store(config, self._ring, self.clock)
         self._server = Server(config, self._ring, Operations(self._store))
+        self._points = LinkPoints(self._store, self._ring.open_point, self._store.set_points)
 
     @property
     def stream(self) -> Ring:
@@ -167,11 +145,10 @@ class ReferenceEngine:
         self.epoch = max(self.epoch, epoch)
 
     def open_commit_point(self, name: str, position: int) -> LinkPoint:
-        return LinkPoint(self._store, name, self._ring.open_point(position))
+        return self._points.open(name, position)
 
     def set_commit_points(self, bucket: int, points: Collection[CommitPoint]) -> int:
-        bits = functools.reduce(operator.or_, (1 << point.number for point in points), 0)
-        return self._store.set_points(self._store.buckets[bucket], bits)
+        return self._points.set(bucket, points)
 
     def exhausted_buckets(self) -> list[int]:
         return [bucket.number for bucket in self._store.buckets if counter_of(bucket.sequence) >= COUNTER_MAX]

@@ -59,6 +59,7 @@ class Ring:
         self._next_point = DISK + 1
         self._waiters = 0
         self._disk_waiters = 0
+        self._room_waiters = 0
         self.disk = DiskPoint(self)
         self._failure = ""
         self._waits_ended = False
@@ -100,14 +101,18 @@ class Ring:
     def reserve(self, count: int, deadline_ns: int) -> bool:
         """Set `count` bytes aside. False if there was no room before the deadline. Raises `StreamFailed`. Blocks."""
         with self._lock:
-            while not self._try_reserve(count):
-                left_s = (deadline_ns - time.monotonic_ns()) / 1e9
-                if left_s <= 0 or self._waits_ended:
-                    return False
-                self.full_waits += 1
-                self._readable.notify_all()
-                self._room.wait(left_s)
-            return True
+            self._room_waiters += 1
+            try:
+                while not self._try_reserve(count):
+                    left_s = (deadline_ns - time.monotonic_ns()) / 1e9
+                    if left_s <= 0 or self._waits_ended:
+                        return False
+                    self.full_waits += 1
+                    self._readable.notify_all()
+                    self._room.wait(left_s)
+                return True
+            finally:
+                self._room_waiters -= 1
 
     def _try_reserve(self, count: int) -> bool:
         if self._failure:
@@ -164,8 +169,8 @@ class Ring:
     # --- commitment
 
     def open_point(self, position: int) -> int:
-        """A new point's number. Raises ValueError if there are too many. The one that was closed longest ago is taken, so that
-        nobody who still waits for its former owner finds it open again."""
+        """A new point's number. Raises ValueError if there are too many. Numbers are given in turn, so that one that was
+        closed rests before it is another's: whoever still waits for its former owner then finds it closed."""
         with self._lock:
             for step in range(POINTS_MAX):
                 number = (self._next_point + step) % POINTS_MAX
@@ -291,8 +296,9 @@ class RingReader:
         ring = self._ring
         with ring._lock:
             if self._is_behind() or self._wait_for_first(timeout_s):
-                if linger_s > 0 and not self._is_urgent():
-                    ring._readable.wait(linger_s)
+                until = time.monotonic() + linger_s
+                while not self._is_urgent() and (left_s := until - time.monotonic()) > 0:
+                    ring._readable.wait(left_s)
                 return self._collect(bytes_max)
             return Batch(b"", 0, self.position, lost=False)
 
@@ -315,7 +321,7 @@ class RingReader:
         ring = self._ring
         woken, self.woken = self.woken, False
         half_full = (ring._head - self.released) * 2 > ring.bytes_max
-        return woken or half_full or ring._disk_waiters > 0
+        return woken or half_full or bool(ring._failure) or ring._disk_waiters > 0 or ring._room_waiters > 0
 
     def _collect(self, bytes_max: int) -> Batch:
         ring = self._ring
@@ -338,6 +344,8 @@ class RingReader:
         return Batch(b"".join(taken), len(taken), self.position, lost)
 
     def send(self, sock: socket.socket, frame: LinkFrame, bytes_max: int, timeout_s: float) -> Sent:
+        if not self.holds:
+            raise ValueError("only a reader that holds can send: what it sends must stay until it is sent")
         batch = self.take(bytes_max, timeout_s)
         ended = None
         if batch.count:
@@ -348,7 +356,7 @@ class RingReader:
     def release(self, position: int) -> None:
         ring = self._ring
         with ring._lock:
-            self.released = position
+            self.released = max(self.released, position)
             ring._room.notify_all()
 
     def close(self) -> None:

@@ -225,17 +225,27 @@ class Store:
         wait = self._wait_locked(bucket, revealed)
         return RequestRefused(refusal.status, refusal.reason, version=live.version if live else 0, wait=wait)
 
-    def set_points(self, bucket: Bucket, points: int) -> int:
+    # --- commit points
+
+    def set_points(self, number: int, points: int) -> int:
         """Have a bucket wait for these points (bits). Returns the stream's head at that moment."""
+        bucket = self.buckets[number]
         with bucket.stripe.lock:
             bucket.set_points_locked(points)
             return self.ring.head
 
-    def forget_point(self, number: int) -> None:
-        """No bucket waits for this point any more."""
+    def point(self, number: int) -> int:
+        return self.ring.point(number)
+
+    def advance(self, number: int, position: int) -> None:
+        self.ring.advance(number, position)
+
+    def close_point(self, number: int) -> None:
+        """No bucket waits for this point any more, and nobody who does so now."""
         for bucket in self.buckets:
             with bucket.stripe.lock:
                 bucket.set_points_locked(bucket.points & ~(1 << number))
+        self.ring.close_point(number)
 
     # --- room
 

@@ -1,0 +1,78 @@
+"""The commit point that is a link, for both bodies of the engine: what keeps its number from being another's.
+
+Which thread runs it: any. What it owns: its number, until it is closed. What it must not know: how a body counts.
+
+Invariant: once `close` has begun the number is told nothing by this point any more, and no bucket comes to wait for it: all of
+that happens under one lock, which the points of an engine share.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+import threading
+from collections.abc import Callable, Collection
+from typing import Protocol
+
+from rcache.engine.contract import CommitPoint
+
+
+class Counting(Protocol):
+    """What a body knows of points, by their numbers."""
+
+    def point(self, number: int) -> int: ...
+
+    def advance(self, number: int, position: int) -> None: ...
+
+    def close_point(self, number: int) -> None:
+        """No bucket waits for it any more, nor does anybody else."""
+        ...
+
+
+class LinkPoint:
+    """See `contract.CommitPoint`."""
+
+    def __init__(self, counting: Counting, name: str, number: int, lock: threading.Lock) -> None:
+        self.name = name
+        self.number = number
+        self._counting = counting
+        self._lock = lock
+        self.is_closed = False
+
+    @property
+    def position(self) -> int:
+        return self._counting.point(self.number)
+
+    def advance(self, position: int) -> None:
+        with self._lock:
+            if not self.is_closed:
+                self._counting.advance(self.number, position)
+
+    def close(self) -> None:
+        with self._lock:
+            if not self.is_closed:
+                self.is_closed = True
+                self._counting.close_point(self.number)
+
+
+class LinkPoints:
+    """The points that an engine has opened. `open_number` gives a new one's number, `set_points` has a bucket wait for those of
+    some bits and returns the stream's head."""
+
+    def __init__(self, counting: Counting, open_number: Callable[[int], int], set_points: Callable[[int, int], int]) -> None:
+        self._counting = counting
+        self._open_number = open_number
+        self._set_points = set_points
+        self._lock = threading.Lock()
+
+    def open(self, name: str, position: int) -> LinkPoint:
+        with self._lock:
+            return LinkPoint(self._counting, name, self._open_number(position), self._lock)
+
+    def set(self, bucket: int, points: Collection[CommitPoint]) -> int:
+        """Raises ValueError where one of them is closed."""
+        with self._lock:
+            closed = [point for point in points if isinstance(point, LinkPoint) and point.is_closed]
+            if closed:
+                raise ValueError(f"the commit point {closed[0].name} is closed; no bucket can wait for it")
+            return self._set_points(bucket, functools.reduce(operator.or_, (1 << point.number for point in points), 0))
