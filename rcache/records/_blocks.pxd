@@ -165,7 +165,8 @@ cdef inline bint take_block(Window *window, uint32_t crc, uint64_t at, uint64_t 
     take64(&head)  # synced
     crc = crc32(crc, take(&checked, BLOCK_CHECKED), BLOCK_CHECKED, True)
     cdef uint32_t claimed = take32(&head)
-    checked = look(window, at, <size_t>BLOCK_HEADER + body_bytes)  # may move the buffer: what came before is not looked at again
+    # May move the buffer: what came before is not looked at again.
+    checked = look(window, at, <size_t>BLOCK_HEADER + body_bytes)
     if take(&checked, BLOCK_HEADER) == NULL:
         return False
     block.body = checked

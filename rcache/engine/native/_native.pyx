@@ -16,34 +16,35 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from rcache.engine.native cimport protocol
-from rcache.engine.native.answers cimport Worker, forget_replies, rewrite_uncommitted, write_reason, REASON_BYTES_MAX
+from rcache.engine.native.answers cimport Worker, rewrite_uncommitted, write_reason, REASON_BYTES_MAX
 from rcache.engine.native.change cimport Buffer, buffer_free, buffer_need, end_batch
 from rcache.engine.native.copies cimport (
     APPLIED, Applied, Record, apply_all, begin_locked, copy_bucket, flush_bucket, open_bucket,
 )
 from rcache.engine.native.commitment cimport (
-    NO_POINT, POINT_CLOSED, Wait, point_advance, point_open, ring_durable, ring_end_waits, ring_fail, ring_unpark, ring_wait, waker_add,
-    waker_remove,
+    NO_POINT, POINT_CLOSED, Wait, point_advance, point_open, ring_durable, ring_end_waits, ring_fail, ring_unpark,
+    ring_wait, waker_add, waker_remove,
 )
 from rcache.engine.native.cursors cimport (
-    SEND_DONE, SPANS_MAX, Measured, SendEnd, Span, cursor_await, cursor_close, cursor_measure, cursor_open, cursor_release,
-    cursor_unpin, send_spans,
+    SEND_DONE, SPANS_MAX, Measured, SendEnd, Span, cursor_await, cursor_close, cursor_measure, cursor_open,
+    cursor_release, cursor_unpin, send_spans,
 )
 from rcache.records._countdown cimport Countdown, countdown
 from rcache.engine.native.expiry cimport LISTS, DUE
 from rcache.engine.native.hashing cimport crc32, crc_init
-from rcache.engine.native.items cimport EXPIRES, LARGE, LIVE, Item, body_read, expiry_of, hash_of, item_cost
+from rcache.engine.native.items cimport EXPIRES, LIVE, Item, body_read, expiry_of, hash_of, item_cost
 from rcache.engine.native.memory cimport (
-    PAGE_CHUNKS, PAGE_DRAINING, PAGE_FREE, PAGE_LARGE, TABLE_CLASSES, Memory, SizeClass, chunk_at, handle_of, memory_close, memory_init, memory_used,
+    PAGE_CHUNKS, TABLE_CLASSES, Memory, SizeClass, chunk_at, memory_close, memory_init, memory_used,
 )
 from rcache.engine.native.operations cimport BAD_PAYLOAD, Executed, begin_batch, execute
-from rcache.engine.native.removal cimport Outcome, WHY_LOG_FAILED, WHY_TIMED_OUT, evict_for_class, expire_due, free_page, refuse
+from rcache.engine.native.removal cimport Outcome, expire_due, free_page
 from rcache.engine.native.ring cimport (
-    DISK, POINTS_MAX, READERS_MAX, STREAM_FAILED, STREAM_REACHED, Cursor, Ring, StreamEnd, is_watched, ring_at, ring_close, ring_head, ring_init,
+    DISK, POINTS_MAX, READERS_MAX, STREAM_FAILED, STREAM_REACHED, Cursor, Ring, StreamEnd, is_watched, ring_at,
+    ring_close, ring_head, ring_init,
 )
 from rcache.engine.native.serving cimport (
-    ENDED_BAD_FRAME, ENDED_FRAME, GOING_ON, OUTPUT_FULL, Conn, Ending, Handed, held_free, hold, is_data, note_received, process,
-    send_all, serve_alone, worker_ready, worker_rest,
+    ENDED_BAD_FRAME, ENDED_FRAME, GOING_ON, OUTPUT_FULL, Conn, Ending, Handed, held_free, hold, is_data, note_received,
+    process, send_all, serve_alone, worker_ready, worker_rest,
 )
 from rcache.engine.native.protocol cimport HEADER_BYTES
 from rcache.engine.native.sharing cimport PHASE_PARKED, Group, next_handed, push
@@ -51,8 +52,10 @@ from rcache.engine.native.store cimport (
     ABSENT, Bucket, Store, Stripe, bucket_at, forget_point, line_up, set_points, stripe_at,
 )
 from rcache.engine.native.system cimport (
-    EFD_CLOEXEC, EFD_NONBLOCK, EPOLLIN, EPOLL_CLOEXEC, EPOLL_CTL_ADD, add64, close, epoll_create1, epoll_ctl, epoll_event, eventfd, fence, get32, getrandom, load64, load8, monotonic_ns, mutex_init,
-    pthread_cond_broadcast, pthread_mutex_destroy, pthread_mutex_lock, pthread_mutex_unlock, pthread_spin_destroy, put32, signed64, spin_init, spin_lock, spin_unlock, store64, store8, write,
+    EFD_CLOEXEC, EFD_NONBLOCK, EPOLLIN, EPOLL_CLOEXEC, EPOLL_CTL_ADD, add64, close, epoll_create1, epoll_ctl,
+    epoll_event, eventfd, get32, getrandom, load64, load8, monotonic_ns, mutex_init, pthread_cond_broadcast,
+    pthread_mutex_destroy, pthread_mutex_lock, pthread_mutex_unlock, pthread_spin_destroy, put32, signed64, spin_init,
+    spin_lock, spin_unlock, store64, store8, write,
 )
 from rcache.engine.native.table cimport BIN_ENTRIES, Bin, bin_at, bin_number, table_find, table_init
 
@@ -117,7 +120,8 @@ cdef void compare_numbers() except *:
         (kind.FLUSH, protocol.KIND_FLUSH), (kind.ROW, protocol.KIND_ROW), (kind.IMPORT_BEGIN, protocol.KIND_IMPORT_BEGIN),
         (kind.IMPORT_END, protocol.KIND_IMPORT_END), (kind.DROP, protocol.KIND_DROP), (max(kind) + 1, protocol.KINDS),
         (cause.SET, protocol.CAUSE_SET), (cause.TOUCHED, protocol.CAUSE_TOUCHED), (cause.COUNTED, protocol.CAUSE_COUNTED),
-        (cause.EXTENDED, protocol.CAUSE_EXTENDED), (cause.DELETED, protocol.CAUSE_DELETED), (cause.EXPIRED, protocol.CAUSE_EXPIRED),
+        (cause.EXTENDED, protocol.CAUSE_EXTENDED), (cause.DELETED, protocol.CAUSE_DELETED),
+        (cause.EXPIRED, protocol.CAUSE_EXPIRED),
         (cause.EVICTED, protocol.CAUSE_EVICTED), (cause.FLUSHED, protocol.CAUSE_FLUSHED), (max(cause) + 1, protocol.CAUSES),
     ):
         demand(repr(theirs), number, theirs)
@@ -130,7 +134,8 @@ cdef object lines_of(Outcome *outcome, Store *store):
     """A refusal for Python: status, reason, version, what its answer waits for."""
     cdef char text[REASON_BYTES_MAX]
     cdef int count = write_reason(store, text, outcome)
-    return outcome.status, text[:count].decode("utf-8", "replace"), outcome.version, (outcome.wait.points, outcome.wait.position)
+    said = text[:count].decode("utf-8", "replace")
+    return outcome.status, said, outcome.version, (outcome.wait.points, outcome.wait.position)
 
 
 cdef void commit(Store *store, Worker *worker) noexcept nogil:
@@ -159,8 +164,8 @@ cdef class Core:
     cdef int stop_fd
 
     def __cinit__(
-        self, *, buckets, stripes, memory_bytes, evict, value_bytes_max, frame_bytes_max, stream_bytes, commit, default_budget_ns,
-        looks, clock, digest
+        self, *, buckets, stripes, memory_bytes, evict, value_bytes_max, frame_bytes_max, stream_bytes, commit,
+        default_budget_ns, looks, clock, digest
     ):
         self.stop_fd = -1
         self.store = <Store *>calloc(1, sizeof(Store))
@@ -169,7 +174,8 @@ cdef class Core:
         cdef Store *store = self.store
         store.bucket_count, store.stripe_count = buckets, min(stripes, buckets)
         store.evict, store.looks = evict, looks
-        store.value_bytes_max, store.frame_bytes_max, store.default_budget_ns = value_bytes_max, frame_bytes_max, default_budget_ns
+        store.value_bytes_max, store.frame_bytes_max = value_bytes_max, frame_bytes_max
+        store.default_budget_ns = default_budget_ns
         store.buffer_bytes_max = max(<int64_t>BUFFER_BYTES_MAX, 2 * <int64_t>frame_bytes_max)
         Py_INCREF(digest)
         store.digest = <PyObject *>digest
@@ -291,8 +297,8 @@ cdef class Core:
             worker_rest(store, &worker)
 
     def feed(self, Connection connection not None, bytes data not None):
-        """For tests: what `serve` makes of these bytes behind those that the connection holds, without a socket: (replies, ending,
-        status, frame). Blocks."""
+        """For tests: what `serve` makes of these bytes behind those that the connection holds, without a socket: (replies,
+        ending, status, frame). Blocks."""
         cdef Store *store = self.store
         cdef Conn *conn = &connection.conn
         cdef uint64_t held = conn.held_count, count = held + len(data), at = 0, used = 0
@@ -321,7 +327,8 @@ cdef class Core:
         try:
             if worker.out.failed or (ending == GOING_ON and not hold(store, conn, handed.rest, handed.rest_count)):
                 raise MemoryError("no memory for a reply")
-            return (PyBytes_FromStringAndSize(<char *>worker.out.data, worker.out.count), *connection.handed_back(ending, &handed))
+            replies = PyBytes_FromStringAndSize(<char *>worker.out.data, worker.out.count)
+            return (replies, *connection.handed_back(ending, &handed))
         finally:
             worker_rest(store, &worker)
             free(copied)
@@ -377,8 +384,8 @@ cdef class Core:
         return [n for n in range(self.store.bucket_count) if sequence_of(bucket_at(self.store, n)) & counter_max >= counter_max]
 
     def apply(self, const uint8_t[::1] body):
-        """None if all was applied; else why not (as `Applied`), where in `body` that record begins, its bucket and sequence, the
-        bucket's own state and sequence."""
+        """None if all was applied; else why not (as `Applied`), where in `body` that record begins, its bucket and sequence,
+        the bucket's own state and sequence."""
         cdef Store *store = self.store
         cdef Countdown left
         cdef Record record
@@ -395,7 +402,9 @@ cdef class Core:
             return None
         taken = body.shape[0] - left.left
         bucket = bucket_at(store, record.head.bucket if record.head.bucket < store.bucket_count else 0)
-        return <int>applied, taken - record.head.length, record.head.bucket, record.head.sequence, load8(&bucket.state), sequence_of(bucket)
+        at = taken - record.head.length
+        state = load8(&bucket.state)
+        return <int>applied, at, record.head.bucket, record.head.sequence, state, sequence_of(bucket)
 
     def copy(self, uint32_t bucket):
         """A copy of a bucket as of one sequence: the bytes of IMPORT_BEGIN, ROWs and IMPORT_END."""
@@ -597,8 +606,8 @@ cdef class Core:
         }
 
     def slabs(self):
-        """For each size class that has a page: chunk bytes, pages, chunks in use, free chunks, evictions, wasted bytes, whether it
-        is for tables. Last, with 0 chunk bytes, the large items: their pages."""
+        """For each size class that has a page: chunk bytes, pages, chunks in use, free chunks, evictions, wasted bytes,
+        whether it is for tables. Last, with 0 chunk bytes, the large items: their pages."""
         cdef Memory *memory = &self.store.memory
         cdef SizeClass *held
         cdef uint32_t number, pages
@@ -629,12 +638,14 @@ cdef class Core:
         cdef Store *store = self.store
         cdef uint64_t cost = 0
         cdef uint32_t number
+        cdef SizeClass *tables
         for number in range(store.bucket_count):
             cost += self.check_bucket(bucket_at(store, number))
         for number in range(store.stripe_count):
             self.check_wheel(number)
         for number in range(TABLE_CLASSES):
-            cost += store.memory.classes[store.memory.class_count + number].live * store.memory.classes[store.memory.class_count + number].chunk_bytes
+            tables = &store.memory.classes[store.memory.class_count + number]
+            cost += tables.live * tables.chunk_bytes
         assert cost == memory_used(&store.memory), (cost, memory_used(&store.memory))
         self.check_pages()
         self.check_ring()
@@ -894,8 +905,8 @@ cdef class SocketGroup:
 
 
 cdef class Piece:
-    """Bytes of the ring, to be read where they lie. The memory is there as long as the core is; what is in it, until whoever took
-    it has released it."""
+    """Bytes of the ring, to be read where they lie. The memory is there as long as the core is; what is in it, until whoever
+    took it has released it."""
 
     cdef Core core
     cdef uint8_t *at
@@ -952,8 +963,8 @@ cdef class Reader:
             self.chosen[bucket // 8] |= 1 << (bucket % 8)
 
     def take(self, uint64_t bytes_max, int64_t timeout_ns, int64_t linger_ns, bint view):
-        """(body, count of records, position behind them, whether records before them were lost). `view`: the body is what lies in
-        the ring itself, where it is in one piece; it is good until it is released. Blocks."""
+        """(body, count of records, position behind them, whether records before them were lost). `view`: the body is what
+        lies in the ring itself, where it is in one piece; it is good until it is released. Blocks."""
         cdef Ring *ring = &self.core.store.ring
         cdef Cursor *cursor = self.opened()
         cdef Span spans[SPANS_MAX]
@@ -983,8 +994,8 @@ cdef class Reader:
         return body, found.count, found.position, bool(found.lost)
 
     def send(self, int fd, bytes frame not None, uint64_t bytes_max, int64_t timeout_ns, int64_t send_ns):
-        """Send what there is behind `frame`, a frame's header and the beginning of its payload, whose length is put in. (count of
-        records, position behind them, whether records before them were lost, how sending ended). Blocks."""
+        """Send what there is behind `frame`, a frame's header and the beginning of its payload, whose length is put in.
+        (count of records, position behind them, whether records before them were lost, how sending ended). Blocks."""
         cdef Ring *ring = &self.core.store.ring
         cdef Cursor *cursor = self.opened()
         cdef uint8_t head[FRAME_HEAD_BYTES_MAX]

@@ -13,18 +13,16 @@ from libc.string cimport memcpy, memset
 
 from rcache.engine.native.change cimport Batch, Buffer, buffer_need
 from rcache.engine.native.commitment cimport Wait, is_committed, wait_join
-from rcache.engine.native.items cimport Item
 from rcache.engine.native.protocol cimport (
     HEADER_BYTES, ST_APPEND_LOG_FAILED, ST_CHANGED, ST_EXISTS, ST_NOT_COMMITTED, ST_NOT_FOUND, put_frame_head,
 )
 from rcache.engine.native.removal cimport (
-    WHY_COUNTER, WHY_ITEM_TOO_LARGE, WHY_KEPT_CHANGING, WHY_KEPT_CHANGING_HASHED, WHY_LATE, WHY_LOG_FAILED, WHY_NOT_A_NUMBER,
-    WHY_NOT_PRIMARY, WHY_NOTHING, WHY_NOTHING_TO_EVICT, WHY_NO_EVICTION, WHY_OUT_OF_RANGE, WHY_STREAM_FAILED, WHY_STREAM_FULL,
-    WHY_TIMED_OUT, WHY_TOO_MANY, WHY_VALUE_TOO_LARGE, WHY_WOULD_PASS, Outcome, refuse,
+    WHY_COUNTER, WHY_ITEM_TOO_LARGE, WHY_KEPT_CHANGING, WHY_KEPT_CHANGING_HASHED, WHY_LATE, WHY_LOG_FAILED,
+    WHY_NOT_A_NUMBER, WHY_NOT_PRIMARY, WHY_NOTHING_TO_EVICT, WHY_NO_EVICTION, WHY_OUT_OF_RANGE, WHY_STREAM_FAILED,
+    WHY_STREAM_FULL, WHY_TIMED_OUT, WHY_TOO_MANY, WHY_VALUE_TOO_LARGE, WHY_WOULD_PASS, Outcome, refuse,
 )
-from rcache.engine.native.ring cimport FAILURE_BYTES
-from rcache.engine.native.store cimport ABSENT, BACKUP, FROZEN, IMPORTING, PRIMARY, Store
-from rcache.engine.native.system cimport put16, put32, put64, signed64
+from rcache.engine.native.store cimport BACKUP, FROZEN, IMPORTING, PRIMARY, Store
+from rcache.engine.native.system cimport put16, put64, signed64
 
 cdef enum:
     REASON_BYTES_MAX = 1024
@@ -91,7 +89,8 @@ cdef inline int write_reason(const Store *store, char *text, const Outcome *outc
         return snprintf(text, REASON_BYTES_MAX, "the memory limit of %lld bytes is reached, %s", first, plain)
     if why == WHY_OUT_OF_RANGE:
         return snprintf(text, REASON_BYTES_MAX, "%lld and %s%llu add up to more than 64 bits hold", first,
-                        <const char *>("-" if b and (b < 0) != outcome.minus else ""), <unsigned long long>(b if b >= 0 else -(b + 1)) + (b < 0))
+                        <const char *>("-" if b and (b < 0) != outcome.minus else ""),
+                        <unsigned long long>(b if b >= 0 else -(b + 1)) + (b < 0))
     if why == WHY_TOO_MANY:
         return snprintf(text, REASON_BYTES_MAX, "%lld keys are more than one reply holds; ask in several requests", first)
     if why == WHY_STREAM_FULL:
@@ -120,7 +119,9 @@ cdef inline uint8_t *begin_reply(Worker *worker, uint64_t payload) noexcept nogi
     return worker.out.data + worker.out.count + HEADER_BYTES
 
 
-cdef inline void note_waiting(Worker *worker, uint8_t opcode, uint32_t request_id, uint64_t count, const Wait *wait) noexcept nogil:
+cdef inline void note_waiting(
+    Worker *worker, uint8_t opcode, uint32_t request_id, uint64_t count, const Wait *wait
+) noexcept nogil:
     """The reply of so many bytes at the end of the output waits."""
     cdef Reply *longer
     cdef Reply *reply
@@ -137,7 +138,10 @@ cdef inline void note_waiting(Worker *worker, uint8_t opcode, uint32_t request_i
     wait_join(&worker.wait, wait)
 
 
-cdef inline void end_reply(const Store *store, Worker *worker, uint8_t opcode, uint8_t status, uint32_t request_id, uint64_t payload, const Wait *wait) noexcept nogil:
+cdef inline void end_reply(
+    const Store *store, Worker *worker, uint8_t opcode, uint8_t status, uint32_t request_id, uint64_t payload,
+    const Wait *wait
+) noexcept nogil:
     """The reply that was begun is whole."""
     put_frame_head(
         worker.out.data + worker.out.count, opcode, status, <uint32_t>payload, request_id, <uint32_t>signed64(&store.epoch)
@@ -147,14 +151,19 @@ cdef inline void end_reply(const Store *store, Worker *worker, uint8_t opcode, u
     worker.out.count += HEADER_BYTES + payload
 
 
-cdef inline void reply_version(const Store *store, Worker *worker, uint8_t opcode, uint8_t status, uint32_t request_id, uint64_t version, const Wait *wait) noexcept nogil:
+cdef inline void reply_version(
+    const Store *store, Worker *worker, uint8_t opcode, uint8_t status, uint32_t request_id, uint64_t version,
+    const Wait *wait
+) noexcept nogil:
     cdef uint8_t *at = begin_reply(worker, 8)
     if at != NULL:
         put64(at, version)
         end_reply(store, worker, opcode, status, request_id, 8, wait)
 
 
-cdef inline void reply_refused(const Store *store, Worker *worker, uint8_t opcode, uint32_t request_id, const Outcome *outcome) noexcept nogil:
+cdef inline void reply_refused(
+    const Store *store, Worker *worker, uint8_t opcode, uint32_t request_id, const Outcome *outcome
+) noexcept nogil:
     """The answer to a request that was not executed as asked."""
     cdef char text[REASON_BYTES_MAX]
     cdef uint8_t *at
@@ -181,8 +190,8 @@ cdef inline void copy_told(Buffer *told, const uint8_t *data, uint64_t count) no
 
 
 cdef inline void rewrite_uncommitted(const Store *store, Worker *worker, bint log_failed) noexcept nogil:
-    """The wait for commitment ended before it was reached: replies that reveal more than is committed say instead that the outcome
-    is not known. All others stay as they are."""
+    """The wait for commitment ended before it was reached: replies that reveal more than is committed say instead that the
+    outcome is not known. All others stay as they are."""
     cdef Worker told
     cdef Outcome outcome
     cdef uint64_t number, at = 0

@@ -1,7 +1,7 @@
 """Reads and changes of single keys, with all they must wait for first.
 
-What it is: `rcache.engine.reference.store` in native code: room in the stream and memory for the item, then the stripe lock, the
-decision, the record and the item; then what was not used is given back.
+What it is: `rcache.engine.reference.store` in native code: room in the stream and memory for the item, then the stripe lock,
+the decision, the record and the item; then what was not used is given back.
 Which thread runs it: workers. Blocks only before a stripe lock is taken.
 What it owns: nothing. What it must not know: frames and payloads (that is `operations`).
 
@@ -20,26 +20,29 @@ from libc.string cimport memcpy, memmove, memset
 from rcache.engine.native.expiry cimport wheel_add, wheel_take
 from rcache.engine.native.hashing cimport crc32, siphash
 from rcache.engine.native.items cimport (
-    EXPIRES, HELD, LARGE, LIVE, Item, body_move, body_of, body_read, body_write, expires_at, expiry_of, item_alloc, item_free,
+    EXPIRES, LARGE, Item, body_move, body_of, body_read, body_write, expires_at, expiry_of, item_alloc, item_free,
     item_reuse, item_total,
 )
 from rcache.engine.native.memory cimport Memory, SizeClass, chunk_at
 from rcache.engine.native.protocol cimport (
-    CAUSE_COUNTED, CAUSE_DELETED, CAUSE_EXPIRED, CAUSE_EXTENDED, CAUSE_SET, CAUSE_TOUCHED, COUNTER_MAX, KIND_REMOVE, KIND_SET,
-    RECORD_HEADER_BYTES, ST_BUSY, ST_CHANGED, ST_EXISTS, ST_NOT_A_NUMBER, ST_NOT_FOUND, ST_NOT_PRIMARY, ST_NO_ROOM, ST_OK,
-    ST_OUT_OF_RANGE, ST_STOPPING, ST_TOO_LARGE, RecordHead,
+    CAUSE_COUNTED, CAUSE_DELETED, CAUSE_EXPIRED, CAUSE_EXTENDED, CAUSE_SET, CAUSE_TOUCHED, COUNTER_MAX, KIND_REMOVE,
+    KIND_SET, RECORD_HEADER_BYTES, ST_BUSY, ST_CHANGED, ST_EXISTS, ST_NOT_A_NUMBER, ST_NOT_FOUND, ST_NOT_PRIMARY,
+    ST_NO_ROOM, ST_OK, ST_OUT_OF_RANGE, ST_STOPPING, ST_TOO_LARGE, RecordHead,
 )
 from rcache.engine.native.removal cimport (
-    WHY_COUNTER, WHY_ITEM_TOO_LARGE, WHY_KEPT_CHANGING, WHY_NOTHING, WHY_NOT_A_NUMBER, WHY_NOT_PRIMARY, WHY_NO_MEMORY,
-    WHY_OUT_OF_RANGE, WHY_STREAM_FAILED, WHY_VALUE_TOO_LARGE, WHY_WOULD_PASS, Outcome, give_key, make_room, refuse, remove_if,
-    remove_locked, reserve_stream,
+    WHY_COUNTER, WHY_ITEM_TOO_LARGE, WHY_KEPT_CHANGING, WHY_NOTHING, WHY_NOT_A_NUMBER, WHY_NOT_PRIMARY,
+    WHY_OUT_OF_RANGE, WHY_STREAM_FAILED, WHY_WOULD_PASS, Outcome, give_key, make_room, refuse, remove_if, remove_locked,
+    reserve_stream,
 )
 from rcache.engine.native.ring cimport POSITION_NONE, Ring, ring_give, ring_publish, try_credit
 from rcache.engine.native.store cimport (
-    PRIMARY, Bucket, Placed, Store, bucket_at, bucket_now_locked, is_expired, link_locked, name_item, now_ms, wait_locked,
-    record_locked, used_now,
+    PRIMARY, Bucket, Placed, Store, bucket_at, bucket_now_locked, is_expired, link_locked, name_item, now_ms,
+    wait_locked, record_locked,
 )
-from rcache.engine.native.system cimport add_fits, load8, note_wait, pthread_mutex_lock, pthread_mutex_unlock, put32, put64, spin_lock, spin_unlock, store32, take_wait
+from rcache.engine.native.system cimport (
+    add_fits, load8, note_wait, pthread_mutex_lock, pthread_mutex_unlock, put32, put64, spin_lock, spin_unlock, store32,
+    take_wait,
+)
 from rcache.engine.native.table cimport table_find, table_look, table_reserve
 
 cdef enum:
@@ -279,7 +282,9 @@ cdef inline void decide_refusal(Decision *decision, uint8_t status, uint8_t why)
     decision.act, decision.status, decision.why = ACT_REFUSE, status, why
 
 
-cdef inline void decide_count(const Memory *memory, const Change *change, Item *item, uint64_t now, Decision *decision) noexcept nogil:
+cdef inline void decide_count(
+    const Memory *memory, const Change *change, Item *item, uint64_t now, Decision *decision
+) noexcept nogil:
     cdef uint8_t text[NUMBER_TEXT_BYTES_MAX]
     cdef int64_t number = change.initial
     if item == NULL:
@@ -443,7 +448,9 @@ cdef inline Item *take_memory(Store *store, Change *change, uint64_t room, bint 
     return made
 
 
-cdef inline void fill_from_old(const Store *store, const Change *change, const Decision *decision, Item *item, Item *old) noexcept nogil:
+cdef inline void fill_from_old(
+    const Store *store, const Change *change, const Decision *decision, Item *item, Item *old
+) noexcept nogil:
     """The new value, where it is made from the old one; `item` may be `old` itself."""
     cdef const Memory *memory = &store.memory
     cdef uint64_t key = change.key.count, held = decision.value_bytes - change.value_bytes
@@ -464,7 +471,9 @@ cdef inline void fill_from_old(const Store *store, const Change *change, const D
         body_write(memory, item, key, change.value, change.value_bytes)
 
 
-cdef inline void give_record(Store *store, const Placed *placed, const Change *change, const uint8_t *value, uint64_t count) noexcept nogil:
+cdef inline void give_record(
+    Store *store, const Placed *placed, const Change *change, const uint8_t *value, uint64_t count
+) noexcept nogil:
     """The rest of a SET record, and then it is there. A value that was made from the old one is in it already."""
     if placed.at == NULL:
         return
@@ -541,7 +550,9 @@ cdef inline bint put_locked(
     return True
 
 
-cdef inline void settle_locked(Store *store, Change *change, const Decision *decision, Item *item, Item *old, uint64_t version) noexcept nogil:
+cdef inline void settle_locked(
+    Store *store, Change *change, const Decision *decision, Item *item, Item *old, uint64_t version
+) noexcept nogil:
     """The new item's fields and, where it was not filled before, its value."""
     cdef Memory *memory = &store.memory
     cdef bint in_wheel = item == old and item.state & EXPIRES
@@ -571,8 +582,8 @@ cdef inline void revealing_locked(Store *store, Change *change, const Decision *
 
 
 cdef inline bint take_room(Store *store, Change *change, int64_t count) noexcept nogil:
-    """Room in the stream: of what the batch has, and where there is some for the changes to come as well. False, with the refusal in
-    the outcome, where it could not be had. Nobody waits while it has some."""
+    """Room in the stream: of what the batch has, and where there is some for the changes to come as well. False, with the
+    refusal in the outcome, where it could not be had. Nobody waits while it has some."""
     cdef Ring *ring = &store.ring
     cdef Batch *batch = change.batch
     cdef int64_t ahead = room_ahead(store)

@@ -1,7 +1,7 @@
 """Commitment: the points where changes must be before what they did is revealed, and who waits for that.
 
-What it is: a commit point is the append log on disk, or a backup; each has the stream up to some position, and has then all that
-it is to have of it. A bucket waits for a set of points; an answer leaves once all of them have come to its position.
+What it is: a commit point is the append log on disk, or a backup; each has the stream up to some position, and has then all
+that it is to have of it. A bucket waits for a set of points; an answer leaves once all of them have come to its position.
 Which thread runs it: whoever an acknowledgement comes in at (`point_advance`); workers, which wait.
 What it owns: nothing; the numbers are the ring's. What it must not know: which bucket waits for what, what a backup is.
 
@@ -11,7 +11,7 @@ Invariants:
 """
 
 from libc.stddef cimport size_t
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from rcache.engine.native.ring cimport (
@@ -19,8 +19,8 @@ from rcache.engine.native.ring cimport (
     watch_head_locked,
 )
 from rcache.engine.native.system cimport (
-    add64, cond_wait_until, fence, lowest64, load64, load8, monotonic_ns, pthread_cond_broadcast, pthread_mutex_lock, pthread_mutex_unlock, signed64,
-    spin_lock, spin_unlock, store64, store8, write,
+    add64, cond_wait_until, fence, lowest64, load64, monotonic_ns, pthread_cond_broadcast, pthread_mutex_lock,
+    pthread_mutex_unlock, signed64, spin_lock, spin_unlock, store64, store8, write,
 )
 
 cdef enum:
@@ -64,8 +64,8 @@ cdef inline bint is_committed(const Ring *ring, const Wait *wait) noexcept nogil
 # --- points
 
 cdef inline int point_open(Ring *ring, uint64_t position) noexcept nogil:
-    """The number of a new point, or NO_POINT. Numbers are given in turn, so that one that was closed rests before it is another's:
-    whoever still waits for its former owner then finds it closed."""
+    """The number of a new point, or NO_POINT. Numbers are given in turn, so that one that was closed rests before it is
+    another's: whoever still waits for its former owner then finds it closed."""
     cdef uint32_t step, number
     cdef int found = NO_POINT
     pthread_mutex_lock(&ring.lock)

@@ -16,22 +16,22 @@ from libc.string cimport memcpy, memset
 from rcache.engine.native.change cimport Buffer, Key, buffer_need, set_key
 from rcache.records._countdown cimport Countdown, countdown, is_even, take, take8, take16, take32, take64
 from rcache.engine.native.expiry cimport wheel_take, wheel_unpark
-from rcache.engine.native.items cimport EXPIRES, Item, body_read, body_write, expires_at, expiry_of, item_alloc, item_free
+from rcache.engine.native.items cimport (
+    EXPIRES, Item, body_read, body_write, expires_at, expiry_of, item_alloc, item_free,
+)
 from rcache.engine.native.memory cimport Memory, chunk_at, chunk_free, handle_of
 from rcache.engine.native.protocol cimport (
-    CAUSE_FLUSHED, COUNTER_MAX, KINDS, KIND_FLUSH, KIND_IMPORT_BEGIN, KIND_IMPORT_END, KIND_OPEN, KIND_REMOVE, KIND_ROW, KIND_SET,
-    KIND_DROP, RECORD_HEADER_BYTES, ST_BUSY, ST_OK, ST_STOPPING, RecordHead, put_record_head,
+    CAUSE_FLUSHED, COUNTER_MAX, KINDS, KIND_FLUSH, KIND_IMPORT_BEGIN, KIND_IMPORT_END, KIND_OPEN, KIND_REMOVE, KIND_ROW,
+    KIND_SET, RECORD_HEADER_BYTES, ST_BUSY, ST_STOPPING, RecordHead, put_record_head,
 )
-from rcache.engine.native.removal cimport (
-    WHY_COUNTER, WHY_NOTHING, WHY_STREAM_FAILED, Outcome, give_key, refuse, reserve_stream,
-)
+from rcache.engine.native.removal cimport WHY_COUNTER, WHY_STREAM_FAILED, Outcome, give_key, refuse, reserve_stream
 from rcache.engine.native.ring cimport ring_give
 from rcache.engine.native.change cimport not_primary
 from rcache.engine.native.store cimport (
-    ABSENT, BACKUP, FROZEN, IMPORTING, PRIMARY, Bucket, Placed, Store, bucket_now_locked, learn_time_locked, link_locked, name_item,
-    now_ms, record_locked, unlink_locked, bucket_at, used_now,
+    ABSENT, BACKUP, FROZEN, IMPORTING, PRIMARY, Bucket, Placed, Store, bucket_now_locked, learn_time_locked,
+    link_locked, name_item, now_ms, record_locked, unlink_locked, bucket_at, used_now,
 )
-from rcache.engine.native.system cimport put32, put64, spin_lock, spin_unlock, store8
+from rcache.engine.native.system cimport put64, spin_lock, spin_unlock, store8
 from rcache.engine.native.table cimport (
     BIN_ENTRIES, Bin, bin_at, segment_drop, segment_of, table_close, table_entry, table_find, table_init, table_reserve,
 )
@@ -172,9 +172,12 @@ cdef inline bint may_open(uint8_t state) noexcept nogil:
     return state == ABSENT or state == BACKUP or state == PRIMARY or state == FROZEN
 
 
-cdef inline int open_bucket(Store *store, Bucket *bucket, uint64_t begin, const uint8_t *rest, uint32_t rest_bytes, int64_t deadline_ns, Outcome *outcome) noexcept nogil:
-    """Become primary at sequence `begin`; `rest` is what follows the sequence it continues from in the OPEN's value. 1: done; 0:
-    its state or epoch does not allow it; -1: refused."""
+cdef inline int open_bucket(
+    Store *store, Bucket *bucket, uint64_t begin, const uint8_t *rest, uint32_t rest_bytes, int64_t deadline_ns,
+    Outcome *outcome
+) noexcept nogil:
+    """Become primary at sequence `begin`; `rest` is what follows the sequence it continues from in the OPEN's value. 1:
+    done; 0: its state or epoch does not allow it; -1: refused."""
     cdef uint8_t value[512]
     cdef int64_t reserved = RECORD_HEADER_BYTES + 8 + rest_bytes
     cdef RecordHead head
@@ -305,7 +308,9 @@ cdef inline Applied put_newer_locked(Store *store, Bucket *bucket, const Key *ke
     return APPLIED
 
 
-cdef inline Applied apply_mark_locked(Store *store, Bucket *bucket, const Record *record, const Key *key, Item **made) noexcept nogil:
+cdef inline Applied apply_mark_locked(
+    Store *store, Bucket *bucket, const Record *record, const Key *key, Item **made
+) noexcept nogil:
     cdef uint8_t kind = record.head.kind
     cdef Countdown end
     cdef uint64_t begun, rows
@@ -331,7 +336,9 @@ cdef inline Applied apply_mark_locked(Store *store, Bucket *bucket, const Record
     return APPLIED
 
 
-cdef inline Applied apply_change_locked(Store *store, Bucket *bucket, const Record *record, const Key *key, Item **made) noexcept nogil:
+cdef inline Applied apply_change_locked(
+    Store *store, Bucket *bucket, const Record *record, const Key *key, Item **made
+) noexcept nogil:
     """One change, in chain order. A row of a running import may already be newer than it."""
     cdef uint64_t sequence = record.head.sequence
     cdef uint8_t kind = record.head.kind

@@ -10,10 +10,13 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from rcache.engine.native.ring cimport KIND_AT, READERS_MAX, Cursor, Ring, keep_nothing_locked, let_go_locked, ring_at, ring_head, watch_head_locked
+from rcache.engine.native.ring cimport (
+    KIND_AT, READERS_MAX, Cursor, Ring, keep_nothing_locked, let_go_locked, ring_at, ring_head, watch_head_locked,
+)
 from rcache.engine.native.system cimport (
-    EAGAIN, EINTR, MSG_DONTWAIT, MSG_NOSIGNAL, POLLOUT, add64, cond_wait_until, fence, get32, iovec, last_errno, load8, monotonic_ns, msghdr, poll, pollfd,
-    pthread_cond_broadcast, pthread_mutex_lock, pthread_mutex_unlock, sched_yield, sendmsg, signed64, spin_lock, spin_unlock,
+    EAGAIN, EINTR, MSG_DONTWAIT, MSG_NOSIGNAL, POLLOUT, add64, cond_wait_until, fence, get32, iovec, last_errno, load8,
+    monotonic_ns, msghdr, poll, pollfd, pthread_cond_broadcast, pthread_mutex_lock, pthread_mutex_unlock, sched_yield,
+    sendmsg, signed64, spin_lock, spin_unlock,
 )
 
 cdef enum:
@@ -143,7 +146,9 @@ cdef inline bint is_chosen(const Cursor *cursor, const uint8_t *record) noexcept
     return bucket // 8 < cursor.chosen_bytes and cursor.chosen[bucket // 8] >> (bucket % 8) & 1
 
 
-cdef inline void cursor_measure(Ring *ring, Cursor *cursor, uint64_t bytes_max, Span *spans, uint32_t spans_max, Measured *found) noexcept nogil:
+cdef inline void cursor_measure(
+    Ring *ring, Cursor *cursor, uint64_t bytes_max, Span *spans, uint32_t spans_max, Measured *found
+) noexcept nogil:
     """What there is to take: whole records of the buckets chosen, one at least if there is one, up to about `bytes_max`, in at
     most `spans_max` pieces. The cursor is pinned, so nothing of it is dropped meanwhile."""
     cdef uint64_t at, head
@@ -221,7 +226,10 @@ cdef inline SendEnd send_pieces(int fd, iovec *pieces, uint32_t count, int64_t d
     return SEND_DONE
 
 
-cdef inline SendEnd send_spans(const Ring *ring, const Measured *found, const Span *spans, int fd, const uint8_t *head, uint64_t head_bytes, int64_t deadline_ns) noexcept nogil:
+cdef inline SendEnd send_spans(
+    const Ring *ring, const Measured *found, const Span *spans, int fd, const uint8_t *head, uint64_t head_bytes,
+    int64_t deadline_ns
+) noexcept nogil:
     """Send the head of a frame and, from where they lie, the records behind it."""
     cdef iovec pieces[1 + SPANS_MAX]
     cdef uint32_t number

@@ -8,15 +8,16 @@ What it owns: nothing; the memory is `memory`'s. What it must not know: buckets,
 Layout: 32 bytes as in `Item`; if EXPIRES 16 bytes of `Expiry`; if LARGE 8 bytes of `Extent`; then the body.
 
 `home`, `used_ms` and `state` are also read without a lock, by who looks for an item to evict (`hint8` and its kin; so they are
-stored atomically). What is read so is a hint only: under the stripe's lock the bucket's table is asked whether that item is there.
+stored atomically). What is read so is a hint only: under the stripe's lock the bucket's table is asked whether that item is
+there.
 """
 
-from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 from rcache.engine.native.memory cimport (
-    GROW, GROW_FORCED, GROW_NOT, NO_PAGE, PAGE_LARGE, Memory, SizeClass, chunk_alloc, chunk_free, handle_of, page_start, pool_give, pool_take,
+    GROW, GROW_FORCED, GROW_NOT, NO_PAGE, PAGE_LARGE, Memory, SizeClass, chunk_alloc, chunk_free, handle_of, page_start,
+    pool_give, pool_take,
 )
 from rcache.engine.native.system cimport pthread_mutex_lock, pthread_mutex_unlock, same_bytes, store8, store32, unpoison
 
@@ -130,7 +131,8 @@ cdef inline Item *item_alloc_larger(Memory *memory, uint32_t key_bytes, uint64_t
     cdef uint32_t asked = <uint32_t>item_total(memory, key_bytes, value_bytes, expires), number
     if item != NULL or item_total(memory, key_bytes, value_bytes, expires) > memory.chunk_bytes_max:
         return item
-    for number in range(memory.class_of_size[(asked + (1 << memory.handle_shift) - 1) >> memory.handle_shift] + 1, memory.class_count):
+    cdef uint32_t fitting = memory.class_of_size[(asked + (1 << memory.handle_shift) - 1) >> memory.handle_shift]
+    for number in range(fitting + 1, memory.class_count):
         item = <Item *>chunk_alloc(memory, number, asked, GROW_NOT)
         if item != NULL:
             item.size_class = <uint8_t>number
@@ -163,7 +165,9 @@ cdef inline bint extent_alloc(Memory *memory, Item *item, uint32_t count, bint f
     return True
 
 
-cdef inline Item *item_reuse(Memory *memory, Item *spare, uint32_t key_bytes, uint64_t value_bytes, bint expires) noexcept nogil:
+cdef inline Item *item_reuse(
+    Memory *memory, Item *spare, uint32_t key_bytes, uint64_t value_bytes, bint expires
+) noexcept nogil:
     """An item in one chunk that is in no table, made over into room for another; or NULL if its chunk is of another class."""
     cdef uint32_t before = body_offset(spare.state) + spare.key_bytes + spare.value_bytes
     cdef uint64_t asked = ITEM_BYTES + (EXPIRY_BYTES if expires else 0) + key_bytes + value_bytes
@@ -245,7 +249,9 @@ cdef inline Piece body_piece(const Memory *memory, Item *item, uint64_t offset) 
     return piece
 
 
-cdef inline void body_write(const Memory *memory, Item *item, uint64_t offset, const uint8_t *source, uint64_t count) noexcept nogil:
+cdef inline void body_write(
+    const Memory *memory, Item *item, uint64_t offset, const uint8_t *source, uint64_t count
+) noexcept nogil:
     cdef Piece piece
     while count:
         piece = body_piece(memory, item, offset)
@@ -283,7 +289,9 @@ cdef inline bint key_is(const Memory *memory, Item *item, const uint8_t *key, ui
     return True
 
 
-cdef inline void body_move(const Memory *memory, Item *item, uint64_t offset, Item *source, uint64_t start, uint64_t count) noexcept nogil:
+cdef inline void body_move(
+    const Memory *memory, Item *item, uint64_t offset, Item *source, uint64_t start, uint64_t count
+) noexcept nogil:
     """Copy part of another item's body into this one's."""
     cdef Piece piece
     while count:

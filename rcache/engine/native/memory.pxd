@@ -17,13 +17,12 @@ Invariants:
    poisoned, so whoever else touches one is found. Only `hint8` and its kin may look at them (see `removal`).
 """
 
-from libc.stddef cimport size_t
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 
 from rcache.engine.native.system cimport (
-    MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_NONE, PROT_READ, PROT_WRITE,
-    MADV_DONTNEED, add64, load8, madvise, mmap, mprotect, munmap, mutex_init, poison, pthread_mutex_destroy, pthread_mutex_lock,
+    MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_NONE, PROT_READ, PROT_WRITE, MADV_DONTNEED, add64,
+    load8, madvise, mmap, mprotect, munmap, mutex_init, poison, pthread_mutex_destroy, pthread_mutex_lock,
     pthread_mutex_t, pthread_mutex_unlock, store8, store32, store64, unpoison,
 )
 

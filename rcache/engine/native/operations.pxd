@@ -9,32 +9,28 @@ words are the grammar's (`rcache_client.wire.grammar`), which is asked only then
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.ref cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memset
 
-from rcache.engine.native.answers cimport (
-    Worker, begin_reply, end_reply, reply_refused, reply_version,
-)
+from rcache.engine.native.answers cimport Worker, begin_reply, end_reply, reply_refused, reply_version
 from rcache.engine.native.change cimport (
-    RULE_ADD, RULE_APPEND, RULE_CAS, RULE_CAS_SEEN, RULE_COUNT, RULE_DELETE, RULE_PREPEND, RULE_PUT, RULE_REPLACE, RULE_TOUCH,
-    Buffer, Change, Key, buffer_free, buffer_need, end_batch, make_change, put_item, read_locked, set_key,
+    RULE_ADD, RULE_APPEND, RULE_CAS, RULE_CAS_SEEN, RULE_COUNT, RULE_DELETE, RULE_PREPEND, RULE_PUT, RULE_REPLACE,
+    RULE_TOUCH, Buffer, Change, Key, buffer_free, buffer_need, end_batch, make_change, put_item, read_locked, set_key,
 )
 from rcache.engine.native.commitment cimport Wait, wait_join
 from rcache.records._countdown cimport Countdown, countdown, is_even, take, take8, take16, take32, take64
 from rcache.engine.native.items cimport Item, body_read, expires_at
 from rcache.engine.native.protocol cimport (
-    HEADER_BYTES, OP_ADD, OP_APPEND, OP_CAS_HASH, OP_CAS_VERSION, OP_DECREMENT, OP_DELETE, OP_DELETE_MANY, OP_GET, OP_GET_AND_TOUCH,
+    HEADER_BYTES, OP_ADD, OP_APPEND, OP_CAS_HASH, OP_CAS_VERSION, OP_DECREMENT, OP_DELETE, OP_GET, OP_GET_AND_TOUCH,
     OP_GET_MANY, OP_INCREMENT, OP_INSPECT, OP_PREPEND, OP_REPLACE, OP_SET, OP_SET_MANY, OP_TOUCH, ST_BUSY, ST_CHANGED,
-    ST_DEADLINE_PASSED, ST_NOT_FOUND, ST_OK, ST_REPLY_FULL, ST_TOO_LARGE, TTL_MS_MAX, VALUE_BYTES_CEILING, VALUE_HASH_BYTES,
+    ST_DEADLINE_PASSED, ST_NOT_FOUND, ST_OK, ST_REPLY_FULL, ST_TOO_LARGE, TTL_MS_MAX, VALUE_BYTES_CEILING,
+    VALUE_HASH_BYTES,
 )
 from rcache.engine.native.removal cimport (
-    WHY_KEPT_CHANGING_HASHED, WHY_LATE, WHY_NOTHING, WHY_TOO_MANY, WHY_VALUE_TOO_LARGE, Outcome, refuse,
+    WHY_KEPT_CHANGING_HASHED, WHY_LATE, WHY_TOO_MANY, WHY_VALUE_TOO_LARGE, Outcome, refuse,
 )
 from rcache.engine.native.store cimport Store, look_at_boot_clock
-from rcache.engine.native.system cimport (
-    monotonic_ns, note_wait, put16, put32, put64, spin_lock, spin_unlock, take_wait,
-)
+from rcache.engine.native.system cimport monotonic_ns, note_wait, put16, put32, put64, spin_lock, spin_unlock, take_wait
 from rcache.engine.native.table cimport table_find
 
 cdef enum:
@@ -161,8 +157,8 @@ cdef inline uint8_t rule_of(uint8_t opcode) noexcept nogil:
 # --- executing
 
 cdef inline void begin_change(Change *change) noexcept nogil:
-    """Nothing is asked yet. Field by field: clearing all of it costs as much as looking a key up. The outcome is set by whatever
-    ends the change, the key when its payload is read."""
+    """Nothing is asked yet. Field by field: clearing all of it costs as much as looking a key up. The outcome is set by
+    whatever ends the change, the key when its payload is read."""
     change.rule, change.minus, change.create, change.fits = RULE_PUT, False, False, False
     change.value, change.value_bytes, change.flags = NULL, 0, 0
     change.ttl_ms = change.version = 0
@@ -171,7 +167,10 @@ cdef inline void begin_change(Change *change) noexcept nogil:
     change.item_to = NULL
 
 
-cdef inline Executed execute(Store *store, Worker *worker, uint8_t opcode, uint32_t request_id, uint32_t budget_ms, const uint8_t *payload, uint64_t count) noexcept nogil:
+cdef inline Executed execute(
+    Store *store, Worker *worker, uint8_t opcode, uint32_t request_id, uint32_t budget_ms, const uint8_t *payload,
+    uint64_t count
+) noexcept nogil:
     """One data request, whose reply is added to the worker's output."""
     cdef Countdown body = countdown(payload, count)
     cdef int64_t deadline_ns = deadline_of(store, worker, budget_ms)
@@ -189,7 +188,9 @@ cdef inline Executed execute(Store *store, Worker *worker, uint8_t opcode, uint3
     return execute_other(store, worker, opcode, request_id, deadline_ns, &body)
 
 
-cdef inline Executed execute_get(Store *store, Worker *worker, uint32_t request_id, int64_t deadline_ns, Countdown *body) noexcept nogil:
+cdef inline Executed execute_get(
+    Store *store, Worker *worker, uint32_t request_id, int64_t deadline_ns, Countdown *body
+) noexcept nogil:
     """A GET by itself: it is what most requests are, and needs none of what a change does."""
     cdef uint32_t count = take16(body)
     cdef const uint8_t *at = take(body, count)
@@ -215,7 +216,9 @@ cdef inline Executed execute_get(Store *store, Worker *worker, uint32_t request_
     return EXECUTED
 
 
-cdef inline Executed execute_other(Store *store, Worker *worker, uint8_t opcode, uint32_t request_id, int64_t deadline_ns, Countdown *body) noexcept nogil:
+cdef inline Executed execute_other(
+    Store *store, Worker *worker, uint8_t opcode, uint32_t request_id, int64_t deadline_ns, Countdown *body
+) noexcept nogil:
     cdef const uint8_t *hashed = NULL
     cdef Change change
     begin_change(&change)
@@ -317,7 +320,9 @@ cdef inline bint digest_is(Store *store, const uint8_t *value, uint64_t count, c
     return PyBytes_GET_SIZE(digest) == VALUE_HASH_BYTES and memcmp(PyBytes_AS_STRING(digest), hashed, VALUE_HASH_BYTES) == 0
 
 
-cdef inline void run_cas_hash(Store *store, Worker *worker, uint32_t request_id, Change *change, const uint8_t *hashed) noexcept nogil:
+cdef inline void run_cas_hash(
+    Store *store, Worker *worker, uint32_t request_id, Change *change, const uint8_t *hashed
+) noexcept nogil:
     cdef Outcome *outcome = &change.outcome
     cdef int tried
     cdef bint done = is_too_large(store, change)
@@ -345,7 +350,9 @@ cdef inline bint take_entry(uint8_t opcode, Countdown *body, Change *change) noe
     return take_store(body, change) if opcode == OP_SET_MANY else take_key_only(body, change)
 
 
-cdef inline Executed execute_many(Store *store, Worker *worker, uint8_t opcode, uint32_t request_id, Countdown *body, Change *change) noexcept nogil:
+cdef inline Executed execute_many(
+    Store *store, Worker *worker, uint8_t opcode, uint32_t request_id, Countdown *body, Change *change
+) noexcept nogil:
     cdef uint32_t count = take16(body), number
     cdef Countdown walked = body[0]
     cdef uint64_t entry_bytes = ITEM_ENTRY_BYTES if opcode == OP_GET_MANY else CHANGE_ENTRY_BYTES
@@ -378,7 +385,9 @@ cdef inline void put_entry(uint8_t *at, uint8_t status, Item *item) noexcept nog
         put32(at + 13, item.value_bytes)
 
 
-cdef inline void run_get_many(Store *store, Worker *worker, uint32_t request_id, Countdown *body, Change *change, uint32_t count, uint64_t room) noexcept nogil:
+cdef inline void run_get_many(
+    Store *store, Worker *worker, uint32_t request_id, Countdown *body, Change *change, uint32_t count, uint64_t room
+) noexcept nogil:
     """`room`: what the reply has left for values, in bytes."""
     cdef Buffer *out = &worker.out
     cdef uint64_t begun = out.count, now, wanted, payload
@@ -419,7 +428,9 @@ cdef inline void run_get_many(Store *store, Worker *worker, uint32_t request_id,
     end_reply(store, worker, OP_GET_MANY, ST_OK, request_id, payload, &wait)
 
 
-cdef inline void run_change_many(Store *store, Worker *worker, uint8_t opcode, uint32_t request_id, Countdown *body, Change *change, uint32_t count) noexcept nogil:
+cdef inline void run_change_many(
+    Store *store, Worker *worker, uint8_t opcode, uint32_t request_id, Countdown *body, Change *change, uint32_t count
+) noexcept nogil:
     cdef uint64_t payload = 2 + <uint64_t>count * CHANGE_ENTRY_BYTES
     cdef Wait wait = Wait(0, 0)
     cdef uint8_t *at = begin_reply(worker, payload)

@@ -1,7 +1,7 @@
 """The numbers of the wire and of the records, as the native engine knows them.
 
-What it is: constants. `_native` compares each with `rcache_client.wire` and `rcache.records` when it is imported, so they cannot
-drift apart. Which thread runs it: any. What it owns: nothing. What it must not know: what they stand for.
+What it is: constants. `_native` compares each with `rcache_client.wire` and `rcache.records` when it is imported, so they
+cannot drift apart. Which thread runs it: any. What it owns: nothing. What it must not know: what they stand for.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -109,7 +109,9 @@ cdef inline void put_record_head(uint8_t *at, const RecordHead *head) noexcept n
     put64(at + 32, head.expires_at_ms)
 
 
-cdef inline void put_frame_head(uint8_t *at, uint8_t opcode, uint8_t status, uint32_t payload, uint32_t request_id, uint32_t epoch) noexcept nogil:
+cdef inline void put_frame_head(
+    uint8_t *at, uint8_t opcode, uint8_t status, uint32_t payload, uint32_t request_id, uint32_t epoch
+) noexcept nogil:
     """The 16 bytes of a reply's header."""
     at[0] = REPLY_MAGIC
     at[1] = PROTOCOL_VERSION

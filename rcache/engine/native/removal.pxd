@@ -7,7 +7,8 @@ lock.
 What it owns: nothing. What it must not know: frames, what the room is for.
 
 How eviction chooses. Each item has the time of its last use, which a read stores under the stripe lock it holds anyway: there
-is no list for reads to queue up at. Who needs a chunk looks at a few items of the class, in pages chosen at random, and removes the one that was not used for longest (as Redis approximates LRU, but within the class). Now and then, and always
+is no list for reads to queue up at. Who needs a chunk looks at a few items of the class, in pages chosen at random, and
+removes the one that was not used for longest (as Redis approximates LRU, but within the class). Now and then, and always
 where the class has nothing to give, a page of another class is looked at; if what is in it has been idle for twice as long,
 the whole page is emptied and changes its class. So no class starves while another sits on old items.
 
@@ -28,26 +29,26 @@ from libc.string cimport memcpy
 
 from rcache.engine.native.expiry cimport DUE, PARKED, wheel_moved, wheel_push, wheel_take, wheel_turn
 from rcache.engine.native.items cimport (
-    EXPIRES, HELD, ITEM_BYTES, LARGE, LIVE, FREE, Extent, Item, body_offset, body_read, extent_of, hash_of, head_part, item_alloc,
+    EXPIRES, ITEM_BYTES, LARGE, LIVE, FREE, Item, body_offset, body_read, extent_of, hash_of, head_part, item_alloc,
     item_alloc_larger, item_free, item_total,
 )
 from rcache.engine.native.memory cimport (
-    GROW_NOT, NO_PAGE, PAGE_CHUNKS, PAGE_LARGE, Memory, Page, SizeClass, chunk_alloc, chunk_at, chunk_free, drain_begin, drain_end,
-    handle_of, page_start,
+    GROW_NOT, NO_PAGE, PAGE_CHUNKS, PAGE_LARGE, Memory, SizeClass, chunk_alloc, chunk_at, chunk_free, drain_begin,
+    drain_end, handle_of, page_start,
 )
 from rcache.engine.native.protocol cimport (
-    CAUSE_EVICTED, CAUSE_EXPIRED, COUNTER_MAX, KIND_REMOVE, RECORD_HEADER_BYTES, ST_BUSY, ST_NO_ROOM, ST_STOPPING, RecordHead,
+    CAUSE_EVICTED, CAUSE_EXPIRED, COUNTER_MAX, KIND_REMOVE, RECORD_HEADER_BYTES, ST_BUSY, ST_NO_ROOM, ST_STOPPING,
+    RecordHead,
 )
 from rcache.engine.native.commitment cimport Wait
-from rcache.engine.native.ring cimport (
-    STREAM_FAILED, STREAM_REACHED, StreamEnd, ring_publish, ring_give, ring_reserve,
-)
+from rcache.engine.native.ring cimport STREAM_FAILED, STREAM_REACHED, StreamEnd, ring_publish, ring_give, ring_reserve
 from rcache.engine.native.store cimport (
     PRIMARY, Bucket, Placed, Store, Stripe, bucket_at, bucket_now_locked, is_expired, now_ms, record_locked, stripe_at,
     unlink_locked, used_now,
 )
 from rcache.engine.native.system cimport (
-    add64, hint8, hint32, hint64, load8, load32, load64, pthread_mutex_lock, pthread_mutex_unlock, random64, spin_lock, spin_unlock, store8, store32, store64,
+    add64, hint8, hint32, hint64, load8, load32, load64, pthread_mutex_lock, pthread_mutex_unlock, random64, spin_lock,
+    spin_unlock, store8, store32, store64,
 )
 from rcache.engine.native.table cimport table_entry, table_find
 
@@ -62,8 +63,8 @@ cdef enum:
     # One eviction in so many also looks at another class.
     LOOK_ELSEWHERE = 16
     IDLE_FACTOR = 2
-    # A page of another class must have been idle for this much longer at least, in ms: more than a turn of the scheduler, so that
-    # classes that are equally busy do not take pages from each other by chance.
+    # A page of another class must have been idle for this much longer at least, in ms: more than a turn of the scheduler, so
+    # that classes that are equally busy do not take pages from each other by chance.
     IDLE_MORE_MS = 50
     PAGES_LOOKED_AT = 8
     IN_USE_DIVISOR = 4
@@ -126,7 +127,9 @@ cdef inline bint reserve_stream(Store *store, int64_t count, int64_t deadline_ns
 
 # --- removing one item
 
-cdef inline void give_key(Store *store, const Placed *placed, const uint8_t *key, uint32_t key_bytes, uint8_t kind) noexcept nogil:
+cdef inline void give_key(
+    Store *store, const Placed *placed, const uint8_t *key, uint32_t key_bytes, uint8_t kind
+) noexcept nogil:
     """The rest of a record that ends with its key; and then it is there."""
     if placed.at != NULL:
         if key_bytes:
@@ -201,7 +204,9 @@ cdef inline void note_evicted(Store *store, Item *item) noexcept nogil:
 
 # --- expiry
 
-cdef inline Bucket *due_locked(Store *store, Stripe *stripe, uint64_t now, uint8_t *key, uint32_t *key_bytes, uint32_t *hashed) noexcept nogil:
+cdef inline Bucket *due_locked(
+    Store *store, Stripe *stripe, uint64_t now, uint8_t *key, uint32_t *key_bytes, uint32_t *hashed
+) noexcept nogil:
     """The bucket, key and hash of an item that is due and ours to expire, or NULL. What is due and not ours is parked."""
     cdef Item *item
     cdef Bucket *bucket
@@ -260,7 +265,10 @@ cdef struct Choice:
     Victim oldest
 
 
-cdef inline void look_at_page(Store *store, uint32_t page, uint32_t chunk_bytes, uint32_t most, uint32_t now, Victim *oldest, uint64_t *idle, uint32_t *seen) noexcept nogil:
+cdef inline void look_at_page(
+    Store *store, uint32_t page, uint32_t chunk_bytes, uint32_t most, uint32_t now, Victim *oldest, uint64_t *idle,
+    uint32_t *seen
+) noexcept nogil:
     """Look at `most` items of a page (invariant 1). The one that was not used for longest goes into `oldest` if it beats what
     is there; `idle` and `seen` grow by what was seen."""
     cdef Memory *memory = &store.memory
@@ -302,7 +310,9 @@ cdef inline Victim victim_of_class(Store *store, uint32_t number, uint32_t now) 
     return oldest
 
 
-cdef inline int evict_handle(Store *store, uint32_t handle, uint64_t home, int64_t deadline_ns, Outcome *refusal) noexcept nogil:
+cdef inline int evict_handle(
+    Store *store, uint32_t handle, uint64_t home, int64_t deadline_ns, Outcome *refusal
+) noexcept nogil:
     """Evict the item of a handle, if it is what it was taken for (invariant 1). As `remove_if`."""
     cdef uint8_t key[KEY_BYTES_MAX]
     cdef uint32_t key_bytes = 0
@@ -412,7 +422,8 @@ cdef inline Choice choose_page(Store *store, uint32_t now) noexcept nogil:
             look_at_owner(store, load32(&memory.pages[page].owner), now, &oldest, &idle, &seen)
         elif load8(&memory.pages[page].state) == PAGE_CHUNKS and load8(&memory.pages[page].size_class) < memory.class_count:
             look_at_page(
-                store, page, memory.classes[load8(&memory.pages[page].size_class)].chunk_bytes, SAMPLE_OF_PAGE, now, &oldest, &idle, &seen
+                store, page, memory.classes[load8(&memory.pages[page].size_class)].chunk_bytes, SAMPLE_OF_PAGE, now, &oldest,
+                &idle, &seen
             )
         if seen and (best.page == NO_PAGE or idle // seen > best.idle_ms):
             best.page, best.idle_ms, best.oldest = page, idle // seen, oldest
@@ -452,7 +463,9 @@ cdef inline bint is_in_use(Store *store, uint32_t page, uint32_t idle_ms, uint32
     return False
 
 
-cdef inline void look_at_owner(Store *store, uint32_t handle, uint32_t now, Victim *oldest, uint64_t *idle, uint32_t *seen) noexcept nogil:
+cdef inline void look_at_owner(
+    Store *store, uint32_t handle, uint32_t now, Victim *oldest, uint64_t *idle, uint32_t *seen
+) noexcept nogil:
     """As `look_at_page`, for the large item that a page belongs to."""
     cdef Item *item
     cdef uint64_t home
@@ -487,7 +500,10 @@ cdef inline int evict_for_class(Store *store, uint32_t number, int64_t deadline_
             other.handle = idle = seen = 0
             if load8(&memory.pages[page].state) == PAGE_CHUNKS and load8(&memory.pages[page].size_class) < memory.class_count \
                     and load8(&memory.pages[page].size_class) != number:
-                look_at_page(store, page, memory.classes[load8(&memory.pages[page].size_class)].chunk_bytes, SAMPLE_OF_PAGE, now, &other, &idle, &seen)
+                look_at_page(
+                    store, page, memory.classes[load8(&memory.pages[page].size_class)].chunk_bytes, SAMPLE_OF_PAGE, now, &other,
+                    &idle, &seen
+                )
             if seen == SAMPLE_OF_PAGE and idle // seen > <uint64_t>victim.idle_ms * IDLE_FACTOR + IDLE_MORE_MS:
                 done = 0 if is_in_use(store, page, <uint32_t>(idle // seen // IN_USE_DIVISOR), now) \
                     or hint8(&(<Item *>chunk_at(memory, other.handle)).state) & LARGE \
@@ -526,7 +542,9 @@ cdef inline bint compact(Store *store, Outcome *ignored) noexcept nogil:
     return False
 
 
-cdef inline Item *make_room(Store *store, uint32_t key_bytes, uint64_t value_bytes, bint expires, int64_t deadline_ns, Outcome *refusal) noexcept nogil:
+cdef inline Item *make_room(
+    Store *store, uint32_t key_bytes, uint64_t value_bytes, bint expires, int64_t deadline_ns, Outcome *refusal
+) noexcept nogil:
     """Room for an item: what has expired goes first, then pages are put together, then what was not used for longest goes. NULL
     with the refusal. Blocks for room in the stream."""
     cdef Memory *memory = &store.memory
@@ -555,7 +573,8 @@ cdef inline Item *make_room(Store *store, uint32_t key_bytes, uint64_t value_byt
             done = free_page(store, deadline_ns, refusal)
         else:
             done = evict_for_class(
-                store, memory.class_of_size[(asked + (1 << memory.handle_shift) - 1) >> memory.handle_shift], deadline_ns, refusal
+                store, memory.class_of_size[(asked + (1 << memory.handle_shift) - 1) >> memory.handle_shift], deadline_ns,
+                refusal
             )
         if done < 0:
             return NULL

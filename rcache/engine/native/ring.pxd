@@ -1,8 +1,8 @@
 """The change stream in native code: a ring of bytes, room in it, and records in.
 
-What it is: with `commitment` and `cursors`, `rcache.engine.reference.ring` without objects: records lie one after the other in a
-buffer that is mapped twice, so that one that goes over the end lies in one piece all the same. Positions are bytes since the
-stream began.
+What it is: with `commitment` and `cursors`, `rcache.engine.reference.ring` without objects: records lie one after the other
+in a buffer that is mapped twice, so that one that goes over the end lies in one piece all the same. Positions are bytes
+since the stream began.
 Which thread runs it: writers (`ring_reserve` before the stripe lock, `ring_place` under it, `ring_publish` after the record was
 copied).
 What it owns: the buffer. What it must not know: what a record says, but for its length and kind; who reads.
@@ -17,23 +17,23 @@ Invariants:
 3. Once it has `failed` no place is given and no wait lasts.
 4. Where there is no reader nothing is kept: positions are counted and nothing is copied. Their room is taken back when it runs
    out, so that nobody counts it for each record.
-5. The head is WATCHED while there is a reader, and once the stream has failed; that is changed under both locks. A watched head is
-   moved under `placing` alone, one that is not by whoever swaps it first.
+5. The head is WATCHED while there is a reader, and once the stream has failed; that is changed under both locks. A watched
+   head is moved under `placing` alone, one that is not by whoever swaps it first.
 6. While nobody reads, what lies between the tail and `kept_to` was placed for readers that have gone, and may still be being
    copied.
 
 Lock order: `lock`, `placing`. Nothing is taken, waited for or called under `placing`.
 """
 
-from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from rcache.engine.native.system cimport (
-    MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_NONE, PROT_READ,
-    PROT_WRITE, add64, and64, cas64, cond_init, cond_wait_until, fence, get32, load64, load8, mmap, monotonic_ns, mremap, munmap, mutex_init, note_wait, or64,
-    pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_t, pthread_mutex_destroy, pthread_mutex_lock, pthread_mutex_t,
-    pthread_mutex_unlock, pthread_spin_destroy, pthread_spinlock_t, signed64, spin_init, spin_lock, spin_unlock, store64, store8,
+    MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, MREMAP_FIXED, MREMAP_MAYMOVE,
+    PROT_NONE, PROT_READ, PROT_WRITE, add64, and64, cas64, cond_init, cond_wait_until, fence, get32, load64, load8,
+    mmap, monotonic_ns, mremap, munmap, mutex_init, note_wait, or64, pthread_cond_broadcast, pthread_cond_destroy,
+    pthread_cond_t, pthread_mutex_destroy, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
+    pthread_spin_destroy, pthread_spinlock_t, signed64, spin_init, spin_lock, spin_unlock, store64, store8,
 )
 
 cdef enum:
@@ -108,7 +108,9 @@ cdef inline bint ring_init(Ring *ring, uint64_t bytes_max) noexcept nogil:
     ring.size, ring.bytes_max, ring.credit = size, bytes_max, <int64_t>bytes_max
     memset(ring.reached, 0xFF, sizeof(ring.reached))
     ring.reached[<int>DISK], ring.next_point = 0, DISK + 1
-    if mutex_init(&ring.lock) or spin_init(&ring.placing) or cond_init(&ring.readable) or cond_init(&ring.room) or cond_init(&ring.committed):
+    if mutex_init(&ring.lock) or spin_init(&ring.placing):
+        return False
+    if cond_init(&ring.readable) or cond_init(&ring.room) or cond_init(&ring.committed):
         return False
     base = mmap(NULL, size * 2, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     if base == MAP_FAILED:
@@ -190,8 +192,8 @@ cdef inline bint keep_nothing_locked(Ring *ring) noexcept nogil:
 
 
 cdef inline bint drop_locked(Ring *ring, int64_t count) noexcept nogil:
-    """Let go of records that no reader holds, until there is room for `count` bytes and some to spare (invariant 2). False where
-    it was somebody's copying that stopped it: nobody tells when that is done."""
+    """Let go of records that no reader holds, until there is room for `count` bytes and some to spare (invariant 2). False
+    where it was somebody's copying that stopped it: nobody tells when that is done."""
     cdef uint64_t stop = ring_head(ring), begun = ring.tail
     cdef int64_t wanted = max(count, <int64_t>(ring.bytes_max // DROP_DIVISOR)) - signed64(&ring.credit)
     cdef uint32_t number, length

@@ -23,14 +23,14 @@ from rcache.engine.native.change cimport Buffer, buffer_free, end_batch
 from rcache.engine.native.commitment cimport Wait, ring_wait
 from rcache.engine.native.operations cimport BAD_PAYLOAD, begin_batch, execute
 from rcache.engine.native.protocol cimport (
-    HEADER_BYTES, OP_DELETE_MANY, OP_GET, OP_GET_MANY, OP_INSPECT, PROTOCOL_VERSION, REQUEST_MAGIC, ST_BAD_FLAGS, ST_BAD_MAGIC,
-    ST_BAD_PAYLOAD, ST_BAD_VERSION, ST_FRAME_TOO_LONG,
+    HEADER_BYTES, OP_DELETE_MANY, OP_GET, OP_GET_MANY, OP_INSPECT, PROTOCOL_VERSION, REQUEST_MAGIC, ST_BAD_FLAGS,
+    ST_BAD_MAGIC, ST_BAD_PAYLOAD, ST_BAD_VERSION, ST_FRAME_TOO_LONG,
 )
 from rcache.engine.native.ring cimport STREAM_FAILED, STREAM_REACHED, StreamEnd
 from rcache.engine.native.store cimport Store
 from rcache.engine.native.system cimport (
-    EAGAIN, EINTR, MSG_DONTWAIT, MSG_NOSIGNAL, POLLIN, add64, get32, last_errno, load64, load8, monotonic_ns, poll,
-    pollfd, sched_yield, recv, send, signed64,
+    EAGAIN, EINTR, MSG_DONTWAIT, MSG_NOSIGNAL, POLLIN, add64, get32, last_errno, load8, monotonic_ns, poll, pollfd,
+    sched_yield, recv, send,
 )
 
 cdef enum:
@@ -151,7 +151,8 @@ cdef inline bint hold(Store *store, Conn *conn, const uint8_t *data, uint64_t co
         return True
     if conn.held_room < count:
         if not held_need(store, conn, count):
-            add64(&store.buffer_bytes, <int64_t>(count - conn.held_room))  # it is here already: counted, whatever the limit says
+            # It is here already: counted, whatever the limit says.
+            add64(&store.buffer_bytes, <int64_t>(count - conn.held_room))
             longer = <uint8_t *>realloc(conn.held, count)
             if longer == NULL:
                 add64(&store.buffer_bytes, -<int64_t>(count - conn.held_room))
@@ -203,9 +204,11 @@ cdef inline uint8_t bad_header(const Store *store, const Conn *conn, const uint8
     return ST_FRAME_TOO_LONG if HEADER_BYTES + <uint64_t>get32(head + 4) > most else 0
 
 
-cdef inline Ending process(Store *store, Worker *worker, Conn *conn, const uint8_t *data, uint64_t count, uint64_t *used, Handed *handed) noexcept nogil:
-    """Execute the whole frames in `data`, of which `used` is what was taken. GOING_ON: more bytes are needed; OUTPUT_FULL: replies
-    must be sent first; ENDED_FRAME and ENDED_BAD_FRAME: see `handed`."""
+cdef inline Ending process(
+    Store *store, Worker *worker, Conn *conn, const uint8_t *data, uint64_t count, uint64_t *used, Handed *handed
+) noexcept nogil:
+    """Execute the whole frames in `data`, of which `used` is what was taken. GOING_ON: more bytes are needed; OUTPUT_FULL:
+    replies must be sent first; ENDED_FRAME and ENDED_BAD_FRAME: see `handed`."""
     cdef uint64_t at = 0, frame_bytes
     cdef const uint8_t *head
     cdef uint32_t request_id
@@ -228,7 +231,9 @@ cdef inline Ending process(Store *store, Worker *worker, Conn *conn, const uint8
         if not is_data(head[2]) or not conn.data_allowed:
             return ENDED_FRAME
         request_id = get32(head + 8)
-        if execute(store, worker, head[2], request_id, get32(head + 12), head + HEADER_BYTES, frame_bytes - HEADER_BYTES) == BAD_PAYLOAD:
+        if execute(
+            store, worker, head[2], request_id, get32(head + 12), head + HEADER_BYTES, frame_bytes - HEADER_BYTES
+        ) == BAD_PAYLOAD:
             handed.status = ST_BAD_PAYLOAD
             return ENDED_BAD_FRAME
         conn.last_executed = request_id
@@ -278,9 +283,11 @@ cdef inline Ending flush_replies(Store *store, Worker *worker, Conn *conn) noexc
     return lost
 
 
-cdef inline Ending answer_alone(Store *store, Worker *worker, Conn *conn, const uint8_t *data, uint64_t count, bint fresh, Handed *handed) noexcept nogil:
-    """Execute and answer all whole frames of `data`, and hold what is left. GOING_ON, or what ends serving. `fresh`: it has just
-    been received."""
+cdef inline Ending answer_alone(
+    Store *store, Worker *worker, Conn *conn, const uint8_t *data, uint64_t count, bint fresh, Handed *handed
+) noexcept nogil:
+    """Execute and answer all whole frames of `data`, and hold what is left. GOING_ON, or what ends serving. `fresh`: it has
+    just been received."""
     cdef uint64_t at = 0, used = 0
     cdef Ending ending, lost
     begin_batch(store, worker, conn.received_ns if fresh else monotonic_ns())
@@ -313,7 +320,9 @@ cdef inline uint64_t wanted_room(const Conn *conn) noexcept nogil:
     return HEADER_BYTES + <uint64_t>get32(conn.held + 4)
 
 
-cdef inline ssize_t receive(Store *store, Worker *worker, Conn *conn, int flags, const uint8_t **data, uint64_t *count) noexcept nogil:
+cdef inline ssize_t receive(
+    Store *store, Worker *worker, Conn *conn, int flags, const uint8_t **data, uint64_t *count
+) noexcept nogil:
     """One read, behind what is held: into the worker's buffer where the frame that has begun is small, into one of the
     connection's own where it is large. As `recv`; -2 where no buffer is to be had now."""
     cdef ssize_t got
@@ -361,7 +370,9 @@ cdef inline bint wait_readable(int fd, int stop_fd, int64_t left_ns) noexcept no
             return True
 
 
-cdef inline ssize_t receive_or_sleep(Store *store, Worker *worker, Conn *conn, const uint8_t **data, uint64_t *count) noexcept nogil:
+cdef inline ssize_t receive_or_sleep(
+    Store *store, Worker *worker, Conn *conn, const uint8_t **data, uint64_t *count
+) noexcept nogil:
     """One read that blocks. A caller that sends its next request as soon as it has the reply to the last is met awake: for a
     moment it is looked for first, unless that was in vain lately."""
     cdef int64_t until_ns
@@ -383,9 +394,11 @@ cdef inline ssize_t receive_or_sleep(Store *store, Worker *worker, Conn *conn, c
     return receive(store, worker, conn, 0, data, count)
 
 
-cdef inline Ending receive_alone(Store *store, Worker *worker, Conn *conn, const uint8_t *stop, int stop_fd, const uint8_t **data, uint64_t *count) noexcept nogil:
-    """Take in what comes next. Blocks up to the limit that applies. A busy connection costs one call; one that was quiet for the
-    socket's own time-out sleeps in a poll that the stop signal ends too, without buffers."""
+cdef inline Ending receive_alone(
+    Store *store, Worker *worker, Conn *conn, const uint8_t *stop, int stop_fd, const uint8_t **data, uint64_t *count
+) noexcept nogil:
+    """Take in what comes next. Blocks up to the limit that applies. A busy connection costs one call; one that was quiet for
+    the socket's own time-out sleeps in a poll that the stop signal ends too, without buffers."""
     cdef Ending ending
     cdef int64_t left_ns
     cdef ssize_t got
@@ -422,7 +435,9 @@ cdef inline void note_received(Conn *conn, uint64_t held_before) noexcept nogil:
         conn.frame_began_ns = conn.received_ns
 
 
-cdef inline Ending serve_alone(Store *store, Worker *worker, Conn *conn, const uint8_t *stop, int stop_fd, const uint8_t *crowded, Handed *handed) noexcept nogil:
+cdef inline Ending serve_alone(
+    Store *store, Worker *worker, Conn *conn, const uint8_t *stop, int stop_fd, const uint8_t *crowded, Handed *handed
+) noexcept nogil:
     """Until something is not the engine's business; all replies to what came before have been sent by then. GOING_ON: this
     connection is to be served by a worker that shares sockets from now on."""
     cdef const uint8_t *data = conn.held

@@ -3,14 +3,15 @@
 What it is: the loop of a worker that serves a group of connections and never blocks in one of them. A connection whose replies
 wait for commitment is parked; one whose peer takes nothing waits for room; both are read from no further meanwhile.
 Which thread runs it: the group's own worker; `group_add` any.
-What it owns: the connections that were added, until they are handed back. What it must not know: what is said in the frames that
-are not the engine's business.
+What it owns: the connections that were added, until they are handed back. What it must not know: what is said in the frames
+that are not the engine's business.
 
 The phases of a connection here:
     OPEN      it is read from; nothing is to be sent
     PARKED    replies `wait` for commitment, or for `deadline_ns`; nothing of it is watched
     SENDING   bytes wait for the peer to take them, for `send_ns` at most
-    DRAINING  the last frame and FIN are sent; what still comes is read and dropped, until the peer closes or FAREWELL_NS are over
+    DRAINING  the last frame and FIN are sent; what still comes is read and dropped, until the peer closes or FAREWELL_NS are
+    over
 OPEN -> PARKED -> SENDING -> OPEN or DRAINING, with none or any of the two in the middle.
 
 Invariants: those of `serving`, and
@@ -18,27 +19,26 @@ Invariants: those of `serving`, and
 5. A connection is in the group, or handed back; never both.
 """
 
-from cpython.ref cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 
-from rcache.engine.native.answers cimport Reply, Worker, forget_replies, rewrite_uncommitted
+from rcache.engine.native.answers cimport Worker, forget_replies, rewrite_uncommitted
 from rcache.engine.native.change cimport Buffer, buffer_free, end_batch
 from rcache.engine.native.commitment cimport is_committed, ring_park, ring_unpark
 from rcache.engine.native.operations cimport begin_batch
 from rcache.engine.native.protocol cimport ST_BAD_PAYLOAD
 from rcache.engine.native.ring cimport Ring
 from rcache.engine.native.serving cimport (
-    ENDED_BAD_FRAME, ENDED_CLOSED, ENDED_FRAME, ENDED_FRAME_TIMEOUT, ENDED_HELLO_TIMEOUT, ENDED_IDLE_TIMEOUT, ENDED_LOST,
-    ENDED_SLOW_READER, ENDED_STOPPING, GOING_ON, LOOKS_IN_VAIN_MAX, LOOK_NS, OUTPUT_BYTES_MAX, OUTPUT_FULL, BUFFER_BYTES_KEPT, Conn, Ending, Handed, hold,
-    limit_of, note_received, process, receive, worker_ready,
+    ENDED_BAD_FRAME, ENDED_CLOSED, ENDED_FRAME, ENDED_IDLE_TIMEOUT, ENDED_LOST, ENDED_SLOW_READER, ENDED_STOPPING,
+    GOING_ON, LOOKS_IN_VAIN_MAX, LOOK_NS, OUTPUT_BYTES_MAX, OUTPUT_FULL, BUFFER_BYTES_KEPT, Conn, Ending, Handed, hold,
+    limit_of, note_received, process, receive,
 )
 from rcache.engine.native.store cimport Store
 from rcache.engine.native.system cimport (
-    EAGAIN, EINTR, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, MSG_DONTWAIT, MSG_NOSIGNAL,
-    SHUT_WR, add64, epoll_ctl, epoll_event, epoll_wait, last_errno, load64, load8, monotonic_ns, pthread_mutex_lock,
-    pthread_mutex_t, pthread_mutex_unlock, read, recv, sched_yield, send, shutdown, signed64,
+    EAGAIN, EINTR, EPOLLIN, EPOLLOUT, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR,
+    add64, epoll_ctl, epoll_event, epoll_wait, last_errno, load8, monotonic_ns, pthread_mutex_lock, pthread_mutex_t,
+    pthread_mutex_unlock, read, recv, sched_yield, send, shutdown, signed64,
 )
 
 cdef enum Phase:
@@ -49,6 +49,7 @@ cdef enum Phase:
 
 cdef enum:
     EVENTS_MAX = 128
+    SLEEP_MS_MAX = 1000
     # How often the limits of all connections are looked at.
     SWEEP_NS = 50000000
     # How long a peer has to close after FIN: one that reads its replies does so within a round trip.
@@ -449,8 +450,8 @@ cdef inline Conn *next_handed(Group *group, Ending *ending, Handed *handed) noex
 
 
 cdef inline bint look_for_events(Group *group, int64_t now_ns) noexcept nogil:
-    """Before a sleep: look for a moment, unless that was in vain lately. Whoever sends then wakes nobody, which costs it most of
-    its call, and is answered by one who is awake."""
+    """Before a sleep: look for a moment, unless that was in vain lately. Whoever sends then wakes nobody, which costs it
+    most of its call, and is answered by one who is awake."""
     if not group.store.looks or not group.count:
         return False
     if group.waits_unlooked:
@@ -476,7 +477,8 @@ cdef inline void wait_for_events(Group *group, int64_t now_ns) noexcept nogil:
     if left_ms and not group.again_count and look_for_events(group, now_ns):
         left_ms = 0
     else:
-        group.event_count = epoll_wait(group.poller, group.events, EVENTS_MAX, <int>min(left_ms, <int64_t>1000) if not group.again_count else 0)
+        left_ms = min(left_ms, <int64_t>SLEEP_MS_MAX) if not group.again_count else 0
+        group.event_count = epoll_wait(group.poller, group.events, EVENTS_MAX, <int>left_ms)
     for event in range(group.event_count):
         if group.events[event].data.ptr != &group.waker and group.events[event].data.ptr != &group.stop_fd:
             continue

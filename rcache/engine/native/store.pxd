@@ -18,14 +18,11 @@ Invariants, under the stripe's lock:
 from cpython.ref cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memset
 
 from rcache.engine.native.expiry cimport Wheel, wheel_add, wheel_take
 from rcache.engine.native.items cimport EXPIRES, HELD, LIVE, Item, expiry_of, hash_of
 from rcache.engine.native.memory cimport Memory, handle_of
-from rcache.engine.native.protocol cimport (
-    CAUSES, COUNTER_MAX, RECORD_HEADER_BYTES, RecordHead, put_record_head,
-)
+from rcache.engine.native.protocol cimport CAUSES, RecordHead, put_record_head
 from rcache.engine.native.commitment cimport Wait, committed
 from rcache.engine.native.ring cimport POSITION_NONE, Ring, ring_head, ring_place
 from rcache.engine.native.system cimport (
@@ -242,9 +239,12 @@ cdef struct Placed:
     uint64_t position    # after it; POSITION_NONE: the stream has failed, and nothing has changed
 
 
-cdef inline bint record_locked(Store *store, Bucket *bucket, RecordHead *head, int64_t *reserved, Placed *placed) noexcept nogil:
-    """Give a record its place, in the bucket (sequence and time are in `head`) and in the stream, where it uses of the room that
-    was `reserved`. Key and value are still to be copied behind its head, and then it is published. False: the stream has failed.
+cdef inline bint record_locked(
+    Store *store, Bucket *bucket, RecordHead *head, int64_t *reserved, Placed *placed
+) noexcept nogil:
+    """Give a record its place, in the bucket (sequence and time are in `head`) and in the stream, where it uses of the room
+    that was `reserved`. Key and value are still to be copied behind its head, and then it is published. False: the stream
+    has failed.
 
     `placed` is filled in, not returned: a struct that is read as a whole right after it was written in parts waits for both."""
     placed.position = ring_place(&store.ring, head.length, &placed.at)

@@ -51,8 +51,8 @@ cdef extern from * nogil:
     #endif
 
     /* Reads of what may be nobody's, or another's by now: who looks for an item to evict goes over the chunks of a page without
-       a lock, and may find the page cut anew meanwhile. What is read so is a hint that is checked under a lock, so the sanitizers
-       are told to let it be; and nothing else is to be read in this way. */
+       a lock, and may find the page cut anew meanwhile. What is read so is a hint that is checked under a lock, so the
+       sanitizers are told to let it be; and nothing else is to be read in this way. */
     #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
     #define RC_HINT static __attribute__((noinline, no_sanitize("address"), no_sanitize("thread")))
     #else
@@ -139,7 +139,8 @@ cdef extern from * nogil:
         pthread_mutexattr_destroy(&kind);
         return failed;
     }
-    /* A lock for what takes some dozens of stores and nobody waits under: let go of by a plain store, where a mutex needs a second
+    /* A lock for what takes some dozens of stores and nobody waits under: let go of by a plain store, where a mutex needs a
+    second
        atomic exchange, which costs as much as looking up a key. Who finds it taken looks again for a moment, then gives way to
        whoever may have it on this core, then sleeps: its holder may have been put off the core, or copy a whole bucket. */
     #define RC_LOOKS 64

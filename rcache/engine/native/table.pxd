@@ -74,13 +74,17 @@ cdef inline uint32_t bin_number(const Table *table, uint32_t hashed) noexcept no
     return number if number < table.bins else number & ((<uint32_t>1 << table.level) - 1)
 
 
-cdef inline Item *table_find(const Memory *memory, Table *table, uint32_t hashed, const uint8_t *key, uint32_t key_bytes) noexcept nogil:
+cdef inline Item *table_find(
+    const Memory *memory, Table *table, uint32_t hashed, const uint8_t *key, uint32_t key_bytes
+) noexcept nogil:
     """The item under a key, or NULL."""
     cdef uint32_t *entry = table_look(memory, table, hashed, key, key_bytes)
     return <Item *>chunk_at(memory, entry[0]) if entry != NULL else NULL
 
 
-cdef inline uint32_t *table_look(const Memory *memory, Table *table, uint32_t hashed, const uint8_t *key, uint32_t key_bytes) noexcept nogil:
+cdef inline uint32_t *table_look(
+    const Memory *memory, Table *table, uint32_t hashed, const uint8_t *key, uint32_t key_bytes
+) noexcept nogil:
     """Where the item under a key stands in its chain, or NULL."""
     cdef Bin *held = bin_at(memory, table, bin_number(table, hashed))
     cdef uint8_t tag = <uint8_t>(hashed >> TAG_SHIFT)
