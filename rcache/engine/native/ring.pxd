@@ -30,7 +30,7 @@ from libc.string cimport memset
 
 from rcache.engine.native.system cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, MREMAP_FIXED, MREMAP_MAYMOVE,
-    PROT_NONE, PROT_READ, PROT_WRITE, add64, and64, cas64, cond_init, cond_wait_until, fence, get32, load64, load8,
+    PROT_NONE, PROT_READ, PROT_WRITE, add64, and64, cas64, cond_init, cond_wait_until, fence, fetch_lines, get32, load64, load8,
     mmap, monotonic_ns, mremap, munmap, mutex_init, note_wait, or64, pthread_cond_broadcast, pthread_cond_destroy,
     pthread_cond_t, pthread_mutex_destroy, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
     pthread_spin_destroy, pthread_spinlock_t, signed64, spin_init, spin_lock, spin_unlock, store64, store8,
@@ -42,6 +42,7 @@ cdef enum:
     POINTS_MAX = 64
     FAILURE_BYTES = 512
     KIND_AT = 4
+    FETCH_LINES = 8
     # How long a record's copying is waited for: it is done in far less.
     COPYING_NS = 1000000
     # The commit point that is the append log.
@@ -281,6 +282,8 @@ cdef inline uint64_t place_watched(Ring *ring, uint32_t count, uint8_t **place) 
             store8(place[0] + KIND_AT, 0)
         store64(&ring.head, position | <uint64_t>1 << 63)
     spin_unlock(&ring.placing)
+    if place[0] != NULL:  # what comes next is nowhere near the processor: the ring is larger than its caches
+        fetch_lines(place[0] + count, FETCH_LINES)
     return position
 
 

@@ -90,6 +90,10 @@ cdef extern from * nogil:
         return found;
     #endif
     }
+    /* So many cache lines will be written soon. */
+    static inline void rc_fetch(uint8_t *at, size_t lines) {
+        for (size_t n = 0; n < lines; n++) __builtin_prefetch(at + 64 * n, 1);
+    }
     static inline int rc_lowest32(uint32_t bits) { return __builtin_ctz(bits); }
     static inline int rc_lowest64(uint64_t bits) { return __builtin_ctzll(bits); }
     static inline int rc_highest64(uint64_t bits) { return 63 - __builtin_clzll(bits); }
@@ -237,6 +241,7 @@ cdef extern from * nogil:
     int64_t signed64 "rc_signed64"(const int64_t *) noexcept
     void fence "rc_fence"() noexcept
     uint32_t match12 "rc_match12"(const uint8_t *tags, uint8_t tag) noexcept
+    void fetch_lines "rc_fetch"(uint8_t *, size_t lines) noexcept
     int lowest32 "rc_lowest32"(uint32_t) noexcept
     int lowest64 "rc_lowest64"(uint64_t) noexcept
     int highest64 "rc_highest64"(uint64_t) noexcept
