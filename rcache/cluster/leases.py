@@ -1,0 +1,156 @@
+"""Leases between two nodes: what a primary holds of its backups, and what a backup has granted to its primaries.
+
+What it is: two books that are told of heartbeats and asked what follows from them. They know no clock: every call is given the
+boot clock (CLOCK_BOOTTIME, ns), which goes on while a machine sleeps. Only that clocks run at about the same rate is trusted:
+within RATE_MARGIN of each other.
+Which thread runs it: any that holds the lock of the books, which is their owner's: the same under which grants are sent.
+What it owns: the times. What it must not know: views, links, buckets, who is primary of what.
+
+How it goes. P sends a heartbeat and notes when. B receives it, notes when, and answers with a grant: so many ns, counted from
+when P *sent*. So what P counts ends before what B counts, however long either was under way. B does not ask for what is P's
+before `grace` after it *received* the last heartbeat that it answered, or after it learnt of the view, whichever is later;
+grace is longer than a lease by more than the margin.
+
+Invariants, with what each prevents:
+1. A lease ends at P no later than the grant does at B, by real time. (P serves on while B has taken over: two primaries.)
+2. A grant is of two incarnations. One of P's former incarnation, or by B's, is worth nothing. (B restarts, knows of no grant
+   and takes over, while P still counts on it.)
+3. From `decide` to `settle` nothing is granted to a peer. (B asks to be primary, P hears a heartbeat answered meanwhile, the
+   register agrees with B, and both serve.)
+4. What was granted is remembered by the peer's name, under whatever view and incarnation, until it has run out. (A view makes B
+   primary before P's lease, of an earlier view, has run out.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+RATE_MARGIN = 0.005
+"""By how much the rates of two clocks may differ. NTP slews by 0.0005 at most; ten times that is still little to wait."""
+
+
+class Peer(NamedTuple):
+    """Another node, as it is since its last start."""
+
+    name: str
+    incarnation: int
+
+
+@dataclass(slots=True)
+class _Held:
+    incarnation: int
+    sent: dict[int, int]  # heartbeat: when it was sent
+    until_ns: int = 0
+
+
+class HeldLeases:
+    """What others have granted this node."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, _Held] = {}
+
+    def note_sent(self, peer: Peer, heartbeat: int, now_ns: int) -> None:
+        """A heartbeat is about to be sent: before its first byte leaves."""
+        held = self._held.get(peer.name)
+        if held is None or held.incarnation != peer.incarnation:
+            held = self._held[peer.name] = _Held(peer.incarnation, {})  # invariant 2
+        held.sent[heartbeat] = now_ns
+
+    def note_grant(self, peer: Peer, heartbeat: int, length_ns: int) -> None:
+        """The answer to a heartbeat grants this much from when that was sent. One that was not sent to this incarnation, or
+        was answered already, says nothing."""
+        held = self._held.get(peer.name)
+        if held is None or held.incarnation != peer.incarnation or heartbeat not in held.sent:
+            return
+        held.until_ns = max(held.until_ns, held.sent[heartbeat] + length_ns)
+        held.sent = {later: at for later, at in held.sent.items() if later > heartbeat}
+
+    def holds(self, peer: Peer, now_ns: int) -> bool:
+        """Whether this node may count on the peer now. To be asked after the work and after the wait, before bytes leave."""
+        held = self._held.get(peer.name)
+        return held is not None and held.incarnation == peer.incarnation and now_ns < held.until_ns
+
+    def left_ns(self, peer: Peer, now_ns: int) -> int:
+        """How much of a lease is left; 0 if there is none."""
+        return max(0, self._held[peer.name].until_ns - now_ns) if self.holds(peer, now_ns) else 0
+
+    def forget(self, name: str) -> None:
+        """This node gave up whatever it counted on this peer for."""
+        self._held.pop(name, None)
+
+
+@dataclass(slots=True)
+class _Granted:
+    incarnation: int
+    received_ns: int
+    """When the last heartbeat that was answered with a grant came in."""
+    runs_out_ns: int
+    """When all grants to this name have run out for certain, by this clock (invariant 4)."""
+    deciding: bool = False
+
+
+class GivenGrants:
+    """What this node has granted to others. Lengths in ns: `lease`, and `grace`, which is longer by more than the margin."""
+
+    def __init__(self, lease_ns: int, grace_ns: int, now_ns: int) -> None:
+        self._granted: dict[str, _Granted] = {}
+        self._learnt_ns = now_ns
+        self._lease_ns = self._grace_ns = 0
+        self.set_lengths(lease_ns, grace_ns)
+
+    def set_lengths(self, lease_ns: int, grace_ns: int) -> None:
+        """For grants from now on. Raises ValueError where grace would not outlast a lease."""
+        if not 0 < stretched(lease_ns) < grace_ns:
+            raise ValueError(f"a grace of {grace_ns} ns does not outlast a lease of {lease_ns} ns by the margin of clocks")
+        self._lease_ns, self._grace_ns = lease_ns, grace_ns
+
+    def learn_view(self, now_ns: int) -> None:
+        """A view was taken in: whoever is somebody's primary from now on gets the whole grace to say so."""
+        self._learnt_ns = now_ns
+
+    def grant(self, peer: Peer, now_ns: int) -> int:
+        """What the answer to a heartbeat received now grants; 0: nothing, and then the answer must not grant (invariant 3)."""
+        given = self._granted.get(peer.name)
+        if given is None:
+            given = self._granted[peer.name] = _Granted(peer.incarnation, now_ns, 0)
+        if given.deciding or peer.incarnation < given.incarnation:
+            return 0
+        given.incarnation = peer.incarnation
+        given.received_ns = now_ns
+        given.runs_out_ns = max(given.runs_out_ns, now_ns + stretched(self._lease_ns))
+        return self._lease_ns
+
+    def is_overdue(self, name: str, now_ns: int, *, broken: bool = False) -> bool:
+        """Whether a peer has not been heard of for so long that its buckets may be asked for. `broken`: the connection is,
+        which proves nothing, but then no heartbeat is on its way any more, and only what was granted is waited for."""
+        given = self._granted.get(name)
+        if broken and given is not None:
+            return now_ns >= given.runs_out_ns
+        received_ns = given.received_ns if given is not None else 0
+        return now_ns >= max(received_ns, self._learnt_ns) + self._grace_ns
+
+    def decide(self, name: str) -> None:
+        """This node is about to ask for what is the peer's: nothing is granted to it until that is settled (invariant 3)."""
+        given = self._granted.get(name)
+        if given is None:
+            self._granted[name] = _Granted(0, 0, 0, deciding=True)
+        else:
+            given.deciding = True
+
+    def settle(self, name: str) -> None:
+        """The view that settles it was read."""
+        given = self._granted.get(name)
+        if given is not None:
+            given.deciding = False
+
+    def has_run_out(self, name: str, now_ns: int) -> bool:
+        """Whether nothing that this node ever granted to that name can be counted on any more: only then may it serve what was
+        the peer's without the peer's own word that it gave it up (invariant 4)."""
+        given = self._granted.get(name)
+        return given is None or now_ns >= given.runs_out_ns
+
+
+def stretched(length_ns: int) -> int:
+    """How long to wait by a clock that may be fast for a length that is counted by one that may be slow."""
+    return length_ns + int(length_ns * 2 * RATE_MARGIN) + 1
