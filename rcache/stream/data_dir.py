@@ -13,7 +13,6 @@ Invariants:
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
@@ -24,7 +23,7 @@ from pathlib import Path
 from rcache.records.files import FileHeader, FileKind
 from rcache.records.reader import DataDamaged, RecordFile
 from rcache.records.rebuild import Source
-from rcache.stream.disk import Disk
+from rcache.stream.disk import Disk, replace_file
 
 IDENTITY_FILE = "node.json"
 LOCK_FILE = "lock"
@@ -116,19 +115,8 @@ class DataDir:
         """Replace the identity, durably (invariant 2)."""
         held = self.identity
         assert held is None or (held.epoch <= identity.epoch and held.incarnation <= identity.incarnation)
-        path = self.path / IDENTITY_FILE
-        temporary = path.with_suffix(".tmp")
-        with contextlib.suppress(FileNotFoundError):
-            self._disk.remove(temporary)
-        fd = self._disk.create(temporary)
-        try:
-            text = json.dumps({"format": IDENTITY_FORMAT, **asdict(identity)}, indent=2) + "\n"
-            self._disk.write(fd, text.encode())
-            self._disk.sync(fd)
-        finally:
-            self._disk.close(fd)
-        self._disk.rename(temporary, path)
-        self._disk.sync_directory(self.path)
+        text = json.dumps({"format": IDENTITY_FORMAT, **asdict(identity)}, indent=2) + "\n"
+        replace_file(self._disk, self.path / IDENTITY_FILE, text.encode())
         self.identity = identity
 
     def begin_incarnation(self) -> Identity:

@@ -63,3 +63,19 @@ class Disk:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+def replace_file(disk: Disk, path: Path, data: bytes) -> None:
+    """Have `path` hold this, on the disk when it returns; whatever happens, it holds all of this or what it held before. Raises
+    OSError, and then which of the two is not known until it is read again."""
+    temporary = path.with_suffix(".tmp")
+    with contextlib.suppress(FileNotFoundError):
+        disk.remove(temporary)
+    fd = disk.create(temporary)
+    try:
+        disk.write(fd, data)
+        disk.sync(fd)
+    finally:
+        disk.close(fd)
+    disk.rename(temporary, path)
+    disk.sync_directory(path.parent)
