@@ -171,6 +171,19 @@ class LinkFrame:
     send_s: float = 30.0
 
 
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """Part of a bucket, copied while it goes on serving: `count` ROW records in `body`, as of the bucket's `sequence` and the
+    stream's `position` behind it. `after` is where the next portion goes on; None: this was the last."""
+
+    body: bytes
+    count: int
+    after: object
+    sequence: int
+    position: int
+    time_ms: int
+
+
 class StreamReader(Protocol):
     """A cursor in the change stream. One thread's, but for `release`."""
 
@@ -350,6 +363,13 @@ class Engine(Protocol):
 
     def copy_bucket(self, bucket: int) -> Iterator[bytes]:
         """A copy of a bucket: IMPORT_BEGIN, ROWs and IMPORT_END, a record each."""
+        ...
+
+    def copy_portion(self, bucket: int, after: object, bytes_max: int) -> Portion:
+        """Some of a bucket's items, about `bytes_max` bytes of them; `after` is what the portion before said, None at first.
+        Every item that is there throughout is in one of the portions; one that comes, goes or changes meanwhile is told by the
+        stream: who sends that up to `position` before these rows, and goes on with it after them, sends no row that is older
+        than what was sent before it."""
         ...
 
     def flush(self, deadline_ns: int) -> int:

@@ -293,6 +293,9 @@ class Round:
         done = 0
         while self.is_on:
             body = b"".join(self.engine.copy_bucket(random.choice(PRIMARY)))
+            after: object = None
+            while (portion := self.engine.copy_portion(random.choice(PRIMARY), after, 1000)).after is not None:
+                after = portion.after
             with contextlib.suppress(ChainError, ValueError):
                 self.engine.apply(body)
             target = random.randrange(14, BUCKETS)

@@ -19,7 +19,7 @@ from rcache.engine.native cimport protocol
 from rcache.engine.native.answers cimport Worker, rewrite_uncommitted, write_reason, REASON_BYTES_MAX
 from rcache.engine.native.change cimport Buffer, buffer_free, buffer_need, end_batch
 from rcache.engine.native.copies cimport (
-    APPLIED, Applied, Record, apply_all, begin_locked, copy_bucket, flush_bucket, open_bucket,
+    APPLIED, Applied, Record, Portion, apply_all, begin_locked, copy_bucket, copy_portion, flush_bucket, open_bucket,
 )
 from rcache.engine.native.commitment cimport (
     NO_POINT, POINT_CLOSED, Wait, point_advance, point_open, ring_durable, ring_end_waits, ring_fail, ring_unpark,
@@ -417,6 +417,22 @@ cdef class Core:
             if out.failed:
                 raise MemoryError("no memory for the copy of a bucket")
             return PyBytes_FromStringAndSize(<char *>out.data, out.count)
+        finally:
+            buffer_free(&out)
+
+    def copy_portion(self, uint32_t bucket, uint64_t begin, uint64_t bytes_max):
+        """(ROWs, how many, where the next portion begins, the bucket's sequence, the stream's position, the newest time)."""
+        cdef Bucket *held = self.bucket_of(bucket)
+        cdef Portion portion
+        cdef Buffer out
+        memset(&out, 0, sizeof(Buffer))
+        with nogil:
+            copy_portion(self.store, held, begin, bytes_max, &out, &portion)
+        try:
+            if out.failed:
+                raise MemoryError("no memory for a part of a bucket")
+            body = PyBytes_FromStringAndSize(<char *>out.data, out.count)
+            return body, portion.rows, portion.next, portion.sequence, portion.position, portion.time_ms
         finally:
             buffer_free(&out)
 

@@ -17,7 +17,7 @@ from rcache.engine.native.change cimport Buffer, Key, buffer_need, set_key
 from rcache.records._countdown cimport Countdown, countdown, is_even, take, take8, take16, take32, take64
 from rcache.engine.native.expiry cimport wheel_take, wheel_unpark
 from rcache.engine.native.items cimport (
-    EXPIRES, Item, body_read, body_write, expires_at, expiry_of, item_alloc, item_free,
+    EXPIRES, Item, body_read, hash_of, body_write, expires_at, expiry_of, item_alloc, item_free,
 )
 from rcache.engine.native.memory cimport Memory, chunk_at, chunk_free, handle_of
 from rcache.engine.native.protocol cimport (
@@ -25,15 +25,15 @@ from rcache.engine.native.protocol cimport (
     KIND_SET, RECORD_HEADER_BYTES, ST_BUSY, ST_STOPPING, RecordHead, put_record_head,
 )
 from rcache.engine.native.removal cimport WHY_COUNTER, WHY_STREAM_FAILED, Outcome, give_key, refuse, reserve_stream
-from rcache.engine.native.ring cimport ring_give
+from rcache.engine.native.ring cimport ring_give, ring_head
 from rcache.engine.native.change cimport not_primary
 from rcache.engine.native.store cimport (
     ABSENT, BACKUP, FROZEN, IMPORTING, PRIMARY, Bucket, Placed, Store, bucket_now_locked, learn_time_locked,
     link_locked, name_item, now_ms, record_locked, unlink_locked, bucket_at, used_now,
 )
-from rcache.engine.native.system cimport put64, spin_lock, spin_unlock, store8
+from rcache.engine.native.system cimport put64, reverse32, spin_lock, spin_unlock, store8
 from rcache.engine.native.table cimport (
-    BIN_ENTRIES, Bin, bin_at, segment_drop, segment_of, table_close, table_entry, table_find, table_init, table_reserve,
+    BIN_ENTRIES, Bin, bin_at, bin_number, segment_drop, segment_of, table_close, table_entry, table_find, table_init, table_reserve,
 )
 
 cdef enum Applied:
@@ -422,6 +422,55 @@ cdef inline void copy_bucket(Store *store, Bucket *bucket, Buffer *out) noexcept
         put64(out.data + out.count, bucket.sequence)
         put64(out.data + out.count + 8, bucket.table.count)
         out.count += 16
+    spin_unlock(&bucket.stripe.lock)
+
+
+cdef struct Portion:
+    # Of a bucket that is copied a part at a time. `next`: where the next begins; 2**32 at the end.
+    uint64_t next
+    uint64_t rows
+    uint64_t sequence        # the bucket's newest, and the stream's position behind it, when these rows were copied
+    uint64_t position
+    uint64_t time_ms
+
+
+cdef inline void copy_portion(
+    Store *store, Bucket *bucket, uint64_t begin, uint64_t bytes_max, Buffer *out, Portion *portion
+) noexcept nogil:
+    """ROWs of some items of a bucket, in whole bins, up to about `bytes_max` bytes; made under the lock.
+
+    The order is that of the hashes with their bits reversed: a bin of the table has all hashes that end in the same bits, so
+    it is one stretch of that order, and when a bin is split or merged, stretches are cut in two or put together. So however
+    the table grows or shrinks between two portions, an item that stays is in one of them, and `next` says all that must be
+    remembered (Pieter Noordhuis found the like for tables that double, Redis's SCAN)."""
+    cdef Memory *memory = &store.memory
+    cdef RecordHead head
+    cdef uint64_t at = begin, width, end
+    cdef uint32_t hashed
+    cdef int place
+    cdef Bin *held
+    cdef Item *item
+    portion.rows = 0
+    spin_lock(&bucket.stripe.lock)
+    head.bucket, head.time_ms, head.cause = bucket.number, bucket.newest_ms, 0
+    while at >> 32 == 0 and out.count < bytes_max and not out.failed:
+        # The stretch of a bin that was split already; one that was not is come upon twice.
+        hashed, width = reverse32(<uint32_t>at), (<uint64_t>1 << 32) >> (bucket.table.level + 1)
+        end = (at & ~(width - 1)) + width
+        held = bin_at(memory, &bucket.table, bin_number(&bucket.table, hashed))
+        while True:
+            for place in range(BIN_ENTRIES):
+                if held.entries[place]:
+                    item = <Item *>chunk_at(memory, held.entries[place])
+                    if at <= reverse32(hash_of(item)) < end:
+                        copy_row(memory, out, item, &head)
+                        portion.rows += 1
+            if not held.more:
+                break
+            held = <Bin *>chunk_at(memory, held.more)
+        at = end
+    portion.next, portion.sequence, portion.time_ms = at, bucket.sequence, bucket.newest_ms
+    portion.position = ring_head(&store.ring)
     spin_unlock(&bucket.stripe.lock)
 
 

@@ -26,6 +26,7 @@ from rcache.engine.contract import (
     EngineConfig,
     EngineConnection,
     Handback,
+    Portion,
     RequestRefused,
     StreamEnd,
     Wait,
@@ -48,6 +49,9 @@ from rcache_client.wire.opcodes import VALUE_HASH_BYTES, Status
 
 OPEN_WAIT_S = 30.0
 """How long opening a bucket waits for room in the stream. The log writer drains the whole ring in far less."""
+
+HASHES = 1 << 32
+"""How many hashes a key can have: where a bucket that is copied in portions ends."""
 
 EXPIRE_WAIT_S = 1.0
 """How long the housekeeper waits for room in the stream before it tries again on its next round."""
@@ -190,6 +194,11 @@ class NativeEngine:
     def copy_bucket(self, bucket: int) -> Iterator[bytes]:
         body = self._core.copy(bucket)
         return (body[head.start : head.end] for head in heads(body))
+
+    def copy_portion(self, bucket: int, after: object, bytes_max: int) -> Portion:
+        assert after is None or isinstance(after, int)
+        body, count, following, *rest = self._core.copy_portion(bucket, after or 0, bytes_max)
+        return Portion(body, count, following if following < HASHES else None, *rest)
 
     # --- upkeep
 

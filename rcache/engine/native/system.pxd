@@ -90,6 +90,13 @@ cdef extern from * nogil:
         return found;
     #endif
     }
+    /* The bits in the opposite order. */
+    static inline uint32_t rc_reverse32(uint32_t v) {
+        v = (v >> 1 & 0x55555555u) | (v & 0x55555555u) << 1;
+        v = (v >> 2 & 0x33333333u) | (v & 0x33333333u) << 2;
+        v = (v >> 4 & 0x0F0F0F0Fu) | (v & 0x0F0F0F0Fu) << 4;
+        return __builtin_bswap32(v);
+    }
     /* So many cache lines will be written soon. */
     static inline void rc_fetch(uint8_t *at, size_t lines) {
         for (size_t n = 0; n < lines; n++) __builtin_prefetch(at + 64 * n, 1);
@@ -241,6 +248,7 @@ cdef extern from * nogil:
     int64_t signed64 "rc_signed64"(const int64_t *) noexcept
     void fence "rc_fence"() noexcept
     uint32_t match12 "rc_match12"(const uint8_t *tags, uint8_t tag) noexcept
+    uint32_t reverse32 "rc_reverse32"(uint32_t) noexcept
     void fetch_lines "rc_fetch"(uint8_t *, size_t lines) noexcept
     int lowest32 "rc_lowest32"(uint32_t) noexcept
     int lowest64 "rc_lowest64"(uint64_t) noexcept

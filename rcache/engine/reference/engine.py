@@ -24,6 +24,7 @@ from rcache.engine.contract import (
     EngineConfig,
     EngineConnection,
     Handback,
+    Portion,
     RequestRefused,
     StreamEnd,
     Wait,
@@ -228,6 +229,26 @@ class ReferenceEngine:
                 Record(Kind.ROW, Cause.NONE, bucket, item.flags, item.version, time_ms, item.expires_at_ms, key, item.value)
             )
         yield _mark(Kind.IMPORT_END, bucket, sequence, time_ms, encode_import_end(ImportEnd(sequence, len(rows))))
+
+    def copy_portion(self, bucket: int, after: object, bytes_max: int) -> Portion:
+        """By the keys' own order, which no change of others changes."""
+        assert after is None or isinstance(after, bytes)
+        held = self._store.buckets[bucket]
+        rows: list[bytes] = []
+        size = 0
+        with held.stripe.lock:
+            sequence, time_ms, position = held.sequence, held.newest_ms, self._ring.head
+            left = sorted(key for key in held.items if after is None or key > after)
+            while len(rows) < len(left) and size < bytes_max:
+                key = left[len(rows)]
+                item = held.items[key]
+                record = Record(
+                    Kind.ROW, Cause.NONE, bucket, item.flags, item.version, time_ms, item.expires_at_ms, key, item.value
+                )
+                rows.append(encode(record))
+                size += len(rows[-1])
+        following = left[len(rows) - 1] if len(rows) < len(left) else None
+        return Portion(b"".join(rows), len(rows), following, sequence, position, time_ms)
 
     # --- upkeep
 
