@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Collection
 from typing import Protocol
 
-from rcache.engine.contract import CommitPoint
+from rcache.engine.change_stream import CommitPoint
 
 
 class Counting(Protocol):
@@ -30,7 +30,7 @@ class Counting(Protocol):
 
 
 class LinkPoint:
-    """See `contract.CommitPoint`."""
+    """See `change_stream.CommitPoint`."""
 
     def __init__(self, counting: Counting, name: str, number: int, lock: threading.Lock) -> None:
         self.name = name

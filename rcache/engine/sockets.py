@@ -1,4 +1,4 @@
-"""What both bodies and the links do with sockets that block: timeouts, and sending all within one.
+"""What both bodies and the links do with sockets that block: timeouts, sending all within one, and how a connection ends.
 
 Which thread runs it: the one that owns the socket. What it owns: nothing. What it must not know: what is sent over it.
 """
@@ -9,8 +9,23 @@ import select
 import socket
 import struct
 import time
+from enum import Enum
 
-from rcache.engine.contract import Ended
+
+class Ended(Enum):
+    """Why `serve` came back."""
+
+    FRAME = "a frame that is not the engine's business"
+    CLOSED = "the peer closed"
+    LOST = "the connection broke"
+    BAD_FRAME = "a frame that cannot be read"
+    HELLO_TIMEOUT = "no first frame in time"
+    IDLE_TIMEOUT = "idle for too long"
+    FRAME_TIMEOUT = "a frame that did not come in whole in time"
+    SLOW_READER = "replies were not taken in time"
+    STOPPING = "asked to stop"
+    CROWDED = "to be served by a worker that shares sockets from now on"
+
 
 POLL_MS_MAX = (1 << 31) - 1
 """What one poll takes (a C int, 24 days); a longer wait is several."""

@@ -22,7 +22,8 @@ from typing import NamedTuple
 
 from loguru import logger
 
-from rcache.engine.contract import Ended, Engine, EngineConnection, Handback, SocketGroup
+from rcache.engine.contract import Engine, EngineConnection, Handback, SocketGroup
+from rcache.engine.sockets import Ended
 from rcache.server.worker import Connections, Worker, WorkerRun
 from rcache_client.wire.frames import Request
 from rcache_client.wire.opcodes import Opcode

@@ -22,8 +22,8 @@ from collections.abc import Callable
 
 from loguru import logger
 
-from rcache.engine.contract import ConnectionLimits, Ended, Engine, EngineConnection, Handback
-from rcache.engine.sockets import set_kernel_timeout
+from rcache.engine.contract import ConnectionLimits, Engine, EngineConnection, Handback
+from rcache.engine.sockets import Ended, set_kernel_timeout
 from rcache.server.session import Control, Session, Welcome
 from rcache_client.wire.opcodes import Opcode, Status
 

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rcache.engine.contract import Batch, ChangeStream, StreamEnd
+from rcache.engine.change_stream import Batch, ChangeStream, StreamEnd
 from rcache.records.checksums import crc32
 from rcache.records.files import NO_FILE, FileHeader, FileKind, encode_block_head, encode_end, encode_header
 from rcache.stream.data_dir import SEGMENT_SUFFIX, Identity

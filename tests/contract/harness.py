@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from rcache.engine.change_stream import StreamReader
 from rcache.engine.clock import NodeClock
-from rcache.engine.contract import ConnectionLimits, Engine, Handback, StreamReader
+from rcache.engine.contract import ConnectionLimits, Engine, Handback
 from rcache.records.record import Kind, Record, counter_of, decode, decode_opening, epoch_of
 from rcache_client.wire.frames import Reply, ReplyReader, Request, encode_request
 from rcache_client.wire.grammar import REQUESTS, decode_reply

@@ -10,7 +10,8 @@ import zlib
 import pytest
 
 from rcache.engine.bodies import make_engine
-from rcache.engine.contract import Batch, Engine, RequestRefused, StreamEnd
+from rcache.engine.change_stream import Batch, StreamEnd
+from rcache.engine.contract import Engine, RequestRefused
 from rcache.records.record import HEADER_BYTES, Cause, Kind, decode, decode_opening, make_sequence
 from rcache_client.wire.opcodes import Opcode, Status
 from tests.contract.conftest import EngineFactory

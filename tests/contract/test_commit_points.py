@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from rcache.engine.contract import DISK, POINTS_MAX, CommitPoint, Engine, RequestRefused, StreamEnd, Wait
+from rcache.engine.change_stream import DISK, POINTS_MAX, CommitPoint, StreamEnd, Wait
+from rcache.engine.contract import Engine, RequestRefused
 from rcache_client.wire.frames import encode_request
 from rcache_client.wire.opcodes import Opcode, Status
 from tests.contract.conftest import EngineFactory

@@ -12,7 +12,9 @@ from contextlib import ExitStack
 import pytest
 
 from rcache.cluster.bucket_state import BucketState
-from rcache.engine.contract import CommitPoint, Ended, Engine, LinkFrame, StreamReader
+from rcache.engine.change_stream import CommitPoint, LinkFrame, StreamReader
+from rcache.engine.contract import Engine
+from rcache.engine.sockets import Ended
 from rcache.records.record import decode, heads
 from rcache_client.wire.frames import Request, RequestReader
 from rcache_client.wire.opcodes import Opcode, Status

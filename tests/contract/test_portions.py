@@ -7,7 +7,8 @@ import random
 import pytest
 
 from rcache.cluster.bucket_state import BucketState
-from rcache.engine.contract import Engine, Portion, StreamReader
+from rcache.engine.change_stream import Portion, StreamReader
+from rcache.engine.contract import Engine
 from rcache.records.record import Cause, ImportEnd, Kind, Record, decode, encode, encode_import_end, heads
 from tests.contract.conftest import EngineFactory
 from tests.contract.harness import EVERYTHING, PATIENCE_S, Caller, Task, state_of

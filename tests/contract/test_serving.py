@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from rcache.engine.contract import ConnectionLimits, Ended, Engine
+from rcache.engine.contract import ConnectionLimits, Engine
+from rcache.engine.sockets import Ended
 from rcache_client.wire.frames import HEADER, encode_request
 from rcache_client.wire.opcodes import PROTOCOL_VERSION, REQUEST_MAGIC, Opcode, Status
 from tests.contract.conftest import EngineFactory

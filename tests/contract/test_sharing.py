@@ -14,7 +14,8 @@ from contextlib import ExitStack, closing
 
 import pytest
 
-from rcache.engine.contract import ConnectionLimits, Ended, Engine, EngineConnection, Handback, SocketGroup
+from rcache.engine.contract import ConnectionLimits, Engine, EngineConnection, Handback, SocketGroup
+from rcache.engine.sockets import Ended
 from rcache_client.wire.frames import Reply, ReplyReader, encode_reply, encode_request
 from rcache_client.wire.opcodes import Opcode, Status
 from tests.contract.conftest import EngineFactory

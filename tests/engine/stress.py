@@ -23,9 +23,11 @@ from collections.abc import Callable
 from random import Random
 
 from rcache.cluster.bucket_state import BucketState
+from rcache.engine.change_stream import LinkFrame
 from rcache.engine.clock import NodeClock
-from rcache.engine.contract import ChainError, ConnectionLimits, Ended, EngineConfig, LinkFrame, RequestRefused
+from rcache.engine.contract import ChainError, ConnectionLimits, EngineConfig, RequestRefused
 from rcache.engine.native.engine import NativeEngine, NativeGroup
+from rcache.engine.sockets import Ended
 from rcache_client.wire.frames import Request, encode_request
 from rcache_client.wire.grammar import REQUESTS
 from rcache_client.wire.opcodes import Opcode

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from rcache.engine.contract import NO_WAIT, EngineConfig, RequestRefused, Wait
+from rcache.engine.change_stream import NO_WAIT, Wait
+from rcache.engine.contract import EngineConfig, RequestRefused
 from rcache.engine.reference import ReferenceEngine
 from rcache.engine.reference import engine as engine_module
 from rcache.engine.reference import store as store_module

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from rcache.engine.contract import StreamEnd
+from rcache.engine.change_stream import StreamEnd
 from rcache.engine.reference import ring as ring_module
 from rcache.engine.reference.ring import Ring, StreamFailed
 from rcache.records.record import Cause, Kind, Record, decode, encode

@@ -8,8 +8,9 @@ from time import monotonic
 
 import pytest
 
-from rcache.engine.contract import ConnectionLimits, Ended
+from rcache.engine.contract import ConnectionLimits
 from rcache.engine.reference import serving
+from rcache.engine.sockets import Ended
 from soak.server_process import ServerProcess
 from tests.integration.wire import Wire
 

@@ -12,7 +12,8 @@ import pytest
 from rcache.cluster.bucket_state import BucketState
 from rcache.engine.bodies import NATIVE, make_engine, why_not_native
 from rcache.engine.clock import NodeClock
-from rcache.engine.contract import ConnectionLimits, Ended, Engine, EngineConfig
+from rcache.engine.contract import ConnectionLimits, Engine, EngineConfig
+from rcache.engine.sockets import Ended
 
 pytestmark = pytest.mark.skipif(bool(why_not_native()), reason="the native engine was not built here")
 

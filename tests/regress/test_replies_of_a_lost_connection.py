@@ -8,7 +8,8 @@ import pytest
 
 from rcache.engine.bodies import NATIVE, make_engine, why_not_native
 from rcache.engine.clock import NodeClock
-from rcache.engine.contract import ConnectionLimits, Ended, EngineConfig
+from rcache.engine.contract import ConnectionLimits, EngineConfig
+from rcache.engine.sockets import Ended
 from rcache_client.wire.frames import encode_request
 from rcache_client.wire.opcodes import Opcode
 from tests.contract.harness import decode_frame, encode_payload

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from rcache.engine.contract import Ended, RequestRefused
+from rcache.engine.contract import RequestRefused
+from rcache.engine.sockets import Ended
 from rcache.server.session import REASON_BYTES_MAX, Response, Session, Stage, Welcome
 from rcache_client.wire import proof
 from rcache_client.wire.frames import BadFrame, Reply, ReplyReader, Request

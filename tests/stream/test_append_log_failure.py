@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rcache.engine.contract import Batch, StreamEnd
+from rcache.engine.change_stream import Batch, StreamEnd
 from rcache.engine.reference.ring import StreamFailed
 from rcache.records.reader import Tail
 from rcache.stream import append_log

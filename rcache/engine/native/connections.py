@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import socket
 
-from rcache.engine.contract import ConnectionLimits, Ended, EngineConnection, Handback
+from rcache.engine.contract import ConnectionLimits, EngineConnection, Handback
 from rcache.engine.native import _native
-from rcache.engine.sockets import set_kernel_timeout
+from rcache.engine.sockets import Ended, set_kernel_timeout
 from rcache_client.wire.frames import HEADER, HEADER_BYTES, BadFrame, Request, RequestReader
 from rcache_client.wire.grammar import REQUESTS, BadPayload
 from rcache_client.wire.opcodes import Status

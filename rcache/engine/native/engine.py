@@ -17,20 +17,10 @@ from hashlib import blake2b
 from typing import Any
 
 from rcache.cluster.bucket_state import BucketState, may_follow
+from rcache.engine.change_stream import CommitPoint, Portion, StreamEnd, Wait
 from rcache.engine.clock import NodeClock
 from rcache.engine.commit_point import LinkPoint, LinkPoints
-from rcache.engine.contract import (
-    UNCOMMITTED,
-    CommitPoint,
-    ConnectionLimits,
-    EngineConfig,
-    EngineConnection,
-    Handback,
-    Portion,
-    RequestRefused,
-    StreamEnd,
-    Wait,
-)
+from rcache.engine.contract import UNCOMMITTED, ConnectionLimits, EngineConfig, EngineConnection, Handback, RequestRefused
 from rcache.engine.native import _native
 from rcache.engine.native.applied import STATES, raise_not_applied
 from rcache.engine.native.connections import NativeConnection, NativeGroup

@@ -52,7 +52,7 @@ cdef enum:
     POLL_MS_MAX = 0x7FFFFFFF
 
 cdef enum Ending:
-    # As `contract.Ended`, in its order; GOING_ON is none of them.
+    # As `sockets.Ended`, in its order; GOING_ON is none of them.
     ENDED_FRAME = 0
     ENDED_CLOSED
     ENDED_LOST

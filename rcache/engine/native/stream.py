@@ -9,8 +9,9 @@ from __future__ import annotations
 import socket
 from collections.abc import Collection
 
-from rcache.engine.contract import DISK, Batch, Ended, LinkFrame, Sent, StreamEnd, Wait
+from rcache.engine.change_stream import DISK, Batch, LinkFrame, Sent, StreamEnd, Wait
 from rcache.engine.native import _native
+from rcache.engine.sockets import Ended
 from rcache_client.wire.frames import encode_request
 
 STREAM_ENDS = (StreamEnd.REACHED, StreamEnd.TIMED_OUT, StreamEnd.FAILED)
@@ -19,7 +20,7 @@ SEND_ENDS = (None, Ended.SLOW_READER, Ended.LOST)
 
 
 class NativeReader:
-    """A cursor in the change stream. See `contract.StreamReader`."""
+    """A cursor in the change stream. See `change_stream.StreamReader`."""
 
     def __init__(self, core: _native.Core, *, holds: bool) -> None:
         self._reader = _native.Reader(core, holds)
@@ -45,7 +46,7 @@ class NativeReader:
 
 
 class DiskPoint:
-    """The commit point that is the append log. See `contract.CommitPoint`."""
+    """The commit point that is the append log. See `change_stream.CommitPoint`."""
 
     number = DISK
 
@@ -64,7 +65,7 @@ class DiskPoint:
 
 
 class NativeStream:
-    """The change stream. See `contract.ChangeStream`."""
+    """The change stream. See `change_stream.ChangeStream`."""
 
     def __init__(self, core: _native.Core) -> None:
         self._core = core

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from sortedcontainers import SortedList
 
 from rcache.cluster.bucket_state import BucketState
-from rcache.engine.contract import NO_WAIT, Wait
+from rcache.engine.change_stream import NO_WAIT, Wait
 from rcache.records.record import BORN_EMPTY, epoch_of
 
 ITEM_BYTES = 400

@@ -14,20 +14,17 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from rcache.cluster.bucket_state import BucketState, may_follow
+from rcache.engine.change_stream import CommitPoint, Portion, StreamEnd, Wait
 from rcache.engine.clock import NodeClock
 from rcache.engine.commit_point import LinkPoint, LinkPoints
 from rcache.engine.contract import (
     UNCOMMITTED,
     ChainError,
-    CommitPoint,
     ConnectionLimits,
     EngineConfig,
     EngineConnection,
     Handback,
-    Portion,
     RequestRefused,
-    StreamEnd,
-    Wait,
 )
 from rcache.engine.reference.buckets import Bucket, Item, item_bytes
 from rcache.engine.reference.operations import Operations

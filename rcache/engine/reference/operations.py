@@ -13,7 +13,8 @@ from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-from rcache.engine.contract import NO_WAIT, RequestRefused, Wait
+from rcache.engine.change_stream import NO_WAIT, Wait
+from rcache.engine.contract import RequestRefused
 from rcache.engine.reference.buckets import Item
 from rcache.engine.reference.store import REMOVE, Changed, Decision, NewItem, Refusal, Store
 from rcache.records.record import Cause

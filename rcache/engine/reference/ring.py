@@ -24,7 +24,7 @@ import threading
 import time
 from collections.abc import Collection
 
-from rcache.engine.contract import DISK, POINTS_MAX, Batch, LinkFrame, Sent, StreamEnd, Wait
+from rcache.engine.change_stream import DISK, POINTS_MAX, Batch, LinkFrame, Sent, StreamEnd, Wait
 from rcache.engine.sockets import send_within
 from rcache.records.record import bucket_of
 from rcache_client.wire.frames import encode_request
@@ -258,7 +258,7 @@ class Ring:
 
 
 class DiskPoint:
-    """The commit point that is the append log. See `contract.CommitPoint`."""
+    """The commit point that is the append log. See `change_stream.CommitPoint`."""
 
     number = DISK
 

@@ -20,10 +20,11 @@ import socket
 import time
 from typing import NamedTuple
 
-from rcache.engine.contract import NO_WAIT, UNCOMMITTED, ConnectionLimits, Ended, EngineConfig, Handback, StreamEnd, Wait
+from rcache.engine.change_stream import NO_WAIT, StreamEnd, Wait
+from rcache.engine.contract import UNCOMMITTED, ConnectionLimits, EngineConfig, Handback
 from rcache.engine.reference.operations import Operations
 from rcache.engine.reference.ring import Ring
-from rcache.engine.sockets import POLL_MS_MAX, send_within, set_kernel_timeout
+from rcache.engine.sockets import POLL_MS_MAX, Ended, send_within, set_kernel_timeout
 from rcache_client.wire.frames import BadFrame, Request, RequestReader, encode_reply
 from rcache_client.wire.grammar import REASON, BadPayload
 from rcache_client.wire.opcodes import DATA_OPCODES, Status

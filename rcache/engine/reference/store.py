@@ -20,8 +20,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from rcache.cluster.bucket_state import BucketState, may_follow
+from rcache.engine.change_stream import DISK, NO_WAIT, Wait
 from rcache.engine.clock import NodeClock
-from rcache.engine.contract import DISK, NO_WAIT, EngineConfig, RequestRefused, Wait
+from rcache.engine.contract import EngineConfig, RequestRefused
 from rcache.engine.reference.buckets import ITEM_BYTES, Bucket, Item, Stripe, item_bytes
 from rcache.engine.reference.memory import MemoryAccount
 from rcache.engine.reference.ring import Ring, StreamFailed

@@ -1,0 +1,196 @@
+"""The change stream's contract: the ordered stream of this node's changes, who reads it, and the points where they must be.
+
+What it is: types and protocols; the engine's own are in `contract`. `tests/contract/` runs one suite over every body.
+Which thread runs it: writers under their stripe lock, a reader its own, everything else any.
+What it owns: nothing. What it must not know: how a body keeps its records.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+from rcache.engine.sockets import Ended
+from rcache.records.record import heads
+
+
+class StreamEnd(Enum):
+    """How a wait on the change stream ended."""
+
+    REACHED = "reached"
+    TIMED_OUT = "timed out"
+    FAILED = "the stream's log failed"
+
+
+class Wait(NamedTuple):
+    """What an answer waits for: that each of `points` (a bit for each, by its number) has the stream up to `position`. No
+    points: it waits for nothing."""
+
+    points: int = 0
+    position: int = 0
+
+    def join(self, other: Wait) -> Wait:
+        """Both at once. A point that the one waits for is waited for up to the position of the other, too."""
+        return Wait(self.points | other.points, max(self.position, other.position))
+
+
+NO_WAIT = Wait()
+POINTS_MAX = 64
+"""Commit points that a stream can have, the disk among them: the bits of a word."""
+
+DISK = 0
+"""The number of the point that is the append log on disk."""
+
+
+class CommitPoint(Protocol):
+    """A place where the changes of this node must be before they are committed: the disk, or a backup.
+
+    `position` of a point counts from the beginning of the stream, and means: of everything before it, this point has all that
+    it is to have. So a link passes records that are not for its peer by itself, once there is none for it before them.
+    """
+
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def position(self) -> int: ...
+
+    def advance(self, position: int) -> None:
+        """An acknowledgement came in. Wakes who waits for it. Never goes back."""
+        ...
+
+    def close(self) -> None:
+        """Nothing waits for this point any more, in no bucket: what waits only for it is committed. For a peer that is no
+        backup any more, by an agreed view, and never before that."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What a reader sent: `count` records in a frame, and the stream's position behind what it looked at. With `ended` it was
+    not taken by the peer, or not all of it: the connection is of no use any more. `lost` as in `Batch`."""
+
+    count: int
+    position: int
+    lost: bool
+    ended: Ended | None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Records taken from the stream: `count` of them, one after the other in `body`, oldest first; and the stream's position
+    after them, in bytes since its beginning.
+
+    `lost` is true if records before these were dropped because this reader fell behind (only a reader that does not hold).
+    """
+
+    body: bytes | memoryview
+    count: int
+    position: int
+    lost: bool
+
+    @property
+    def records(self) -> list[bytes]:
+        """The records one by one."""
+        return [bytes(self.body[head.start : head.end]) for head in heads(self.body)]
+
+
+@dataclass(frozen=True, slots=True)
+class LinkFrame:
+    """The frame that records travel in: opcode, request id, and what precedes the records in its payload."""
+
+    opcode: int
+    request_id: int
+    prefix: bytes
+    send_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """Part of a bucket, copied while it goes on serving: `count` ROW records in `body`, as of the bucket's `sequence` and the
+    stream's `position` behind it. `after` is where the next portion goes on; None: this was the last."""
+
+    body: bytes
+    count: int
+    after: object
+    sequence: int
+    position: int
+    time_ms: int
+
+
+class StreamReader(Protocol):
+    """A cursor in the change stream. One thread's, but for `release`."""
+
+    def take(self, bytes_max: int, timeout_s: float, linger_s: float = 0.0, *, view: bool = False) -> Batch:
+        """What there is, up to about `bytes_max` (one record at least). Blocks up to `timeout_s` for the first record, then
+        up to `linger_s` for more unless somebody waits for them. `view`: for a reader that holds, the body may lie in the
+        stream itself; it is good until it is released, and copied by nobody."""
+        ...
+
+    def choose(self, buckets: Collection[int] | None) -> None:
+        """Read only records of these buckets from here on, or (None) all again: the others are passed by. A `take` or `send`
+        that came upon none of them comes back without records and with a later position."""
+        ...
+
+    def send(self, sock: socket.socket, frame: LinkFrame, bytes_max: int, timeout_s: float) -> Sent:
+        """Send what there is, as `take` would give it, straight from the stream in one request frame. For a reader that holds;
+        else ValueError. Blocks up to `timeout_s` for the first record, and up to `frame.send_s` for the peer to take them."""
+        ...
+
+    def release(self, position: int) -> None:
+        """Any thread: records before `position` need not be kept for this reader any more."""
+        ...
+
+    def close(self) -> None:
+        """The reader is done; nothing waits for it any more."""
+        ...
+
+
+class ChangeStream(Protocol):
+    """The ordered stream of this node's changes: bounded, with a cursor for each reader."""
+
+    @property
+    def head(self) -> int:
+        """The position after the newest record."""
+        ...
+
+    @property
+    def durable(self) -> int:
+        """The position up to which the log is on disk."""
+        ...
+
+    @property
+    def disk(self) -> CommitPoint:
+        """The point that is the append log on disk; the log's to advance, never closed."""
+        ...
+
+    def wait_committed(self, wait: Wait, deadline_ns: int) -> StreamEnd:
+        """Block until each of the points has the stream up to the position (`deadline_ns` by time.monotonic_ns)."""
+        ...
+
+    def open_reader(self, name: str, *, holds: bool) -> StreamReader:
+        """A new reader, from the newest record on. One that `holds` makes writers wait; another is told what it lost."""
+        ...
+
+    def set_durable(self, position: int) -> None:
+        """The log is on disk up to `position`; wakes who waits for that."""
+        ...
+
+    def wait_durable(self, position: int, deadline_ns: int) -> StreamEnd:
+        """Block until the log is on disk up to `position` (`deadline_ns` by time.monotonic_ns)."""
+        ...
+
+    def wake_readers(self) -> None:
+        """Have the readers look at once, without linger."""
+        ...
+
+    def end_waits(self) -> None:
+        """The node stops and its deadline is over: every wait of a writer ends now, as if its own deadline had passed."""
+        ...
+
+    def fail(self, why: str) -> None:
+        """The log cannot go on: every waiter and every later writer is told FAILED."""
+        ...
