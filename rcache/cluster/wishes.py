@@ -118,8 +118,11 @@ def ready(view: View, asker: Asker) -> View:
 
 def leave(view: View, asker: Asker, name: str) -> View:
     """A node is to hand over what it has."""
-    if _demand_member(view, name).state not in (NodeState.UP, NodeState.JOINING):
-        raise WishRefused(f"{name} is {view.nodes[name].state} already")
+    state = _demand_member(view, name).state
+    if state not in (NodeState.UP, NodeState.JOINING):
+        raise WishRefused(f"{name} is {state} already")
+    if state is NodeState.JOINING and view.copies_of(name):
+        raise WishRefused(f"{name} still recovers {view.copies_of(name)} buckets that nobody else has")
     return _next(view, asker, nodes=_with_node(view, name, NodeState.LEAVING))
 
 

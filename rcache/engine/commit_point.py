@@ -1,4 +1,4 @@
-"""The commit point that is a link, for both bodies of the engine: what keeps its number from being another's.
+"""The commit points of both bodies of the engine: the disk, and links, with what keeps a link's number from being another's.
 
 Which thread runs it: any. What it owns: its number, until it is closed. What it must not know: how a body counts.
 
@@ -14,7 +14,26 @@ import threading
 from collections.abc import Callable, Collection
 from typing import Protocol
 
-from rcache.engine.change_stream import CommitPoint
+from rcache.engine.change_stream import DISK, ChangeStream, CommitPoint
+
+
+class DiskPoint:
+    """The commit point that is the append log. See `change_stream.CommitPoint`."""
+
+    number = DISK
+
+    def __init__(self, stream: ChangeStream) -> None:
+        self._stream = stream
+
+    @property
+    def position(self) -> int:
+        return self._stream.durable
+
+    def advance(self, position: int) -> None:
+        self._stream.set_durable(position)
+
+    def close(self) -> None:
+        raise ValueError("the disk is a commit point for as long as there is a stream")
 
 
 class Counting(Protocol):

@@ -202,6 +202,16 @@ def test_leaving_and_being_gone() -> None:
         leave(view, by("operator"), "n9")
 
 
+def test_who_recovers_does_not_leave_before_it_has() -> None:
+    """Else it would be taken for somebody whose buckets are whole and can be copied from it."""
+    view = join(one(), by("n1"), node(2), recovers=True)
+    with pytest.raises(WishRefused, match="n1 still recovers 8 buckets that nobody else has"):
+        leave(view, by("operator"), "n1")
+    assert leave(ready(view, by("n1")), by("operator"), "n1").nodes["n1"].state is NodeState.LEAVING
+    newcomer = join(one(), by("n2"), node(), recovers=False)
+    assert leave(newcomer, by("operator"), "n2").nodes["n2"].state is NodeState.LEAVING
+
+
 def test_the_registers_holder_is_not_removed() -> None:
     view = hand_over(two(), by("n1"), {0: "n2", 1: "n2"})
     view = leave(drop_backups(view, by("n2"), {0: "n1", 1: "n1"}), by("operator"), "n1")

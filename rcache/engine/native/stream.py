@@ -10,6 +10,7 @@ import socket
 from collections.abc import Collection
 
 from rcache.engine.change_stream import DISK, Batch, LinkFrame, Sent, StreamEnd, Wait
+from rcache.engine.commit_point import DiskPoint
 from rcache.engine.native import _native
 from rcache.engine.sockets import Ended
 from rcache_client.wire.frames import encode_request
@@ -45,31 +46,12 @@ class NativeReader:
         self._reader.close()
 
 
-class DiskPoint:
-    """The commit point that is the append log. See `change_stream.CommitPoint`."""
-
-    number = DISK
-
-    def __init__(self, core: _native.Core) -> None:
-        self._core = core
-
-    @property
-    def position(self) -> int:
-        return self._core.durable
-
-    def advance(self, position: int) -> None:
-        self._core.advance(DISK, position)
-
-    def close(self) -> None:
-        raise ValueError("the disk is a commit point for as long as there is a stream")
-
-
 class NativeStream:
     """The change stream. See `change_stream.ChangeStream`."""
 
     def __init__(self, core: _native.Core) -> None:
         self._core = core
-        self.disk = DiskPoint(core)
+        self.disk = DiskPoint(self)
 
     @property
     def head(self) -> int:
@@ -88,7 +70,7 @@ class NativeStream:
         return NativeReader(self._core, holds=holds)
 
     def set_durable(self, position: int) -> None:
-        self.disk.advance(position)
+        self._core.advance(DISK, position)
 
     def wait_durable(self, position: int, deadline_ns: int) -> StreamEnd:
         return self.wait_committed(Wait(1 << DISK, position), deadline_ns)

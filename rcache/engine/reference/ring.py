@@ -25,6 +25,7 @@ import time
 from collections.abc import Collection
 
 from rcache.engine.change_stream import DISK, POINTS_MAX, Batch, LinkFrame, Sent, StreamEnd, Wait
+from rcache.engine.commit_point import DiskPoint
 from rcache.engine.sockets import send_within
 from rcache.records.record import bucket_of
 from rcache_client.wire.frames import encode_request
@@ -255,25 +256,6 @@ class Ring:
             assert held == self._head - self._tail, (held, self._head, self._tail)
             assert self._reserved >= 0
             assert held + self._reserved <= self.bytes_max
-
-
-class DiskPoint:
-    """The commit point that is the append log. See `change_stream.CommitPoint`."""
-
-    number = DISK
-
-    def __init__(self, ring: Ring) -> None:
-        self._ring = ring
-
-    @property
-    def position(self) -> int:
-        return self._ring.durable
-
-    def advance(self, position: int) -> None:
-        self._ring.set_durable(position)
-
-    def close(self) -> None:
-        raise ValueError("the disk is a commit point for as long as there is a stream")
 
 
 class RingReader:
