@@ -37,9 +37,10 @@ from rcache.server.listener import bind
 from rcache.server.notify import Notifier, watchdog_interval_s
 from rcache.server.service import CONNECTIONS_RESERVED, EXTEND_S, Parts, Service
 from rcache.server.stops import Stops
-from rcache.stream.append_log import APPEND_LOG_THREAD, AppendLog, AppendLogConfig, LogHooks
+from rcache.stream.append_log import APPEND_LOG_THREAD, AppendLog
 from rcache.stream.checkpoints import CHECKPOINT_THREAD, CheckpointConfig, Checkpointer
 from rcache.stream.data_dir import DataDir, DataDirLocked
+from rcache.stream.log_terms import AppendLogConfig, LogHooks
 from rcache.stream.policy import FsyncPolicy
 from rcache.stream.recovery import HistoryIncomplete, Recovered, Walks, feed, recover
 

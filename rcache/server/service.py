@@ -38,9 +38,10 @@ from rcache.server.session import Welcome
 from rcache.server.sharing import Placing
 from rcache.server.stops import Stops
 from rcache.server.worker import Connections, WorkerRun
-from rcache.stream.append_log import AppendLog, LogFailure
+from rcache.stream.append_log import AppendLog
 from rcache.stream.checkpoints import Checkpointer, CopyHooks, copy_header, write_copy
 from rcache.stream.data_dir import DataDir
+from rcache.stream.log_terms import LogFailure
 from rcache_client.wire.opcodes import PersistMode, Status
 
 CONNECTIONS_RESERVED = 16

@@ -30,9 +30,10 @@ from pathlib import Path
 
 from rcache.engine.change_stream import Batch, ChangeStream, StreamEnd
 from rcache.records.checksums import crc32
-from rcache.records.files import NO_FILE, FileHeader, FileKind, encode_block_head, encode_end, encode_header
+from rcache.records.files import FileHeader, FileKind, encode_block_head, encode_end, encode_header
 from rcache.stream.data_dir import SEGMENT_SUFFIX, Identity
 from rcache.stream.disk import Disk
+from rcache.stream.log_terms import AppendLogConfig, LogFailure, LogHooks, LogPlace
 from rcache.stream.policy import FsyncPolicy
 from rcache.stream.record_file import TEMPORARY_SUFFIX, new_file_id
 
@@ -63,51 +64,6 @@ EVERYTHING = 1 << 62
 
 IDLE_S = 0.5
 """How long the writer sleeps at most: it looks at the day and the fsync interval this often."""
-
-
-@dataclass(frozen=True, slots=True)
-class AppendLogConfig:
-    """How the log is kept."""
-
-    directory: Path
-    policy: FsyncPolicy = FsyncPolicy.INTERVAL
-    interval_s: float = 1.0
-    segment_bytes_max: int = 512 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class LogPlace:
-    """Where the log goes on: the next segment's number and its predecessor's file id."""
-
-    number: int = 1
-    predecessor: bytes = NO_FILE
-
-
-@dataclass(frozen=True, slots=True)
-class LogFailure:
-    """Why the log ended, and what that means. `acknowledged_lost`: records that clients may take for stored but that are not
-    known to be on disk (0 with fsync always); the same in bytes."""
-
-    error: OSError
-    doing: str
-    acknowledged_lost: int
-    bytes_lost: int
-
-    def __str__(self) -> str:
-        lost = (
-            f"{self.acknowledged_lost} acknowledged changes ({self.bytes_lost} bytes) are not known to be on disk"
-            if self.acknowledged_lost
-            else "nothing that was acknowledged is missing on disk"
-        )
-        return f"{self.doing}: {self.error.strerror or self.error}; {lost}"
-
-
-@dataclass(frozen=True, slots=True)
-class LogHooks:
-    """Who is told what, on the log's own thread; neither may wait for the log."""
-
-    on_failure: Callable[[LogFailure], None]
-    on_segment: Callable[[int], None] = lambda _number: None
 
 
 @dataclass(slots=True)

@@ -23,9 +23,9 @@ from rcache.records.files import NO_FILE, FileKind, encode_end
 from rcache.records.reader import DataDamaged, RecordFile, Tail
 from rcache.records.rebuild import Progress, RebuiltBucket, Source, Survey, no_progress, rebuild, survey
 from rcache.records.walk import check
-from rcache.stream.append_log import LogPlace
 from rcache.stream.data_dir import CHECKPOINT_SUFFIX, SUFFIXES, Identity, ListedFile, read_headers
 from rcache.stream.disk import Disk
+from rcache.stream.log_terms import LogPlace
 from rcache.stream.record_file import TEMPORARY_SUFFIX
 
 

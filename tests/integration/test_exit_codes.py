@@ -11,8 +11,8 @@ import pytest
 
 from rcache.commands.rcached import exit_code
 from rcache.server.service import Stopped
-from rcache.stream.append_log import LogFailure
 from rcache.stream.data_dir import DataDir
+from rcache.stream.log_terms import LogFailure
 from rcache_client import Client
 from soak.server_process import ServerProcess
 

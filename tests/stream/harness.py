@@ -17,9 +17,10 @@ from rcache.engine.reference.ring import Ring
 from rcache.records.files import FileHeader
 from rcache.records.reader import RecordFile, Tail
 from rcache.records.record import Kind, draft, make_sequence, stamp
-from rcache.stream.append_log import AppendLog, AppendLogConfig, LogFailure, LogHooks, LogPlace
+from rcache.stream.append_log import AppendLog
 from rcache.stream.data_dir import Identity
 from rcache.stream.disk import Disk
+from rcache.stream.log_terms import AppendLogConfig, LogFailure, LogHooks, LogPlace
 from rcache.stream.policy import FsyncPolicy
 
 PATIENCE_S = 20.0

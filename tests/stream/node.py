@@ -14,10 +14,11 @@ from rcache.engine.clock import NodeClock
 from rcache.engine.contract import EngineConfig
 from rcache.engine.reference import ReferenceEngine
 from rcache.records.files import FileKind
-from rcache.stream.append_log import AppendLog, AppendLogConfig, LogFailure, LogHooks
+from rcache.stream.append_log import AppendLog
 from rcache.stream.checkpoints import Copied, CopyHooks, copy_header, retain, write_copy
 from rcache.stream.data_dir import CHECKPOINT_SUFFIX, Identity
 from rcache.stream.disk import Disk
+from rcache.stream.log_terms import AppendLogConfig, LogFailure, LogHooks
 from rcache.stream.policy import FsyncPolicy
 from rcache.stream.recovery import Recovered, feed, recover
 from rcache_client.wire.frames import HEADER, Request

@@ -17,7 +17,8 @@ from rcache.engine.contract import EngineConfig
 from rcache.records.files import NO_FILE, FileKind
 from rcache.records.reader import Tail
 from rcache.stream import append_log, disk
-from rcache.stream.append_log import AppendLog, AppendLogConfig, LogHooks, LogPlace, day_of, segment_name
+from rcache.stream.append_log import AppendLog, day_of, segment_name
+from rcache.stream.log_terms import AppendLogConfig, LogHooks, LogPlace
 from rcache.stream.policy import FsyncPolicy
 from tests.contract.harness import EVERYTHING, Caller
 from tests.stream.harness import (

@@ -12,7 +12,7 @@ from rcache.engine.reference import ReferenceEngine
 from rcache.records import walk
 from rcache.records.files import NO_FILE, encode_header
 from rcache.records.reader import DataDamaged, Tail
-from rcache.stream.append_log import LogPlace
+from rcache.stream.log_terms import LogPlace
 from rcache.stream.policy import FsyncPolicy
 from rcache.stream.recovery import HistoryIncomplete, feed, recover
 from tests.stream.harness import DAY_MS, IDENTITY, NOON_MS, read_segment, segments_of
