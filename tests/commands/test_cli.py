@@ -555,6 +555,12 @@ def test_a_full_disk_is_told(cli: Cli, cache: Client[bytes]) -> None:
     assert (ended.code, ended.err) == (7, "rcache-cli: the answer could not be written: No space left on device\n")
 
 
+def is_asleep(pid: int) -> bool:
+    """Whether a process sleeps in the kernel, now and a moment ago."""
+    time.sleep(0.005)
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
 def test_ctrl_c_ends_it_without_a_word() -> None:
     def swallow(line: Line) -> None:
         line.hello()
@@ -566,6 +572,8 @@ def test_ctrl_c_ends_it_without_a_word() -> None:
         with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment()) as process:
             assert process.stderr is not None
             server.wait_for(lambda: Opcode.SET in server.opcodes())
+            # While it waits for the answer: a signal on the very way into that wait is seen only at its end (CPython).
+            server.wait_for(lambda: all(is_asleep(process.pid) for _ in range(5)))
             process.send_signal(signal.SIGINT)
             assert process.wait(WAIT_S) == 130
             assert process.stderr.read() == b""
