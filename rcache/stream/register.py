@@ -20,8 +20,8 @@ import json
 import threading
 import zlib
 from pathlib import Path
-from typing import NamedTuple
 
+from rcache.cluster.register import RegisterFailed, Revised
 from rcache.cluster.transition import faults_between
 from rcache.cluster.view import BadView, View, decode_view, encode_view, faults_of
 from rcache.records.reader import DataDamaged
@@ -32,17 +32,6 @@ REGISTER_FILE = "register"
 FORMAT = 1
 REGISTER_BYTES_MAX = 64 << 20
 """Far beyond any view: a file that is longer is none of ours."""
-
-
-class RegisterFailed(Exception):
-    """The register could not be written, and does not know what it holds."""
-
-
-class Revised(NamedTuple):
-    """A view and its revision, which every change makes larger."""
-
-    revision: int
-    view: View
 
 
 class FileRegister:

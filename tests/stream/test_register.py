@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from rcache.cluster.register import RegisterFailed
 from rcache.cluster.view import BadView, Placement, Settings, View
 from rcache.cluster.wishes import pause, set_settings
 from rcache.records.reader import DataDamaged
-from rcache.stream.register import REGISTER_FILE, FileRegister, RegisterFailed
+from rcache.stream.register import REGISTER_FILE, FileRegister
 from tests.cluster.harness import by, grown, one
 from tests.contract.harness import Task
 from tests.stream.harness import PATIENCE_S, PhotographedDisk, ScriptedDisk, wait_until
