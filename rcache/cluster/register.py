@@ -4,8 +4,8 @@ What it is: the protocol that `rcache.stream.register` (a file at one node), the
 Which thread runs it: any; `watch` blocks the caller's.
 What it owns: nothing; these are types. What it must not know: files, sockets, who asks.
 
-Whoever changes the view and does not learn what came of it (`RegisterUnreachable`) knows nothing: the change may have been made,
-and may still be made later. It is settled only by a revision past the one that it was asked against.
+Whoever changes the view and does not learn what came of it (`RegisterUnreachable`) knows nothing: the change may have been
+made, and may still be made later. It is settled only by a revision past the one that it was asked against.
 """
 
 from __future__ import annotations
