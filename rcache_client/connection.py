@@ -174,6 +174,19 @@ class Connection:
             self.close()
         return status, values
 
+    def detach(self) -> socket.socket:
+        """Give the socket up to the caller, as a blocking one; this connection is closed then. For a node's links."""
+        self.closed = True
+        connected, self._socket = self._socket, socket.socket()
+        self._socket.close()
+        connected.setblocking(True)
+        return connected
+
+    def break_off(self) -> None:
+        """Any thread: end the connection; whoever waits for an answer meets its end."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
     def is_stale(self) -> bool:
         """Whether an idle connection must not be used: its end, a GOODBYE, or bytes nobody asked for. Never blocks."""
         return bool(self._look(0))

@@ -53,14 +53,14 @@ class Welcome(NamedTuple):
 class Greeter:
     """Greets servers on behalf of one client. Thread-safe."""
 
-    def __init__(self, name: str | None, role: Role, secret: bytes | None) -> None:
-        """Raises `TypeError` or `ValueError` naming the argument."""
+    def __init__(self, name: str | None, role: Role, secret: bytes | None, cluster_id: bytes = ANY_CLUSTER) -> None:
+        """`cluster_id`: the only one that is taken, where it is known. Raises `TypeError` or `ValueError` naming the argument."""
         _check_name(name)
         _check_secret(secret)
         self._name = name
         self._role = Role(role)
         self._secret = secret
-        self._cluster_id = ANY_CLUSTER
+        self._cluster_id = cluster_id
         self._lock = Lock()
 
     @property

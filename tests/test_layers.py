@@ -26,14 +26,22 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "rcache.cluster": (*CLIENT, "rcache", "rcache.records"),
     "rcache.engine": (*CLIENT, "rcache", "rcache.records", "rcache.cluster"),
     "rcache.stream": (*CLIENT, "rcache", "rcache.records", "rcache.cluster", "rcache.engine"),
-    "rcache.server": (*CLIENT, "rcache", "rcache.records", "rcache.cluster", "rcache.engine", "rcache.stream"),
+    "rcache.peers": (*CLIENT, "rcache", "rcache.records", "rcache.cluster", "rcache.engine", "rcache.stream"),
+    "rcache.agreement": (
+        *(*CLIENT, "rcache", "rcache.records", "rcache.cluster", "rcache.engine", "rcache.stream"),
+        "rcache.peers",
+    ),
+    "rcache.server": (
+        *(*CLIENT, "rcache", "rcache.records", "rcache.cluster", "rcache.engine", "rcache.stream"),
+        *("rcache.peers", "rcache.agreement"),
+    ),
     "rcache.commands": (
         *(*CLIENT, "rcache", "rcache.records", "rcache.cluster", "rcache.engine", "rcache.stream"),
-        "rcache.server",
+        *("rcache.peers", "rcache.agreement", "rcache.server"),
     ),
     "soak": (
         *(*CLIENT, "rcache", "rcache.records", "rcache.cluster", "rcache.engine", "rcache.stream"),
-        *("rcache.server", "rcache.commands"),
+        *("rcache.peers", "rcache.agreement", "rcache.server", "rcache.commands"),
     ),
 }
 """From low to high, with what each may import from beside itself. "rcache" is its `__init__` alone: the version number."""
@@ -41,7 +49,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
 PACKAGES: dict[str, tuple[str, ...]] = {
     "sortedcontainers": ("rcache.cluster", "rcache.engine", "rcache.stream", "rcache.server", "rcache.commands"),
     "configargparse": ("rcache.server", "rcache.commands"),
-    "loguru": ("rcache.server", "rcache.commands"),
+    "loguru": ("rcache.peers", "rcache.agreement", "rcache.server", "rcache.commands"),
     "rich": ("rcache.commands", "soak"),
     "matplotlib": ("soak",),
 }
@@ -161,6 +169,7 @@ PLANTED = {
     "client to records": ("rcache_client/planted.py", "import rcache.records.record", "rcache.records"),
     "wire to client": ("rcache_client/wire/planted.py", "from rcache_client.pool import Pool", "from rcache_client"),
     "records to client": ("rcache/records/planted.py", "from rcache_client import Client", "from rcache_client"),
+    "stream to agreement": ("rcache/stream/planted.py", "import rcache.agreement.etcd", "rcache.agreement"),
     "server to soak": ("rcache/server/planted.py", "import soak.checker", "soak"),
     "wire knows sockets": ("rcache_client/wire/planted.py", "from socket import create_connection", "must not know socket"),
     "wire knows threads": ("rcache_client/wire/planted.py", "import threading", "must not know threading"),

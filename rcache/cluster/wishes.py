@@ -29,15 +29,17 @@ class Asker(NamedTuple):
     nonce: str
 
 
-def born(cluster_id: str, buckets: int, asker: Asker, node: Node, settings: Settings, *, embedded: bool) -> View:
+def born(
+    cluster_id: str, buckets: int, asker: Asker, node: Node, settings: Settings, *, embedded: bool, epoch: int = 1
+) -> View:
     """The first view: one node has everything."""
     return View(
         cluster_id=cluster_id,
-        epoch=1,
+        epoch=epoch,
         proposer=asker.by,
         nonce=asker.nonce,
-        nodes={asker.by: replace(node, state=NodeState.UP, since=1)},
-        placements=(Placement(asker.by, (), 1),) * buckets,
+        nodes={asker.by: replace(node, state=NodeState.UP, since=epoch)},
+        placements=(Placement(asker.by, (), epoch),) * buckets,
         manager=asker.by if embedded else None,
         settings=settings,
     )
@@ -205,6 +207,17 @@ def hand_over(view: View, asker: Asker, given: Mapping[int, str]) -> View:
         return Placement(heir, (asker.by, *others), epoch)
 
     return _next(view, asker, placements=_placed(view, change))
+
+
+def reopen(view: View, asker: Asker, buckets: Collection[int]) -> View:
+    """A primary goes on with these of its buckets in a new epoch: their counters ran out, or they were frozen for nobody."""
+    _demand_mine(view, asker.by, buckets)
+    epoch = view.epoch + 1
+    return _next(
+        view,
+        asker,
+        placements=_placed(view, lambda bucket, placed: replace(placed, opened=epoch) if bucket in buckets else placed),
+    )
 
 
 def offer(view: View, asker: Asker, buckets: Collection[int]) -> View:

@@ -18,6 +18,7 @@ from enum import Enum
 from ipaddress import AddressValueError, IPv6Address, ip_address
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 from rcache_client.address import Address
 from rcache_client.wire.opcodes import KEY_BYTES_MAX, NODE_NAME_BYTES_MAX
@@ -205,3 +206,25 @@ def _check_secret_mode(secret_file: Path, mode: int) -> None:
         raise ArgumentTypeError(
             f"{str(secret_file)!r} is open to everyone (mode {mode & 0o777:04o}): take the rights of others away (chmod o=)"
         )
+
+
+ETCD_KEY_BYTES_MAX = 200
+
+
+def etcd_url(text: str) -> str:
+    """http://HOST:PORT or https://HOST:PORT of a member of an etcd."""
+    found = urlsplit(text)
+    try:
+        port = found.port
+    except ValueError:
+        port = None
+    if found.scheme not in ("http", "https") or not found.hostname or port is None or found.path.strip("/") or found.query:
+        raise ArgumentTypeError(f"{text!r} is not of the form http://HOST:PORT")
+    return text.rstrip("/")
+
+
+def etcd_key(text: str) -> str:
+    """The name of a key in etcd."""
+    if not 1 <= len(text.encode()) <= ETCD_KEY_BYTES_MAX or any(c.isspace() or not c.isprintable() for c in text):
+        raise ArgumentTypeError(f"{text!r} is no key: 1 to {ETCD_KEY_BYTES_MAX} bytes without spaces are allowed")
+    return text

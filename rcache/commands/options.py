@@ -65,6 +65,11 @@ CONNECTIONS_MAX = 1_000_000
 WORKER_THREADS_DEFAULT = os.cpu_count() or 1
 """As many as there are cores: more threads take turns, and then workers that share sockets are faster (decision 0012)."""
 
+BACKUPS_MAX = 8
+LEASE_MIN_S = 0.05
+"""Less, and a thread that is late for its turn lets it run out."""
+LEASE_MAX_S = 60.0
+
 LOG_LEVELS = ("TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 ENGINES = ("auto", NATIVE, REFERENCE)
 
@@ -96,7 +101,8 @@ class ServerOptions:
 
     Sizes are in bytes and times in seconds; `append_log_max_mb` is in MiB and `append_log_keep_days` in days, as they say.
     `secret` is what `secret_file` holds. `engine` is the one to use, never "auto". `buckets` is None where nothing was
-    said: as many as the data directory was born with, or BUCKETS_DEFAULT for a new one.
+    said: as many as the cluster was born with, or BUCKETS_DEFAULT for a new one; so are `backups`, `lease` and
+    `append_log_fsync`, which belong to the cluster.
     """
 
     listen: Address
@@ -105,10 +111,18 @@ class ServerOptions:
     secret: bytes | None = field(repr=False)
     trust_network: bool
 
+    advertise: Address | None
+    node: tuple[Address, ...]
+    etcd: tuple[str, ...]
+    etcd_key: str
+    backups: int | None
+    lease: float | None
+    drain_timeout: float
+
     data_dir: Path
     buckets: int | None
     append_log: bool
-    append_log_fsync: FsyncPolicy
+    append_log_fsync: FsyncPolicy | None
     append_log_fsync_interval: float
     append_log_max_mb: int
     append_log_keep_days: int
@@ -160,6 +174,8 @@ def _finish(parser: _Parser, given: dict[str, Any]) -> ServerOptions:
         given["name"] = given["name"] or _name_found(given["data_dir"]) or values.node_name(socket.gethostname())
     except ArgumentTypeError as error:
         parser.error(f"--name: the default, this host's name, does not do: {error}")
+    given["node"] = tuple(given["node"] or ())
+    given["etcd"] = tuple(given["etcd"] or ())
     given["savefile"] = given["savefile"] or given["data_dir"] / f"{given['name']}.rcs"
     try:
         given["secret"] = values.read_secret(given["secret_file"]) if given["secret_file"] else None
@@ -247,6 +263,7 @@ def build_parser() -> _Parser:
         help="read options from this file, one `option = value` a line (default: no file is read)",
     )
     _add_network(parser.add_argument_group("network"))
+    _add_cluster(parser.add_argument_group("cluster"))
     _add_files(parser.add_argument_group("files"))
     _add_memory(parser.add_argument_group("memory"))
     _add_limits(parser.add_argument_group("connections and times"))
@@ -288,6 +305,39 @@ def _add_network(group: Any) -> None:
     )
 
 
+def _add_cluster(group: Any) -> None:
+    _add(group, "--advertise", values.address, None, "HOST:PORT", "where others reach this node (default: where it listens)")
+    group.add_argument(
+        "--node",
+        type=values.address,
+        action="append",
+        metavar="HOST:PORT",
+        help="a node of the cluster to join; may be given several times, tried in order (default: begin a cluster, or go on with"
+        " the one in the data directory)",
+    )
+    group.add_argument(
+        "--etcd",
+        type=values.etcd_url,
+        action="append",
+        metavar="URL",
+        help="an etcd that keeps the view; may be given several times (default: the first node keeps it, or what the cluster has)",
+    )
+    _add(
+        group, "--etcd-key", values.etcd_key, "rcache/view", "KEY", "the key that etcd keeps the view under, one for a cluster"
+    )
+    own = "the cluster's, set at its birth and changed by rcache-cli"
+    _add(group, "--backups", values.whole(0, BACKUPS_MAX), None, "N", f"copies beside each primary ({own}; default there: 1)")
+    _add(
+        group,
+        "--lease",
+        values.seconds(LEASE_MIN_S, LEASE_MAX_S),
+        None,
+        "SECONDS",
+        f"how long a primary may count on a backup that it does not hear of ({own}; default there: 1)",
+    )
+    _add(group, "--drain-timeout", _time(), "600", "SECONDS", "time a stop gives to handing over what this node has")
+
+
 def _add_files(group: Any) -> None:
     days = values.whole(1, KEEP_DAYS_MAX, "days")
     mebibytes = values.whole(1, SEGMENT_MIB_MAX, "MiB")
@@ -310,9 +360,10 @@ def _add_files(group: Any) -> None:
         group,
         "--append-log-fsync",
         values.choice(FsyncPolicy),
-        FsyncPolicy.INTERVAL.value,
+        None,
         "always|interval|never",
-        "when the log is made durable: always (before a change is acknowledged), at an interval, or never by rcached",
+        "when the log is made durable: always (before a change is acknowledged), at an interval, or never by rcached (the"
+        " cluster's, set at its birth; default there: interval)",
     )
     _add(group, "--append-log-fsync-interval", _time(), "1", "SECONDS", "the interval of --append-log-fsync interval")
     _add(group, "--append-log-max-mb", mebibytes, "512", "MIB", "start a new log segment when one has this many MiB")

@@ -146,7 +146,7 @@ def exit_code(stopped: Stopped) -> ExitCode:
     """What the way it stopped amounts to; the worst thing wins."""
     if stopped.log_failure is not None:
         return ExitCode.APPEND_LOG_FAILED
-    if stopped.not_saved:
+    if stopped.not_saved or stopped.not_handed_over:
         return ExitCode.NOT_KEPT
     if stopped.problems or stopped.stuck or stopped.crashes:
         return ExitCode.BUG

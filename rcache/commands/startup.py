@@ -17,13 +17,17 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 from loguru import logger
 
+from rcache.cluster.register import Revised
+from rcache.cluster.view import Node, View
+from rcache.cluster.wishes import Asker, born, join
 from rcache.commands.descriptors import connections_allowed
 from rcache.commands.exit_codes import ExitCode
+from rcache.commands.joining import EMBEDDED, Finder, Found, keep_seen_view, node_here, settings_of, where_of
 from rcache.commands.option_values import size_text
 from rcache.commands.options import BUCKETS_DEFAULT, CONNECTIONS_MAX, WORKER_THREADS_DEFAULT, ServerOptions
 from rcache.commands.restore import restore
@@ -34,15 +38,22 @@ from rcache.engine.clock import NodeClock
 from rcache.engine.contract import ConnectionLimits, Engine, EngineConfig, RequestRefused
 from rcache.records.reader import DataDamaged
 from rcache.server.listener import bind
+from rcache.server.member import Member, MemberParts
+from rcache.server.node_answers import Standing
 from rcache.server.notify import Notifier, watchdog_interval_s
 from rcache.server.service import CONNECTIONS_RESERVED, EXTEND_S, Parts, Service
 from rcache.server.stops import Stops
 from rcache.stream.append_log import APPEND_LOG_THREAD, AppendLog
+from rcache.stream.applied import AppliedStream
 from rcache.stream.checkpoints import CHECKPOINT_THREAD, CheckpointConfig, Checkpointer
-from rcache.stream.data_dir import DataDir, DataDirLocked
+from rcache.stream.data_dir import DataDir, DataDirLocked, Identity
 from rcache.stream.log_terms import AppendLogConfig, LogHooks
 from rcache.stream.policy import FsyncPolicy
 from rcache.stream.recovery import HistoryIncomplete, Recovered, Walks, feed, recover
+from rcache.stream.register import FileRegister
+from rcache_client.address import Address
+from rcache_client.handshake import Greeter
+from rcache_client.wire.opcodes import ANY_CLUSTER, Role
 
 SYNC_WAIT_S = 60.0
 """How long a start waits for its OPENs to be on disk."""
@@ -62,8 +73,8 @@ class _Given(NamedTuple):
 
 
 def boot(options: ServerOptions, version: str, notifier: Notifier, stops: Stops) -> Service:
-    """A service that is recovered and durable in its new epoch, but not listening yet. Raises `StartFailed`; with exit code
-    STOPPED if a signal came meanwhile."""
+    """A service that is recovered, a member of its cluster, and durable in its new epoch; where nobody else is to be waited for
+    it does not listen yet. Raises `StartFailed`; with exit code STOPPED if a signal came meanwhile."""
     watch = _Watch(notifier, stops)
     shares = options.engine == NATIVE
     wanted = options.max_connections if shares else min(options.max_connections, options.worker_threads or CONNECTIONS_MAX)
@@ -101,20 +112,23 @@ def _open_data_dir(options: ServerOptions) -> DataDir:
         raise StartFailed(ExitCode.DAMAGED_FILE, str(error)) from None
     except OSError as error:
         raise StartFailed(ExitCode.WRONG_USE, f"--data-dir {options.data_dir}: {error.strerror}") from None
+    return data_dir
+
+
+def _be_somebody(options: ServerOptions, data_dir: DataDir, view: View | None) -> Identity:
+    """This node's identity, in the cluster of that view, under a new incarnation. Raises `StartFailed`."""
+    born = len(view.placements) if view is not None else options.buckets or BUCKETS_DEFAULT
     try:
-        identity = data_dir.be(options.name, options.buckets or BUCKETS_DEFAULT)
+        identity = data_dir.be(options.name, born, view.cluster_id if view is not None else None)
         if options.buckets not in (None, identity.buckets):
             raise ValueError(f"--buckets is {options.buckets}, but this data was born with {identity.buckets} buckets")
         if identity.restoring:
             raise ValueError(f"an earlier --restore into {options.data_dir} did not end; remove it and restore again")
-        data_dir.begin_incarnation()
+        return data_dir.begin_incarnation()
     except ValueError as error:
-        data_dir.close()
         raise StartFailed(ExitCode.WRONG_USE, str(error)) from None
     except OSError as error:
-        data_dir.close()
         raise StartFailed(ExitCode.APPEND_LOG_FAILED, f"--data-dir {options.data_dir}: {error.strerror}") from None
-    return data_dir
 
 
 def _bind(options: ServerOptions) -> socket.socket:
@@ -132,26 +146,23 @@ def _assemble(
     sock: socket.socket,
     cleanup: contextlib.ExitStack,
 ) -> Service:
-    clock = NodeClock()
     began = time.monotonic()
-    recovered = _recover(options, data_dir, watch)
-    engine = _make_engine(options, data_dir, clock)
+    standing = Standing()
+    own = _open_register(options)
+    here = options.advertise or Address(*sock.getsockname()[:2])
+    greeter = _greeter(options, data_dir.identity)
+    finder = Finder(options, own, greeter, standing, here, watch.look)
+    found = finder.find()
+    if found.view is not None:
+        finder.demand_fit(found.view)
+    identity = _be_somebody(options, data_dir, found.view)
+    returns = found.view is not None and finder.demand_name(found.view, identity.data_dir_id)
+    greeter = _greeter(options, identity)  # from here on of this cluster only
+    finder = Finder(options, own, greeter, standing, here, watch.look)
+    clock = NodeClock()
+    engine = _make_engine(options, data_dir, clock, found.view)
     cleanup.callback(engine.close)
-    _feed(options, recovered, engine, watch)
-    identity = data_dir.identity
-    assert identity is not None
-    epoch = max(identity.epoch, recovered.newest_epoch) + 1
-    log, checkpointer = _begin_log(options, data_dir, engine, clock, watch.stops, cleanup)
-    if log is not None:
-        _start_log(log, recovered, epoch)
-    engine.open_buckets(range(identity.buckets), epoch, identity.incarnation, identity.node)
-    restored = _restore(options, engine, log, data_dir, watch)
-    _trim(options, engine)
-    _make_durable(data_dir, log, epoch)
-    if checkpointer is not None:
-        checkpointer.start(epoch)
-    items = engine.stats()["items"]["items"]
-    _report(recovered, items, restored, identity.start_epoch, epoch)
+    applied, log, checkpointer = _begin_log(options, data_dir, engine, clock, watch.stops, found.view, cleanup)
     parts = Parts(
         version=given.version,
         data_dir=data_dir,
@@ -161,25 +172,135 @@ def _assemble(
         log=log,
         checkpointer=checkpointer,
         stops=watch.stops,
-        next_segment=recovered.place.number,
         savefile=options.savefile,
         notifier=watch.notifier,
-        recovery=_recovery_stats(recovered, items, restored, time.monotonic() - began),
         limits=ConnectionLimits(options.hello_timeout, options.idle_timeout, options.frame_timeout, options.send_timeout),
         connections_max=given.connections_max,
         worker_threads=options.worker_threads or WORKER_THREADS_DEFAULT,
         shared_workers=SHARED_WORKERS,
         stop_timeout_s=options.stop_timeout,
+        drain_timeout_s=options.drain_timeout,
         persist=options.persist_on_shutdown,
+        standing=standing,
         secret=options.secret,
     )
-    return Service(parts, watchdog_interval_s())
+    service = Service(parts, watchdog_interval_s())
+    standing.where = found.where if found.view is not None else where_of(options)
+    cleanup.callback(service.stop)
+    if found.view is not None and len(found.view.nodes) > 1:
+        _listen(service, options)  # others may wait to hear from this node before they can go on, as it may for them
+    if found.where.split()[0] == EMBEDDED:
+        if found.view is not None:
+            finder.confirm_register()
+            found = finder.found_again(found)
+        else:
+            standing.register = own
+    node = node_here(identity.incarnation, here, identity.data_dir_id)
+    joined, recovered = _come_in(options, finder, found, node, returns, data_dir, watch)
+    view = joined.view
+    standing.view = view
+    _feed(options, recovered, engine, watch)
+    epoch = view.epoch
+    mine = view.primaries_of(options.name)
+    if log is not None:
+        _start_log(log, recovered, epoch)
+    service.next_segment = recovered.place.number
+    if mine:
+        engine.open_buckets(mine, epoch, identity.incarnation, identity.node)
+    restored = _restore(options, engine, log, data_dir, watch)
+    _trim(options, engine)
+    _make_durable(data_dir, log, epoch)
+    if checkpointer is not None:
+        checkpointer.start(epoch)
+    items = engine.stats()["items"]["items"]
+    _report(recovered, items, restored, identity.start_epoch, epoch)
+    service.recovery = _recovery_stats(recovered, items, restored, time.monotonic() - began)
+
+    def next_incarnation() -> Node:
+        return node_here(data_dir.begin_incarnation().incarnation, here, identity.data_dir_id)
+
+    member = MemberParts(
+        options.name,
+        node,
+        engine,
+        found.register,
+        own,
+        greeter,
+        log,
+        applied,
+        next_incarnation,
+        lambda seen: keep_seen_view(options.data_dir, seen),
+    )
+    service.admit(Member(member, joined), own if found.where == EMBEDDED else None)
+    return service
 
 
-def _make_engine(options: ServerOptions, data_dir: DataDir, clock: NodeClock) -> Engine:
+def _greeter(options: ServerOptions, identity: Identity | None) -> Greeter:
+    """As a node, to nodes of this cluster, once it is known which that is."""
+    cluster_id = bytes.fromhex(identity.cluster_id) if identity is not None else ANY_CLUSTER
+    return Greeter(options.name, Role.NODE, options.secret, cluster_id)
+
+
+def _open_register(options: ServerOptions) -> FileRegister:
+    try:
+        return FileRegister(options.data_dir)
+    except DataDamaged as error:
+        raise StartFailed(ExitCode.DAMAGED_FILE, str(error)) from None
+    except OSError as error:
+        raise StartFailed(ExitCode.APPEND_LOG_FAILED, f"--data-dir: {error}") from None
+
+
+def _listen(service: Service, options: ServerOptions) -> None:
+    try:
+        service.start()
+    except OSError as error:
+        raise StartFailed(ExitCode.CANNOT_LISTEN, f"cannot listen on {options.listen}: {error.strerror}") from None
+
+
+def _come_in(
+    options: ServerOptions,
+    finder: Finder,
+    found: Found,
+    node: Node,
+    returns: bool,
+    data_dir: DataDir,
+    watch: _Watch,
+) -> tuple[Revised, Recovered]:
+    """The view that this node joins by, and what it recovers for it: the buckets whose only copy its former incarnation had, or,
+    where no view was ever agreed, whatever the files hold."""
+    identity = data_dir.identity
+    assert identity is not None
+    held = found.register.read() if found.view is None else None
+    if found.view is None and held is None:
+        recovered = _recover(options, data_dir, watch, None)
+        epoch = max(identity.epoch, recovered.newest_epoch) + 1
+        asker = Asker(options.name, os.urandom(8).hex())
+        view = born(
+            identity.cluster_id,
+            identity.buckets,
+            asker,
+            node,
+            settings_of(options),
+            embedded=found.where == EMBEDDED,
+            epoch=epoch,
+        )
+        return found.register.begin(view), recovered
+    joined = finder.agree(found, lambda view, asker: join(view, asker, node, recovers=returns))
+    alone = joined.view.primaries_of(options.name)
+    recovered = _recover(options, data_dir, watch, alone)
+    if recovered.newest_epoch >= joined.view.epoch:
+        why = (
+            f"the files here go up to epoch {recovered.newest_epoch}, but the register only to {joined.view.epoch}: it is older"
+            f" than they are, restored from a copy perhaps"
+        )
+        raise StartFailed(ExitCode.DAMAGED_FILE, why)
+    return joined, recovered
+
+
+def _make_engine(options: ServerOptions, data_dir: DataDir, clock: NodeClock, view: View | None) -> Engine:
     """The engine that the options name."""
     try:
-        return make_engine(options.engine, _engine_config(options, data_dir), clock)
+        return make_engine(options.engine, _engine_config(options, data_dir, view), clock)
     except MemoryError as error:
         raise StartFailed(ExitCode.WRONG_USE, f"--memory-limit: {error}") from None
 
@@ -196,7 +317,7 @@ def _feed(options: ServerOptions, recovered: Recovered, engine: Engine, watch: _
     recovered.buckets.clear()
 
 
-def _recover(options: ServerOptions, data_dir: DataDir, watch: _Watch) -> Recovered:
+def _recover(options: ServerOptions, data_dir: DataDir, watch: _Watch, wanted: Collection[int] | None) -> Recovered:
     identity = data_dir.identity
     assert identity is not None
     try:
@@ -206,6 +327,7 @@ def _recover(options: ServerOptions, data_dir: DataDir, watch: _Watch) -> Recove
             identity,
             skip_damaged=options.skip_damaged,
             walks=watch.walks(),
+            wanted=wanted,
         )
     except (DataDamaged, HistoryIncomplete) as error:
         hint = "rcache-replay verify tells more; --skip-damaged goes on with what can be read"
@@ -214,7 +336,13 @@ def _recover(options: ServerOptions, data_dir: DataDir, watch: _Watch) -> Recove
         raise StartFailed(ExitCode.APPEND_LOG_FAILED, f"--data-dir: {error}") from None
 
 
-def _engine_config(options: ServerOptions, data_dir: DataDir) -> EngineConfig:
+def _fsync_of(options: ServerOptions, view: View | None) -> FsyncPolicy:
+    """The cluster's policy; of one that is born, what the options say."""
+    settings = settings_of(options) if view is None else view.settings
+    return FsyncPolicy(settings.fsync)
+
+
+def _engine_config(options: ServerOptions, data_dir: DataDir, view: View | None) -> EngineConfig:
     assert data_dir.identity is not None
     return EngineConfig(
         buckets=data_dir.identity.buckets,
@@ -223,7 +351,7 @@ def _engine_config(options: ServerOptions, data_dir: DataDir) -> EngineConfig:
         value_bytes_max=options.max_value_size,
         frame_bytes_max=options.max_frame_size,
         stream_bytes=options.change_stream_size,
-        commit=options.append_log and options.append_log_fsync is FsyncPolicy.ALWAYS,
+        commit=options.append_log and _fsync_of(options, view) is FsyncPolicy.ALWAYS,
     )
 
 
@@ -233,16 +361,20 @@ def _begin_log(
     engine: Engine,
     clock: NodeClock,
     stops: Stops,
+    view: View | None,
     cleanup: contextlib.ExitStack,
-) -> tuple[AppendLog, Checkpointer] | tuple[None, None]:
-    """The append log and its checkpoints, ready to be started; None where none is kept."""
+) -> tuple[AppliedStream, AppendLog, Checkpointer] | tuple[None, None, None]:
+    """The stream of what is applied as a backup, the append log and its checkpoints, ready to be started; None where none is
+    kept."""
     if not options.append_log:
-        return None, None
+        return None, None, None
+    policy = _fsync_of(options, view)
+    applied = AppliedStream(options.change_stream_size, engine.stream.wake_readers, always=policy is FsyncPolicy.ALWAYS)
     identity = data_dir.identity
     assert identity is not None
     config = AppendLogConfig(
         options.data_dir,
-        options.append_log_fsync,
+        policy,
         options.append_log_fsync_interval,
         options.append_log_max_mb << 20,
     )
@@ -255,13 +387,14 @@ def _begin_log(
             on_failure=lambda failure: stops.ask(f"the append log failed: {failure}"),
             on_segment=lambda number: checkpointer.segment_began(number),  # noqa: PLW0108 (made below)
         ),
+        applied=applied,
     )
     checkpointer = Checkpointer(
         CheckpointConfig(options.data_dir, options.append_log_keep_days), engine, log, identity, clock.now_ms, logger.log
     )
     cleanup.callback(log.stop, SYNC_WAIT_S)
     cleanup.callback(checkpointer.stop, SYNC_WAIT_S)
-    return log, checkpointer
+    return applied, log, checkpointer
 
 
 def _start_log(log: AppendLog, recovered: Recovered, epoch: int) -> None:

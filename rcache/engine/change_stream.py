@@ -22,12 +22,13 @@ class StreamEnd(Enum):
 
     REACHED = "reached"
     TIMED_OUT = "timed out"
+    """Or what was waited for will not come any more."""
     FAILED = "the stream's log failed"
 
 
 class Wait(NamedTuple):
-    """What an answer waits for: that each of `points` (a bit for each, by its number) has the stream up to `position`. No
-    points: it waits for nothing."""
+    """What an answer waits for: that each of `points` (a bit for each, by its number) has the stream up to `position`, and that
+    the leases of those that are leased hold. No points: it waits for nothing."""
 
     points: int = 0
     position: int = 0
@@ -38,8 +39,14 @@ class Wait(NamedTuple):
 
 
 NO_WAIT = Wait()
+HELD_FOR_EVER = (1 << 64) - 1
+"""The lease of a point that is not leased, in ns."""
+
 POINTS_MAX = 64
 """Commit points that a stream can have, the disk among them: the bits of a word."""
+
+END = (1 << 64) - 1
+"""A position behind all that there will be."""
 
 DISK = 0
 """The number of the point that is the append log on disk."""
@@ -50,6 +57,11 @@ class CommitPoint(Protocol):
 
     `position` of a point counts from the beginning of the stream, and means: of everything before it, this point has all that
     it is to have. So a link passes records that are not for its peer by itself, once there is none for it before them.
+
+    A point may be leased (`lease`): then what a bucket answers that waits for this point leaves only while the lease holds,
+    whether it reveals something that is still to be committed or not. The clock is read after the work and after the wait,
+    before bytes leave: that is the moment at which a read is as if it had been made, and at it nobody else serves the bucket.
+    (A primary that was stopped for a while goes on where it was, with a value that its heir has changed since.)
     """
 
     @property
@@ -62,9 +74,19 @@ class CommitPoint(Protocol):
         """An acknowledgement came in. Wakes who waits for it. Never goes back."""
         ...
 
+    def lease(self, until_ns: int) -> None:
+        """From now on this point may be counted on until `until_ns` by CLOCK_BOOTTIME (ns), and not longer. Wakes who waits."""
+        ...
+
     def close(self) -> None:
         """Nothing waits for this point any more, in no bucket: what waits only for it is committed. For a peer that is no
         backup any more, by an agreed view, and never before that."""
+        ...
+
+    def abandon(self) -> None:
+        """This point will never come further: every wait for it ends at once, as if its deadline had passed, now and from now
+        on, and no bucket waits for it any more. For a peer that has taken this node's buckets over: what was not answered by
+        then is not known to be committed."""
         ...
 
 
@@ -135,9 +157,15 @@ class StreamReader(Protocol):
         that came upon none of them comes back without records and with a later position."""
         ...
 
-    def send(self, sock: socket.socket, frame: LinkFrame, bytes_max: int, timeout_s: float) -> Sent:
-        """Send what there is, as `take` would give it, straight from the stream in one request frame. For a reader that holds;
-        else ValueError. Blocks up to `timeout_s` for the first record, and up to `frame.send_s` for the peer to take them."""
+    def send(self, sock: socket.socket, frame: LinkFrame, bytes_max: int, timeout_s: float, until: int = END) -> Sent:
+        """Send what there is, as `take` would give it, straight from the stream in one request frame; nothing that lies at or
+        behind the position `until` is looked at. For a reader that holds; else ValueError. Blocks up to `timeout_s` for the
+        first record (not at all once it has come to `until`), and up to `frame.send_s` for the peer to take them."""
+        ...
+
+    def rewind(self, position: int) -> None:
+        """Read again from this position on, which must be one that this reader has come by and not released; else ValueError.
+        For a link whose peer did not take what was sent. For a reader that holds; else ValueError."""
         ...
 
     def release(self, position: int) -> None:

@@ -2,8 +2,8 @@
 
 Which thread runs it: any. What it owns: its number, until it is closed. What it must not know: how a body counts.
 
-Invariant: once `close` has begun the number is told nothing by this point any more, and no bucket comes to wait for it: all of
-that happens under one lock, which the points of an engine share.
+Invariant: once `close` or `abandon` has begun the number is told nothing by this point any more, and no bucket comes to wait
+for it: all of that happens under one lock, which the points of an engine share.
 """
 
 from __future__ import annotations
@@ -35,6 +35,12 @@ class DiskPoint:
     def close(self) -> None:
         raise ValueError("the disk is a commit point for as long as there is a stream")
 
+    def lease(self, until_ns: int) -> None:  # noqa: ARG002  nobody may
+        raise ValueError("the disk is this node's own: nobody leases it")
+
+    def abandon(self) -> None:
+        raise ValueError("the disk is a commit point for as long as there is a stream")
+
 
 class Counting(Protocol):
     """What a body knows of points, by their numbers."""
@@ -43,8 +49,14 @@ class Counting(Protocol):
 
     def advance(self, number: int, position: int) -> None: ...
 
+    def lease(self, number: int, until_ns: int) -> None: ...
+
     def close_point(self, number: int) -> None:
         """No bucket waits for it any more, nor does anybody else."""
+        ...
+
+    def abandon_point(self, number: int) -> None:
+        """No wait for it is met any more, and no bucket comes to wait for it."""
         ...
 
 
@@ -73,20 +85,33 @@ class LinkPoint:
                 self.is_closed = True
                 self._counting.close_point(self.number)
 
+    def lease(self, until_ns: int) -> None:
+        with self._lock:
+            if not self.is_closed:
+                self._counting.lease(self.number, until_ns)
+
+    def abandon(self) -> None:
+        with self._lock:
+            if not self.is_closed:
+                self.is_closed = True
+                self._counting.abandon_point(self.number)
+
 
 class LinkPoints:
-    """The points that an engine has opened. `open_number` gives a new one's number, `set_points` has a bucket wait for those of
-    some bits and returns the stream's head."""
+    """The points that an engine has opened. `open_number` gives the number of a new one, that is at a position and leased until
+    some time; `set_points` has a bucket wait for those of some bits and returns the stream's head."""
 
-    def __init__(self, counting: Counting, open_number: Callable[[int], int], set_points: Callable[[int, int], int]) -> None:
+    def __init__(
+        self, counting: Counting, open_number: Callable[[int, int], int], set_points: Callable[[int, int], int]
+    ) -> None:
         self._counting = counting
         self._open_number = open_number
         self._set_points = set_points
         self._lock = threading.Lock()
 
-    def open(self, name: str, position: int) -> LinkPoint:
+    def open(self, name: str, position: int, until_ns: int) -> LinkPoint:
         with self._lock:
-            return LinkPoint(self._counting, name, self._open_number(position), self._lock)
+            return LinkPoint(self._counting, name, self._open_number(position, until_ns), self._lock)
 
     def set(self, bucket: int, points: Collection[CommitPoint]) -> int:
         """Raises ValueError where one of them is closed."""

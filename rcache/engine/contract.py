@@ -12,8 +12,11 @@ Invariants every body keeps:
 2. Room in the stream and memory for the item are reserved before the lock is taken. When they cannot be had before the
    deadline the request is refused and nothing has changed.
 3. Replies leave in the order of their requests. A reply leaves only after every commit point its bucket waits for has the
-   highest sequence it reveals; if that does not happen before its deadline, it says that the outcome is not known.
+   highest sequence it reveals, and while the leases of those points hold; if that does not happen before its deadline, it says
+   that the outcome is not known.
 4. No more memory is in use for items than the limit, except while a copy is recovered.
+5. Until a bucket's OPEN is committed, whatever it reveals waits for the OPEN: the newest records of the primary before it may
+   not have been acknowledged by all backups, and only an acknowledged OPEN says that they have them.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from rcache.cluster.bucket_state import BucketState
-from rcache.engine.change_stream import NO_WAIT, ChangeStream, CommitPoint, Portion, StreamEnd, Wait
+from rcache.engine.change_stream import HELD_FOR_EVER, NO_WAIT, ChangeStream, CommitPoint, Portion, StreamEnd, Wait
 from rcache.engine.clock import NodeClock
 from rcache.engine.sockets import Ended
 from rcache_client.wire.frames import BadFrame, Request
@@ -143,14 +146,30 @@ class Engine(Protocol):
         ...
 
     def set_state(self, bucket: int, state: BucketState) -> None:
-        """FROZEN or ABSENT for a bucket; an absent one holds nothing. Raises ValueError if it may not follow."""
+        """FROZEN, ABSENT or (what was FROZEN) BACKUP for a bucket; an absent one holds nothing. Raises ValueError if it may not
+        follow."""
+        ...
+
+    def sequence(self, bucket: int) -> int:
+        """The sequence of a bucket's newest record here."""
+        ...
+
+    def follow(self, bucket: int, source: int) -> None:
+        """From now on records of others apply to this bucket only if they come from `source` (a number of the caller's; 0:
+        from nobody but a recovery). Once this returns nothing of another source is being applied to it any more."""
+        ...
+
+    def set_paused(self, paused: bool) -> None:
+        """While it is, changes that are asked for wait, up to their deadline, and are answered PAUSED then; an expired item is
+        a miss that is removed later, and nothing is evicted. What applies as a backup, OPENs and reads go on. Once this
+        returns no change is under way any more that will still be made."""
         ...
 
     def state(self, bucket: int) -> BucketState: ...
 
-    def open_commit_point(self, name: str, position: int) -> CommitPoint:
-        """A new point, which has the stream up to `position`. No bucket waits for it yet. Raises ValueError if there are
-        POINTS_MAX already."""
+    def open_commit_point(self, name: str, position: int, until_ns: int = HELD_FOR_EVER) -> CommitPoint:
+        """A new point, which has the stream up to `position` and whose lease runs to `until_ns`. No bucket waits for it yet.
+        Raises ValueError if there are POINTS_MAX already."""
         ...
 
     def set_commit_points(self, bucket: int, points: Collection[CommitPoint]) -> int:
@@ -163,8 +182,13 @@ class Engine(Protocol):
         """Buckets whose counter ran out; they refuse writes until they are opened in a later epoch."""
         ...
 
-    def apply(self, body: bytes | memoryview) -> None:
-        """Apply records (imports, changes in chain order) to buckets that are not primary. Raises BadRecord, ChainError."""
+    def apply(self, body: bytes | memoryview, source: int = 0) -> None:
+        """Apply records (imports, changes in chain order) to buckets that are not primary and follow `source`. Raises
+        BadRecord, ChainError.
+
+        From a source other than 0: changes that the bucket has already (their sequence is not above its own) are passed by,
+        since a link sends again what it does not know to have been taken; and an import begins only in a bucket that is absent
+        or importing: a whole copy is let go of by a view, never by what a peer sends."""
         ...
 
     def copy_bucket(self, bucket: int) -> Iterator[bytes]:

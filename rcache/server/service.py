@@ -28,11 +28,14 @@ from typing import Any
 from loguru import logger
 
 from rcache.cluster.bucket_state import BucketState
+from rcache.cluster.register import Register
 from rcache.engine.clock import NodeClock
 from rcache.engine.contract import ConnectionLimits, Engine, RequestRefused
 from rcache.records.files import FileKind
 from rcache.server.housekeeper import Housekeeper, Task
 from rcache.server.listener import Listener
+from rcache.server.member import Member
+from rcache.server.node_answers import NodeAnswers, Standing
 from rcache.server.notify import Notifier
 from rcache.server.session import Welcome
 from rcache.server.sharing import Placing
@@ -54,6 +57,9 @@ EXPIRE_ITEMS_MAX = 5000
 JOIN_S = 5.0
 """How long any thread but the workers has to end; each needs one round of its loop."""
 
+LEAVE_LOOK_S = 0.5
+"""How often a leaving node says how far it is."""
+
 EXTEND_S = 60.0
 """What systemd is asked to wait at each step of a long stop."""
 
@@ -70,16 +76,16 @@ class Parts:
     log: AppendLog | None
     checkpointer: Checkpointer | None
     stops: Stops
-    next_segment: int
     savefile: Path
     notifier: Notifier
-    recovery: dict[str, Any]
     limits: ConnectionLimits
     connections_max: int
     worker_threads: int
     shared_workers: int
     stop_timeout_s: float
+    drain_timeout_s: float
     persist: bool
+    standing: Standing
     secret: bytes | None = field(repr=False, default=None)
 
 
@@ -93,6 +99,7 @@ class Stopped:
     not_saved: str = ""
     log_failure: LogFailure | None = None
     crashes: int = 0
+    not_handed_over: int = 0
 
 
 class Service:
@@ -103,10 +110,15 @@ class Service:
         self._began = time.monotonic()
         self._persist = parts.persist
         self._persist_lock = threading.Lock()
+        self.next_segment = 1
+        self.recovery: dict[str, Any] = {}
+        self.answers = NodeAnswers(parts.standing)
+        self._started = False
         self.connections = Connections(parts.connections_max, CONNECTIONS_RESERVED)
         self._housekeeper = Housekeeper(self._tasks(watchdog_s))
-        run = WorkerRun(parts.engine, self.connections, self, self._welcome(), parts.limits, parts.secret)
+        run = WorkerRun(parts.engine, self.connections, self, self._welcome, parts.limits, parts.secret)
         self._placing = Placing(parts.engine, self.connections, run, parts.worker_threads, parts.shared_workers)
+        self._run = run
         self._listener = Listener(parts.sock, self.connections, run, self._placing)
 
     def _welcome(self) -> Welcome:
@@ -141,10 +153,29 @@ class Service:
         return host, port
 
     def start(self) -> None:
-        """Begin to serve. Raises OSError where the address cannot be listened on."""
+        """Listen, unless it does already. Raises OSError where the address cannot be listened on."""
+        if self._started:
+            return
+        self._started = True
         self._placing.start()
         self._listener.start()
         self._housekeeper.start()
+
+    def admit(self, member: Member, register: Register | None) -> None:
+        """This node is a member of its cluster from now on; `register`: the one that it may be given, where nodes keep it."""
+        standing = self.parts.standing
+        standing.member = member
+        standing.register = register
+        member.start()
+
+    @property
+    def member(self) -> Member | None:
+        return self.parts.standing.member
+
+    def node_session(self, name: str, *, began: bool) -> None:
+        member = self.member
+        if member is not None:
+            (member.session_began if began else member.session_ended)(name)
 
     def wait(self) -> str:
         """Block until a stop is asked for. Returns why."""
@@ -199,7 +230,8 @@ class Service:
             "append_log": dict(parts.log.stats()) if parts.log else {"fsync": "off"},
             "checkpoints": dict(parts.checkpointer.stats()) if parts.checkpointer else {},
             "persist": {"on_shutdown": self._persist, "savefile": str(parts.savefile)},
-            "recovery": parts.recovery,
+            "recovery": self.recovery,
+            "cluster": self.member.stats() if self.member is not None else {},
         }
 
     # --- upkeep
@@ -221,14 +253,8 @@ class Service:
     def _reopen_exhausted(self) -> None:
         """A bucket whose counter ran out goes on in a new epoch, on disk before anything is counted in it."""
         buckets = self.parts.engine.exhausted_buckets()
-        if not buckets:
-            return
-        identity = self.parts.data_dir.identity
-        assert identity is not None
-        epoch = self.epoch + 1
-        self.parts.data_dir.use_epoch(epoch)
-        self.parts.engine.open_buckets(buckets, epoch, identity.incarnation, identity.node)
-        logger.info("buckets {} opened anew in epoch {}", buckets, epoch)
+        if buckets and self.member is not None:
+            self.member.reopen(buckets)
 
     # --- stopping
 
@@ -240,7 +266,9 @@ class Service:
         """
         stopped = Stopped()
         steps: list[tuple[str, Callable[[], object]]] = [
+            ("leaving the cluster", lambda: self._leave(stopped, progress)),
             ("ending the connections", lambda: self._end_connections(stopped, progress)),
+            ("ending the membership", lambda: self._end_membership(stopped)),
             ("ending the upkeep", lambda: self._end_upkeep(stopped)),
             ("freezing the buckets", lambda: self._set_buckets(BucketState.PRIMARY, BucketState.FROZEN)),
             ("closing the append log", lambda: self._end_log(stopped, progress)),
@@ -254,7 +282,30 @@ class Service:
                 logger.exception("{} failed", name)
                 stopped.problems.append(f"{name} failed: {error!r}")
         stopped.crashes = self.connections.crashes + self._housekeeper.errors
+        stopped.crashes += self.member.errors if self.member is not None else 0
         return stopped
+
+    def _leave(self, stopped: Stopped, progress: Callable[[str], object]) -> None:
+        """Hand over what this node has, where there is anybody to take it."""
+        member = self.member
+        if member is None or (self.parts.log is not None and self.parts.log.failure is not None):
+            return
+        member.leave()
+        deadline = time.monotonic() + self.parts.drain_timeout_s
+        while not member.left.wait(LEAVE_LOOK_S):
+            self.parts.notifier.extend_timeout(EXTEND_S)
+            progress(f"stopping: {member.view.copies_of(member.name)} copies to hand over")
+            if time.monotonic() > deadline or self.parts.stops.signals > 1:
+                left = member.view.copies_of(member.name)
+                stopped.problems.append(f"{left} copies could not be handed over in time")
+                stopped.not_handed_over = len(
+                    [b for b in member.view.primaries_of(member.name) if not member.view.placements[b].backups]
+                )
+                return
+
+    def _end_membership(self, stopped: Stopped) -> None:
+        if self.member is not None:
+            stopped.stuck += self.member.stop(JOIN_S)
 
     def _end_upkeep(self, stopped: Stopped) -> None:
         parts = self.parts
@@ -275,9 +326,12 @@ class Service:
         deadline = time.monotonic() + self.parts.stop_timeout_s
         count = len(self.connections.workers())
         progress(f"stopping: {count} connections are told goodbye")
-        if not self._listener.stop(JOIN_S):
+        if self._started and not self._listener.stop(JOIN_S):
             stopped.stuck.append("the listener")
         self.parts.engine.stop_serving()
+        self._run.stopping.set()
+        if self.parts.standing.register is not None:
+            self.parts.standing.register.close()  # or whoever watches would keep its worker
         late = self.connections.join_all(deadline)
         if late:
             self.parts.engine.stream.end_waits()
@@ -302,7 +356,7 @@ class Service:
     def _save(self, stopped: Stopped, progress: Callable[[str], object]) -> None:
         parts, identity = self.parts, self.parts.data_dir.identity
         assert identity is not None
-        first_segment = parts.next_segment
+        first_segment = self.next_segment
         if parts.log is not None:
             first_segment = parts.log.next_segment()
         header = copy_header(FileKind.SAVEFILE, identity, self.epoch, first_segment, first_segment, parts.clock.now_ms())

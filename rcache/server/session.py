@@ -20,12 +20,14 @@ from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
 from rcache.engine.contract import EngineConnection, RequestRefused
+from rcache.server.node_answers import NodeAnswers, Refusal
 from rcache_client.wire import proof
 from rcache_client.wire.frames import BadFrame, Request, encode_reply
 from rcache_client.wire.grammar import GOODBYE_REPLY, REASON, REQUESTS, BadPayload, Layout, reply_layout
 from rcache_client.wire.opcodes import (
     ANY_CLUSTER,
     DATA_OPCODES,
+    NODE_OPCODES,
     NONCE_BYTES,
     PROTOCOL_VERSION,
     Opcode,
@@ -103,6 +105,13 @@ class Control(Protocol):
         """The statistics, as JSON. Raises `RequestRefused` for a section that does not exist."""
         ...
 
+    @property
+    def answers(self) -> NodeAnswers: ...
+
+    def node_session(self, name: str, *, began: bool) -> None:
+        """A connection from another node was opened, or is gone."""
+        ...
+
     def persist(self, mode: PersistMode) -> tuple[bool, str]:
         """Switch or ask; whether a savefile will be written, and its path."""
         ...
@@ -112,14 +121,21 @@ class Session:
     """One connection's session. `reserved`: one of the places kept for nodes and administrators."""
 
     def __init__(
-        self, connection: EngineConnection, control: Control, welcome: Welcome, secret: bytes | None, *, reserved: bool = False
+        self,
+        connection: EngineConnection,
+        control: Control,
+        welcome: Callable[[], Welcome],
+        secret: bytes | None,
+        *,
+        reserved: bool = False,
     ) -> None:
         self.stage = Stage.NEW
         self.role = Role.CLIENT
         self.name = ""
+        self.is_node = False
         self._connection = connection
         self._control = control
-        self._welcome = welcome
+        self._make_welcome = welcome
         self._secret = secret
         self.reserved = reserved
         self._hello = b""
@@ -132,6 +148,9 @@ class Session:
             Opcode.FLUSH: self._answer_flush,
             Opcode.STATS: self._answer_stats,
             Opcode.PERSIST: self._answer_persist,
+            Opcode.VIEW: self._answer_node,
+            Opcode.STEER: self._answer_node,
+            **dict.fromkeys(NODE_OPCODES, self._answer_node),
         }
         connection.data_allowed = secret is None and not reserved
 
@@ -170,6 +189,8 @@ class Session:
 
     def _answer(self, request: Request) -> Response:
         answer = self._answers.get(request.opcode)
+        if answer is None and self.is_node and request.opcode in DATA_OPCODES:
+            return self._refuse(request, Status.NOT_ALLOWED, "data is asked for by clients; say HELLO as one")
         if answer is None:
             assert request.opcode not in DATA_OPCODES
             return self._refuse(request, Status.UNKNOWN_OPCODE, f"{opcode_name(request.opcode)} is not known here")
@@ -182,15 +203,15 @@ class Session:
         if not low <= PROTOCOL_VERSION <= high:
             why = f"versions {low} to {high} are not spoken here, only {PROTOCOL_VERSION}"
             return self._closing(request, Status.BAD_VERSION, why)
-        if cluster_id not in (ANY_CLUSTER, self._welcome.cluster_id):
-            why = f"this is cluster {self._welcome.cluster_id.hex()}, not {cluster_id.hex()}"
+        if cluster_id not in (ANY_CLUSTER, self._make_welcome().cluster_id):
+            why = f"this is cluster {self._make_welcome().cluster_id.hex()}, not {cluster_id.hex()}"
             return self._closing(request, Status.WRONG_CLUSTER, why)
         if self.reserved and role not in (Role.ADMIN, Role.NODE):
             return self._closing(request, Status.TOO_MANY_CONNECTIONS, "all places for clients are taken; try again later")
         self.role, self.name = Role(role), name
         if self._secret is None:
             self._open()
-            return self._ok(request, *self._welcome.values())
+            return self._ok(request, *self._make_welcome().values())
         self.stage, self._hello, self._nonce = Stage.CHALLENGED, request.payload, os.urandom(NONCE_BYTES)
         return Response(self._encode(request, Status.CHALLENGE, self._nonce))
 
@@ -201,11 +222,14 @@ class Session:
         if not proof.proofs_match(shown, proof.client_proof(self._secret, self._hello, self._nonce)):
             return self._closing(request, Status.WRONG_PROOF, "the proof does not fit: not the same secret")
         self._open()
-        return self._ok(request, proof.server_proof(self._secret, self._hello, self._nonce), *self._welcome.values())
+        return self._ok(request, proof.server_proof(self._secret, self._hello, self._nonce), *self._make_welcome().values())
 
     def _open(self) -> None:
         self.stage = Stage.OPEN
         self._connection.data_allowed = self._connection.greeted = True
+        if self.role is Role.NODE:
+            self.is_node = True
+            self._control.node_session(self.name, began=True)
 
     # --- the rest
 
@@ -236,6 +260,20 @@ class Session:
         (mode,) = _fields(request)
         enabled, path = self._control.persist(PersistMode(mode))
         return self._ok(request, PersistMode.ON if enabled else PersistMode.OFF, _shorten(path))
+
+    def _answer_node(self, request: Request) -> Response:
+        budget_s = min(request.budget_ms / 1000 or CONTROL_BUDGET_S, CONTROL_BUDGET_NS_MAX / 1e9)
+        try:
+            return self._ok(
+                request, *self._control.answers.answer(request.opcode, request.payload, self.role, self.name, budget_s)
+            )
+        except Refusal as refusal:
+            return Response(self._encode(request, refusal.status, *refusal.values))
+
+    def ended(self) -> None:
+        """The connection is gone."""
+        if self.is_node:
+            self._control.node_session(self.name, began=False)
 
     # --- encoding
 

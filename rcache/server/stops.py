@@ -19,6 +19,7 @@ class Stops:
     def __init__(self) -> None:
         self._reasons: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.signalled = ""
+        self.signals = 0
 
     def ask(self, why: str) -> None:
         """The node is to stop."""
@@ -27,6 +28,7 @@ class Stops:
     def signal(self, name: str) -> None:
         """The node is to stop, because this signal came; a start under way is given up for it."""
         self.signalled = name
+        self.signals += 1
         self._reasons.put(name)
 
     def wait(self) -> str:

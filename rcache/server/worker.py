@@ -25,6 +25,7 @@ from loguru import logger
 from rcache.engine.contract import ConnectionLimits, Engine, EngineConnection, Handback
 from rcache.engine.sockets import Ended, set_kernel_timeout
 from rcache.server.session import Control, Session, Welcome
+from rcache_client.wire.frames import BadFrame, RequestReader
 from rcache_client.wire.opcodes import Opcode, Status
 
 FAREWELL_S = 2.0
@@ -34,6 +35,12 @@ RESERVED_HELLO_S = 1.0
 """How long a newcomer beyond the limit has to show that it is an administrator or a node."""
 
 DISCARD_BYTES = 64 << 10
+
+NODE_RECEIVE_BYTES = 1 << 20
+"""One read of a link: a few of its frames."""
+
+NODE_LOOK_S = 0.2
+"""How late a quiet node's worker notices that serving is to end."""
 
 MOVED = "moved"
 """How a thread ends whose connection another worker serves from now on."""
@@ -79,9 +86,12 @@ class Connections:
 
     def leave(self, worker: Worker, how: str) -> None:
         with self._lock:
-            if self._workers.pop(worker.number, None) is not None:
+            was_here = self._workers.pop(worker.number, None) is not None
+            if was_here:
                 self.ended[how] += 1
                 self._requests_of_ended += worker.connection.requests
+        if was_here:
+            worker.session.ended()
         worker.gone.set()
 
     def __len__(self) -> int:
@@ -163,7 +173,7 @@ class WorkerRun:
         engine: Engine,
         connections: Connections,
         control: Control,
-        welcome: Welcome,
+        welcome: Callable[[], Welcome],
         limits: ConnectionLimits,
         secret: bytes | None,
     ) -> None:
@@ -174,6 +184,7 @@ class WorkerRun:
         self._limits = limits
         self._secret = secret
         self.share: Callable[[Worker], None] = _nobody_shares
+        self.stopping = threading.Event()
 
     def make(self, number: int, sock: socket.socket, peer: str, *, reserved: bool) -> Worker:
         limits = self._limits
@@ -214,6 +225,59 @@ class WorkerRun:
             lost = worker.connection.send(response.frame)
             if lost is not None:
                 return lost.name.lower()
+            if worker.session.is_node:
+                return self._serve_node(worker)
+
+    def serve_node(self, worker: Worker) -> None:
+        """As `__call__`, for a node's connection that said HELLO on a worker that serves others too."""
+        how = "error"
+        try:
+            how = self._serve_node(worker)
+        except Exception:
+            self._connections.note_crash()
+            logger.exception("worker {} ({}): unhandled error; the connection is closed", worker.number, worker.peer)
+        worker.sock.close()
+        self._connections.leave(worker, how)
+
+    def _serve_node(self, worker: Worker) -> str:
+        """A node's connection has a thread of its own to its end: what it brings may wait for the log, and nobody is to wait for
+        it. Nothing of it is the engine's business, so the engine does not read it."""
+        reader = RequestReader(self._engine.config.frame_bytes_max)
+        sock = worker.sock
+        sock.setblocking(True)
+        set_kernel_timeout(sock, socket.SO_RCVTIMEO, NODE_LOOK_S)
+        while not self.stopping.is_set():
+            try:
+                data = sock.recv(NODE_RECEIVE_BYTES)
+            except BlockingIOError:
+                continue
+            except OSError:
+                return "lost"
+            if not data:
+                return "closed"
+            reader.feed(data)
+            ended = self._answer_node(worker, reader)
+            if ended:
+                return ended
+        self._part(worker, worker.session.goodbye(*_GOODBYES[Ended.STOPPING]))
+        return "stopping"
+
+    def _answer_node(self, worker: Worker, reader: RequestReader) -> str:
+        """Answer what there is; how the connection ended, if it did."""
+        try:
+            while (request := reader.next()) is not None:
+                response = worker.session.respond(request)
+                if response.close:
+                    self._part(worker, response.frame)
+                    return "goodbye" if request.opcode == Opcode.GOODBYE else "refused"
+                lost = worker.connection.send(response.frame)
+                if lost is not None:
+                    return lost.name.lower()
+        except BadFrame as bad:
+            logger.warning("{}: {} ({}); closed", worker.peer, bad.status.name, bad.reason)
+            self._part(worker, worker.session.reject(bad).frame)
+            return "bad_frame"
+        return ""
 
     def _end(self, worker: Worker, handback: Handback) -> str:
         words = self.last_words(worker, handback)

@@ -6,6 +6,9 @@ Which thread runs it: its own, `append-log`, from `start` to `stop`. Started and
 What it owns: the current segment's file. It may lock: the stream (never while it does I/O).
 What it must not know: engines, requests, checkpoints (it only tells that a segment began).
 
+A second stream, `AppliedStream`, brings what was applied here as a backup. A bucket's records come by the one or by the other,
+and by which changes only after `pass_by` says that all of the first are written; so the log has them in the bucket's order.
+
 It guarantees: what `stream.durable` says is on the disk is on the disk; a write or fsync that fails ends the log, wakes every
 waiter with FAILED and is reported once, with what is not on disk. It does not offer: going on after a failure. After a failed
 fsync the kernel may have dropped the pages, so only a restart from what is on disk can be right.
@@ -31,6 +34,7 @@ from pathlib import Path
 from rcache.engine.change_stream import Batch, ChangeStream, StreamEnd
 from rcache.records.checksums import crc32
 from rcache.records.files import FileHeader, FileKind, encode_block_head, encode_end, encode_header
+from rcache.stream.applied import AppliedStream
 from rcache.stream.data_dir import SEGMENT_SUFFIX, Identity
 from rcache.stream.disk import Disk
 from rcache.stream.log_terms import AppendLogConfig, LogFailure, LogHooks, LogPlace
@@ -103,9 +107,11 @@ class AppendLog:
         now_ms: Callable[[], int],
         hooks: LogHooks,
         disk: Disk | None = None,
+        applied: AppliedStream | None = None,
     ) -> None:
         self.config = config
         self._stream = stream
+        self._applied = applied or AppliedStream(0)
         self._identity = identity
         self._now_ms = now_ms
         self._hooks = hooks
@@ -116,6 +122,8 @@ class AppendLog:
         self._place = LogPlace()
         self._epoch = 0
         self._position = stream.head
+        self._applied_position = self._applied.head
+        self._passed = threading.Condition()
         self._synced_at = time.monotonic()
         self._in_hand: Batch | None = None
         self._lock = threading.Lock()
@@ -149,6 +157,20 @@ class AppendLog:
         if end is StreamEnd.FAILED:
             self._thread.join(timeout_s)  # it is about to end; then `failure` says why
         return end is StreamEnd.REACHED
+
+    def pass_by(self, timeout_s: float) -> bool:
+        """Block until everything that both streams hold now is written, on disk or not. False if that failed or took too long."""
+        deadline = time.monotonic() + timeout_s
+        position = self._stream.head
+        if self._applied.wait_written(self._applied.head, int(deadline * 1e9)) is not StreamEnd.REACHED:
+            return False
+        with self._passed:
+            while self._position < position and self.failure is None:
+                self._stream.wake_readers()
+                left_s = deadline - time.monotonic()
+                if left_s <= 0 or (not self._passed.wait(min(left_s, IDLE_S)) and not self._thread.is_alive()):
+                    break
+        return self._position >= position
 
     def stop(self, timeout_s: float) -> bool:
         """Write what the stream still holds, close the segment, end the thread. False if that took too long: then `failure`
@@ -202,6 +224,7 @@ class AppendLog:
                 pass
             self._close_segment()
             self._stream.set_durable(self._position)
+            self._applied.set_durable(self._applied_position)
         except OSError as error:
             self._fail(error, doing)
         except BaseException as error:
@@ -214,16 +237,26 @@ class AppendLog:
         """One turn: take, write, make durable, look at the day. Returns whether there was anything."""
         linger_s = 0.0 if self.config.policy is FsyncPolicy.ALWAYS or not timeout_s else self._linger_s
         batch = self._in_hand = self._reader.take(BATCH_BYTES, self._timeout_s(timeout_s), linger_s, view=True)
+        applied = self._applied.take(BATCH_BYTES)
         if self._segment_is_over():
             self._next_segment()
         if batch.count:
             self._write(batch)
+            with self._passed:
+                self._position = batch.position
+                self._passed.notify_all()
+        if applied.count:
+            self._write(applied)
+            self._applied_position = applied.position
+            self._applied.set_written(applied.position)
         if self._sync_is_due():
             self._sync()
         if batch.count:
-            self._adapt(len(batch.body))
             self._reader.release(batch.position)
-        return batch.count > 0
+        if batch.count + applied.count == 0:
+            return False
+        self._adapt(len(batch.body) + len(applied.body))
+        return True
 
     def _adapt(self, taken: int) -> None:
         """Linger for about TURN_BYTES."""
@@ -247,12 +280,11 @@ class AppendLog:
             self._synced_at = max(self._synced_at, time.monotonic())
         counts.unsynced_records += batch.count
         counts.unsynced_bytes += len(batch.body)
-        self._in_hand = None
+        self._in_hand = None  # it is counted now
         self._disk.write(segment.fd, head, batch.body)  # invariant 1
         block_bytes = len(head) + len(batch.body)
         segment.blocks += 1
         segment.size += block_bytes
-        self._position = batch.position
         counts.records += batch.count
         counts.bytes += block_bytes
         counts.blocks += 1
@@ -285,6 +317,7 @@ class AppendLog:
         self._counts.unsynced_records = self._counts.unsynced_bytes = 0
         self._synced_at = time.monotonic()
         self._stream.set_durable(self._position)
+        self._applied.set_durable(self._applied_position)
 
     # --- segments
 
@@ -348,7 +381,9 @@ class AppendLog:
 
     def _fail(self, error: OSError, doing: str) -> None:
         """The end of the log: say so to everyone, once. Acknowledged is what did not have to wait for the disk."""
-        self._stream.fail(f"{doing}: {error.strerror or error}")  # first: what is counted below must be all there will be
+        why = f"{doing}: {error.strerror or error}"
+        self._stream.fail(why)  # first: what is counted below must be all there will be
+        self._applied.fail(why)
         counts = self._counts
         lost = lost_bytes = 0
         if self.config.policy is not FsyncPolicy.ALWAYS:

@@ -101,12 +101,15 @@ class DataDir:
         except (ValueError, TypeError, KeyError) as error:
             raise DataDamaged(path, 0, f"not a node's identity: {error}") from None
 
-    def be(self, node: str, buckets: int) -> Identity:
-        """This directory's identity; a new one, on disk, where there was none yet. Raises ValueError where it is another's."""
+    def be(self, node: str, buckets: int, cluster_id: str | None = None) -> Identity:
+        """This directory's identity; a new one, on disk, where there was none yet (`cluster_id` None: of a cluster that is born).
+        Raises ValueError where it is another's."""
         if self.identity is None:
-            self.write(Identity(os.urandom(16).hex(), os.urandom(16).hex(), node, buckets))
+            self.write(Identity(cluster_id or os.urandom(16).hex(), os.urandom(16).hex(), node, buckets))
         identity = self.identity
         assert identity is not None
+        if cluster_id not in (None, identity.cluster_id):
+            raise ValueError(f"{self.path} is of cluster {identity.cluster_id}, not {cluster_id}")
         if identity.node != node:
             raise ValueError(f"{self.path} belongs to node {identity.node!r}, not {node!r}")
         return identity

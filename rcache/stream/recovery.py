@@ -15,8 +15,8 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rcache.records.files import NO_FILE, FileKind, encode_end
@@ -72,8 +72,10 @@ def recover(
     skip_damaged: bool = False,
     walks: Walks | None = None,
     disk: Disk | None = None,
+    wanted: Collection[int] | None = None,
 ) -> Recovered:
-    """Recover this node's own data, telling `walks` how far it is.
+    """Recover this node's own data, telling `walks` how far it is. `wanted`: only these buckets (None: all); what the files say
+    of others is not looked at, and with none wanted nothing but where the log goes on.
 
     Raises `DataDamaged` and `HistoryIncomplete` unless `skip_damaged`; OSError.
     """
@@ -86,11 +88,13 @@ def recover(
     if segments:
         _close_last(segments, recovered, skip_damaged, disk)
     recovered.place = _place(files)
+    if wanted is not None and not wanted:
+        return recovered
     for candidate in _candidates(files):
-        found = _survey(candidate, identity, recovered, walks.reading, skip_damaged=False)
+        found = _survey(candidate, identity, recovered, walks.reading, wanted)
         if found is not None:
             return _finish(recovered, candidate, found, walks.rebuilding, skip_damaged=False)
-    return _last_resort(files, identity, recovered, walks, skip_damaged)
+    return _last_resort(files, identity, recovered, walks, wanted, skip_damaged=skip_damaged)
 
 
 def _remove_temporaries(directory: Path, savefile: Path, disk: Disk) -> None:
@@ -184,11 +188,11 @@ def _log(segments: list[ListedFile]) -> list[Source]:
 
 
 def _survey(
-    sources: list[Source], identity: Identity, recovered: Recovered, progress: Progress, *, skip_damaged: bool
+    sources: list[Source], identity: Identity, recovered: Recovered, progress: Progress, wanted: Collection[int] | None
 ) -> Survey | None:
     """The survey of these sources if they are a whole history up to the epoch served last, else None."""
     try:
-        found = survey(sources, skip_damaged=skip_damaged, progress=progress)
+        found = _only(survey(sources, skip_damaged=False, progress=progress), wanted)
     except DataDamaged as damage:
         recovered.notes.append(f"cannot begin from {sources[0].name}: {damage}")
         return None
@@ -204,8 +208,21 @@ def _survey(
     return found
 
 
+def _only(found: Survey, wanted: Collection[int] | None) -> Survey:
+    """What a survey says of the wanted buckets."""
+    if wanted is None:
+        return found
+    return replace(found, plans={bucket: plan for bucket, plan in found.plans.items() if bucket in wanted})
+
+
 def _last_resort(
-    files: list[ListedFile], identity: Identity, recovered: Recovered, walks: Walks, skip_damaged: bool
+    files: list[ListedFile],
+    identity: Identity,
+    recovered: Recovered,
+    walks: Walks,
+    wanted: Collection[int] | None,
+    *,
+    skip_damaged: bool,
 ) -> Recovered:
     """No copy leads to the present: say why, or, with `skip_damaged`, take what is there."""
     if not files:
@@ -214,7 +231,7 @@ def _last_resort(
         *(Source(file.path.name, (file.path,)) for file in files if file.header.kind is not FileKind.SEGMENT),
         *_log([file for file in files if file.header.kind is FileKind.SEGMENT]),
     ]
-    found = survey(sources, skip_damaged=skip_damaged, progress=walks.reading)
+    found = _only(survey(sources, skip_damaged=skip_damaged, progress=walks.reading), wanted)
     if found.newest_epoch < identity.start_epoch:  # invariant 2
         recovered.stale = True
         recovered.newest_epoch = found.newest_epoch

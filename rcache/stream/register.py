@@ -11,6 +11,8 @@ It guarantees: what was answered is on the disk; revisions grow; a view that bre
 never kept. It does not offer: going on after a write failed. Whether the file holds the old view or the new one is not known
 then, so every later call raises RegisterFailed, and only a restart, which reads the file, can be right.
 
+The revision is the view's epoch, so that it goes on where the register is handed to another node.
+
 The file is one line of JSON behind a line with its checksum: a register that was damaged is told from one that is new.
 """
 
@@ -64,7 +66,7 @@ class FileRegister:
             held = self._held
             if held is not None and (held.view.cluster_id != view.cluster_id or held.view.epoch >= view.epoch):
                 raise ValueError(f"there is a register of epoch {held.view.epoch} here already; this would be {view.epoch}")
-            return self._keep(Revised(held.revision + 1 if held else 1, view))
+            return self._keep(Revised(view.epoch, view))
 
     def compare_and_set(self, revision: int, view: View) -> tuple[bool, Revised]:
         """Keep this view if the register still is at `revision`. Whether it was kept, and what the register holds now. Raises
@@ -79,7 +81,7 @@ class FileRegister:
             faults = faults_between(held.view, view)
             if faults:
                 raise BadView("; ".join(faults[:3]))
-            return True, self._keep(Revised(revision + 1, view))
+            return True, self._keep(Revised(view.epoch, view))
 
     def watch(self, revision: int, timeout_s: float) -> Revised | None:
         """Block until the register is beyond `revision`; None where it is not in time, or closed. Raises `RegisterFailed`."""

@@ -45,7 +45,8 @@ class BadPayload(ValueError):
 class Field:
     """One field: a number or fixed bytes (`code` is its struct code), or a string whose length has that code.
 
-    `low` and `high` bound the number or, for a string, its length in bytes.
+    `low` and `high` bound the number or, for a string, its length in bytes. A string that is the `rest` of its payload has no
+    length of its own, and is the last field.
     """
 
     name: str
@@ -54,10 +55,11 @@ class Field:
     high: int
     string: bool = False
     text: bool = False
+    rest: bool = False
 
     @property
     def fixed_bytes(self) -> bool:
-        return self.code.endswith("s")
+        return self.code.endswith("s") and not self.string
 
     @property
     def bounded(self) -> bool:
@@ -107,6 +109,10 @@ def text16(name: str, low: int = 0, high: int = 0xFFFF) -> Field:
     return Field(name, "H", low, high, string=True, text=True)
 
 
+def rest(name: str) -> Field:
+    return Field(name, "0s", 0, 0xFFFF_FFFF, string=True, rest=True)
+
+
 class Layout:
     """A payload made of fields. `decode` returns their values as a tuple, in the order they were declared."""
 
@@ -137,7 +143,7 @@ class Layout:
         tails = []
         for i, field in self._strings:
             tail = values[i].encode() if field.text else values[i]
-            heads[i] = len(tail)
+            heads[i] = b"" if field.rest else len(tail)
             tails.append(tail)
         return self._struct.pack(*heads) + b"".join(tails)
 
@@ -156,7 +162,7 @@ class Layout:
 
     def _take_strings(self, body: Countdown, values: list[Any]) -> tuple[Any, ...]:
         for i, field in self._strings:
-            length = values[i]
+            length = body.remaining if field.rest else values[i]
             if not field.low <= length <= field.high:
                 raise BadPayload(f"{self.name}: {field.name} of {length} bytes, not {field.low} to {field.high}")
             tail = body.take(length)
@@ -253,6 +259,8 @@ ITEM = Layout("item", USER_FLAGS, VERSION, VALUE)
 ITEM_ENTRY = Layout("item entry", u8("status"), USER_FLAGS, VERSION, VALUE)
 CHANGE_ENTRY = Layout("change entry", u8("status"), VERSION)
 COUNTER = Layout("counter", i64("value"), VERSION)
+NEWER_VIEW = Layout("newer view", rest("view"))
+_FROM_TO = (u32("epoch"), u64("from incarnation"), u64("to incarnation"))
 INSPECTION = Layout("inspection", VERSION, USER_FLAGS, u64("time left, ms"), u32("value bytes"))
 
 REQUESTS: dict[int, Layout | Group] = {
@@ -288,6 +296,14 @@ REQUESTS: dict[int, Layout | Group] = {
     Opcode.FLUSH: EMPTY,
     Opcode.STATS: Layout("stats", text16("section", 0, 64)),
     Opcode.PERSIST: Layout("persist", u8("mode", min(PersistMode), max(PersistMode))),
+    Opcode.VIEW: Layout("view", u32("epoch known")),
+    Opcode.STEER: Layout("steer", rest("order")),
+    Opcode.HEARTBEAT: Layout("heartbeat", *_FROM_TO, u64("heartbeat")),
+    Opcode.RECORDS: Layout("records", *_FROM_TO, u32("generation"), rest("records")),
+    Opcode.SEQUENCES: Layout("sequences", *_FROM_TO),
+    Opcode.REGISTER_READ: EMPTY,
+    Opcode.REGISTER_SET: Layout("register set", u64("revision"), rest("view")),
+    Opcode.REGISTER_WATCH: Layout("register watch", u64("revision")),
 }
 """The payload of each request."""
 
@@ -307,6 +323,14 @@ _OK_REPLIES: dict[int, Layout | Group] = {
     Opcode.FLUSH: Layout("flush reply", u64("items removed")),
     Opcode.STATS: Layout("stats reply", bytes32("JSON", VALUE_BYTES_CEILING)),
     Opcode.PERSIST: Layout("persist reply", u8("mode", PersistMode.OFF, PersistMode.ON), text16("savefile")),
+    Opcode.VIEW: Layout("view reply", text16("register"), rest("view")),
+    Opcode.STEER: Layout("steer reply", rest("answer")),
+    Opcode.HEARTBEAT: Layout("heartbeat reply", u64("heartbeat"), u64("granted, ns")),
+    Opcode.RECORDS: Layout("records reply", u64("room")),
+    Opcode.SEQUENCES: Layout("sequences reply", rest("sequences")),
+    Opcode.REGISTER_READ: Layout("register read reply", u64("revision"), rest("view")),
+    Opcode.REGISTER_SET: Layout("register set reply", u8("kept", 0, 1), u64("revision"), rest("view")),
+    Opcode.REGISTER_WATCH: Layout("register watch reply", u64("revision"), rest("view")),
 }
 
 _CONDITION_REPLIES: dict[int, Layout] = {
@@ -314,6 +338,7 @@ _CONDITION_REPLIES: dict[int, Layout] = {
     Status.EXISTS: VERSION_REPLY,
     Status.CHANGED: VERSION_REPLY,
     Status.CHALLENGE: Layout("challenge", fixed("nonce", NONCE_BYTES)),
+    Status.STALE_VIEW: NEWER_VIEW,
 }
 
 MANY_OPCODES = frozenset({Opcode.GET_MANY, Opcode.SET_MANY, Opcode.DELETE_MANY})

@@ -74,12 +74,24 @@ class Opcode(IntEnum):
     FLUSH = 0x40
     STATS = 0x41
     PERSIST = 0x42
+    VIEW = 0x43
+    STEER = 0x44
+
+    HEARTBEAT = 0x50
+    RECORDS = 0x51
+    SEQUENCES = 0x52
+    REGISTER_READ = 0x53
+    REGISTER_SET = 0x54
+    REGISTER_WATCH = 0x55
 
 
 DATA_OPCODES = frozenset(op for op in Opcode if Opcode.GET <= op <= Opcode.DELETE_MANY)
 """Executed by the engine. Everything else is the control plane's."""
 
-READ_OPCODES = frozenset({Opcode.GET, Opcode.INSPECT, Opcode.GET_MANY, Opcode.PING, Opcode.STATS})
+NODE_OPCODES = frozenset(op for op in Opcode if Opcode.HEARTBEAT <= op <= Opcode.REGISTER_WATCH)
+"""What nodes say to each other; refused to whoever did not say HELLO as a node."""
+
+READ_OPCODES = frozenset({Opcode.GET, Opcode.INSPECT, Opcode.GET_MANY, Opcode.PING, Opcode.STATS, Opcode.VIEW})
 """Safe to send again whatever became of the first try."""
 
 
@@ -128,17 +140,25 @@ class Status(IntEnum):
     NOT_ALLOWED = 0x15
     REPLY_FULL = 0x16
     BAD_ARGUMENT = 0x17
+    WRONG_NODE = 0x18
+    BROKEN_CHAIN = 0x19
+    BAD_VIEW = 0x1A
 
     BUSY = 0x20
     PAUSED = 0x21
     DEADLINE_PASSED = 0x22
     STOPPING = 0x23
+    VIEW_AHEAD = 0x24
+    REGISTER_UNAVAILABLE = 0x25
 
     NOT_PRIMARY = 0x30
+    STALE_VIEW = 0x31
+    NOT_MANAGER = 0x32
 
     NOT_COMMITTED = 0x40
     APPEND_LOG_FAILED = 0x41
     INTERNAL_ERROR = 0x42
+    VIEW_UNSETTLED = 0x43
 
     BAD_MAGIC = 0x50
     BAD_VERSION = 0x51

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import socket
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -19,7 +20,7 @@ from rcache.records.record import decode, heads
 from rcache_client.wire.frames import Request, RequestReader
 from rcache_client.wire.opcodes import Opcode, Status
 from tests.contract.conftest import EngineFactory
-from tests.contract.harness import EVERYTHING, PATIENCE_S, Caller, Task, state_of, wait_until
+from tests.contract.harness import EVERYTHING, PATIENCE_S, Caller, Task, assert_stays, state_of, wait_until
 
 RECORDS = 0x90
 """An opcode of no meaning to the engine."""
@@ -254,6 +255,136 @@ def test_what_is_not_released_is_kept(engine_factory: EngineFactory, ends: tuple
     assert refused > 10
     reader.release(position)
     assert caller.ask(Opcode.SET, 0, 0, b"key", bytes(50_000), budget_ms=20).status is Status.OK
+    reader.close()
+
+
+# --- up to a position, and back
+
+
+def test_nothing_behind_a_position_is_sent(
+    engine: Engine, caller: Caller, reader: StreamReader, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    other = engine.stream.open_reader("other", holds=True)
+    caller.set(b"one", b"value")
+    caller.set(b"two", b"value")
+    until = engine.stream.head
+    caller.set(b"three", b"value")
+    frames = Frames(ends[1])
+    sent = reader.send(ends[0], FRAME, EVERYTHING, PATIENCE_S, until)
+    assert (sent.count, sent.position, sent.ended) == (2, until, None)
+    body = body_of(frames.next())
+    assert [decode(body, head.start, head.end).key for head in heads(body)] == [b"one", b"two"]
+    assert body == other.take(EVERYTHING, 0.0).body[: len(body)]
+    for position in (until, until - 1, 0):
+        began = time.monotonic()
+        sent = reader.send(ends[0], FRAME, EVERYTHING, PATIENCE_S, position)
+        assert (sent.count, sent.position, sent.ended) == (0, until, None)
+        assert time.monotonic() - began < PATIENCE_S / 2, "and nothing is waited for"
+    assert reader.send(ends[0], FRAME, EVERYTHING, PATIENCE_S).count == 1
+    assert decode(body_of(frames.next())).key == b"three"
+    began = time.monotonic()
+    assert reader.send(ends[0], FRAME, EVERYTHING, PATIENCE_S, engine.stream.head).count == 0
+    assert time.monotonic() - began < PATIENCE_S / 2, "nor where there is nothing more at all"
+    other.close()
+
+
+def test_what_is_not_chosen_is_looked_at_up_to_a_position_too(
+    engine: Engine, caller: Caller, reader: StreamReader, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    reader.choose([(bucket_of(b"key") + 1) % 8])
+    caller.set(b"key", b"value")
+    until = engine.stream.head
+    caller.set(b"key", b"value")
+    assert reader.send(ends[0], FRAME, EVERYTHING, PATIENCE_S, until).position == until
+    assert reader.send(ends[0], FRAME, EVERYTHING, PATIENCE_S).position == engine.stream.head
+
+
+def test_until_a_position_that_is_to_come_there_is_something_to_wait_for(
+    engine: Engine, caller: Caller, reader: StreamReader, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    until = engine.stream.head + 1
+    assert reader.send(ends[0], FRAME, EVERYTHING, 0.01, until).count == 0
+    sending = Task(lambda: reader.send(ends[0], FRAME, EVERYTHING, PATIENCE_S, until))
+    assert_stays(lambda: not sending.is_done, "the wait")
+    caller.set(b"key", b"value")
+    caller.set(b"key", b"value")
+    assert sending.result().count == 1, "a record that begins before it is whole"
+
+
+def test_a_reader_reads_again_from_where_it_was(
+    engine: Engine, caller: Caller, reader: StreamReader, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    positions = [engine.stream.head]
+    for number in range(20):
+        caller.set(b"k%d" % number, bytes(number))
+        positions.append(engine.stream.head)
+    reader.choose([bucket_of(b"k7"), bucket_of(b"k8")])
+    first = reader.take(EVERYTHING, 0.0)
+    frames = Frames(ends[1])
+    for position in (positions[0], positions[-1], positions[0]):
+        reader.rewind(position)
+        sent = reader.send(ends[0], FRAME, EVERYTHING, 0.0)
+        assert sent.position == engine.stream.head
+        if position == positions[0]:
+            assert body_of(frames.next()) == first.body
+    reader.choose(None)
+    for number, position in enumerate(positions):
+        reader.rewind(position)
+        assert [decode(record).key for record in reader.take(EVERYTHING, 0.0).records] == [
+            b"k%d" % n for n in range(number, 20)
+        ]
+    reader.rewind(positions[5])
+    assert reader.take(1, 0.0).position == positions[6], "and goes on from there"
+
+
+def test_a_reader_goes_back_only_to_where_it_has_been(engine: Engine, caller: Caller, reader: StreamReader) -> None:
+    positions = [engine.stream.head]
+    for number in range(5):
+        caller.set(b"k%d" % number, bytes(number))
+        positions.append(engine.stream.head)
+    reader.take(1, 0.0)
+    reader.take(1, 0.0)
+    reader.take(1, 0.0)
+    reader.release(positions[1])
+    off = (0, positions[1] - 1, positions[2] - 1, positions[2] + 1, 1 << 40, (1 << 64) - 1)
+    for position in (*off, positions[0], positions[4]):
+        with pytest.raises(ValueError, match="come by and not released"):
+            reader.rewind(position)
+    assert reader.take(1, 0.0).position == positions[4], "it is where it was"
+    reader.rewind(positions[1])
+    assert reader.take(1, 0.0).position == positions[2]
+    reader.release(positions[5])
+    with pytest.raises(ValueError, match="come by and not released"):
+        reader.rewind(positions[2])
+
+
+def test_only_a_reader_that_holds_goes_back(engine: Engine, caller: Caller) -> None:
+    loose = engine.stream.open_reader("loose", holds=False)
+    position = engine.stream.head
+    caller.set(b"key", b"value")
+    loose.take(1, 0.0)
+    with pytest.raises(ValueError, match="only a reader that holds"):
+        loose.rewind(position)
+    loose.close()
+
+
+def test_a_reader_goes_back_over_the_end_of_the_ring(engine_factory: EngineFactory) -> None:
+    engine = engine_factory(stream_bytes=1 << 20)
+    reader = engine.stream.open_reader("link", holds=True)
+    caller, chosen = Caller(engine), random.Random(20261225)
+    positions, values = [engine.stream.head], []
+    for number in range(400):
+        values.append(chosen.randbytes(chosen.choice([10, 1000, 30_000])))
+        caller.set(b"k%d" % (number % 7), values[-1])
+        positions.append(engine.stream.head)
+        assert reader.take(1, 0.0).position == positions[-1]
+        back = chosen.randrange(1, 10)
+        if number >= 20:
+            reader.release(positions[-15])
+            reader.rewind(positions[-1 - back])
+            batch = reader.take(EVERYTHING, 0.0)
+            assert [decode(record).value for record in batch.records] == values[-back:]
+    assert engine.stream.head > 4 * engine.config.stream_bytes
     reader.close()
 
 

@@ -188,7 +188,7 @@ class Campaign:
         body = b"".join(self.make_record(bucket) for _ in range(random.choice([1, 1, 2, 5])))
         if random.random() < 0.6:
             body = self.spoil(body)
-        if self.core.apply(body) is None:
+        if self.core.apply(body, 0) is None:
             self.applied += 1
         if random.random() < 0.01:
             self.core.copy(bucket)

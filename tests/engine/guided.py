@@ -50,7 +50,7 @@ class Target:
     def one(self, data: bytes, apply: bool) -> None:
         self.clock.ms += 1
         if apply:
-            self.core.apply(data)
+            self.core.apply(data, 0)
         else:
             _, ending, _, _ = self.core.feed(self.connection, data)
             if ending == 3 or self.inputs % 16 == 0:

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from random import Random
 
 from rcache.cluster.bucket_state import BucketState
-from rcache.engine.change_stream import LinkFrame
+from rcache.engine.change_stream import END, HELD_FOR_EVER, LinkFrame
 from rcache.engine.clock import NodeClock
 from rcache.engine.contract import ChainError, ConnectionLimits, EngineConfig, RequestRefused
 from rcache.engine.native.engine import NativeEngine, NativeGroup
@@ -78,6 +78,7 @@ class Round:
     def run(self) -> int:
         doers: list[Callable[[Random], int]] = [self.execute] * 3 + [self.peer] * 3
         doers += [self.upkeep, self.follow, self.link, self.link, self.copy, self.become, self.look, self.share]
+        doers.append(self.pause)
         threads = [threading.Thread(target=self.loop, args=(do, number), name=do.__name__) for number, do in enumerate(doers)]
         writer = threading.Thread(target=self.write, name="log")
         writer.start()
@@ -244,6 +245,19 @@ class Round:
             done += 1
         return done
 
+    def pause(self, random: Random) -> int:
+        """Short pauses, in which no bucket of ours moves."""
+        done = 0
+        while self.is_on:
+            time.sleep(random.choice([0.0, 0.01, 0.05]))
+            self.engine.set_paused(True)
+            before = [self.engine.sequence(bucket) for bucket in PRIMARY]
+            time.sleep(random.choice([0.0, 0.001, 0.01]))
+            assert [self.engine.sequence(bucket) for bucket in PRIMARY] == before, "changed during a pause"
+            self.engine.set_paused(False)
+            done += 1
+        return done
+
     def follow(self, random: Random) -> int:
         """Readers that come, fall behind, and go."""
         done = 0
@@ -263,7 +277,9 @@ class Round:
         done = 0
         while self.is_on:
             reader = self.engine.stream.open_reader("link", holds=True)
-            point = self.engine.open_commit_point("link", self.engine.stream.head)
+            until_ns = random.choice([HELD_FOR_EVER, boot_ns(), boot_ns() + 10**7])
+            point = self.engine.open_commit_point("link", self.engine.stream.head, until_ns)
+            released = self.engine.stream.head
             ours, theirs = socket.socketpair()
             with ours, theirs:
                 buckets = random.sample(PRIMARY, 4)
@@ -271,10 +287,18 @@ class Round:
                 for bucket in buckets:
                     self.engine.set_commit_points(bucket, [point, self.engine.stream.disk] if self.commit else [point])
                 for _ in range(random.choice([1, 20])):
-                    sent = reader.send(ours, LinkFrame(0x90, 1, b"prefix", 0.01), random.choice([100, 1 << 16]), 0.005)
+                    until = random.choice([END, END, self.engine.stream.head])
+                    frame, bytes_max = LinkFrame(0x90, 1, b"prefix", 0.01), random.choice([100, 1 << 16])
+                    sent = reader.send(ours, frame, bytes_max, 0.005, until)
                     if random.random() < 0.9:
                         point.advance(sent.position)
                         reader.release(sent.position)
+                        released = sent.position
+                    elif random.random() < 0.5:
+                        with contextlib.suppress(ValueError):  # at first: the reader was opened a moment before
+                            reader.rewind(released)
+                    if random.random() < 0.5:
+                        point.lease(boot_ns() + random.choice([0, 10**7, 10**9]))
                     with contextlib.suppress(BlockingIOError):
                         while theirs.recv(1 << 20, socket.MSG_DONTWAIT):
                             pass
@@ -285,7 +309,7 @@ class Round:
             acknowledging = threading.Thread(target=reader.release, args=(self.engine.stream.head,), name="acknowledges")
             acknowledging.start()
             reader.close()
-            point.close()
+            random.choice([point.close, point.abandon])()
             acknowledging.join()
             done += 1
         return done
@@ -301,8 +325,10 @@ class Round:
             with contextlib.suppress(ChainError, ValueError):
                 self.engine.apply(body)
             target = random.randrange(14, BUCKETS)
+            source = random.choice([0, 0, 1, 2])
             with contextlib.suppress(ChainError, ValueError, MemoryError):
-                self.engine.apply(made_copy(random, target, done + 1))
+                self.engine.follow(target, random.choice([source, source, source, 3]))
+                self.engine.apply(made_copy(random, target, done + 1), source)
             done += 1
         return done
 
@@ -316,7 +342,10 @@ class Round:
                 self.engine.open_buckets([bucket], epoch, 1, "n1")
                 time.sleep(0.005)
                 self.engine.set_state(bucket, BucketState.FROZEN)
-                self.engine.set_state(bucket, BucketState.ABSENT)
+                if random.random() < 0.5:
+                    self.engine.set_state(bucket, BucketState.BACKUP)
+                if random.random() < 0.8:
+                    self.engine.set_state(bucket, BucketState.ABSENT)
         return epoch
 
     def look(self, random: Random) -> int:
@@ -348,6 +377,10 @@ REQUESTS_OF: dict[Opcode, Callable[[bytes, int, bytes], tuple[object, ...]]] = {
     Opcode.SET_MANY: lambda key, ttl, value: ((1, ttl, key, value), (1, 0, b"key-1", b"v")),
     Opcode.DELETE_MANY: lambda key, ttl, value: ((key,), (b"key-2",)),
 }
+
+
+def boot_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 def take_replies(held: bytes, left: int) -> tuple[int, bytes]:

@@ -137,14 +137,16 @@ def test_positions_of_what_is_not_committed_yet() -> None:
     for number, sequence in enumerate(sequences, 1):
         assert bucket.pend_locked(sequence, 100 * number, 0) == Wait(0b101, 100 * number)
     assert [bucket.wait_locked(sequence, 0).position for sequence in sequences] == [100, 200, 300, 400]
-    assert bucket.wait_locked(make_sequence(1, 6), 0) == NO_WAIT
-    assert [bucket.wait_locked(sequence, 200) for sequence in sequences] == [
-        NO_WAIT,
-        NO_WAIT,
-        Wait(0b101, 300),
-        Wait(0b101, 400),
-    ]
+    lease = Wait(0b100, 0)
+    assert bucket.wait_locked(make_sequence(1, 6), 0) == lease, "of the link; the disk has none"
+    assert [bucket.wait_locked(sequence, 100).position for sequence in sequences] == [0, 200, 300, 400]
+    assert [bucket.wait_locked(sequence, 200).position for sequence in sequences] == [300, 300, 300, 400], (
+        "the OPEN is the oldest"
+    )
     assert len(bucket.pending) == 2
+    assert [bucket.wait_locked(sequence, 300) for sequence in sequences] == [lease, lease, lease, Wait(0b101, 400)]
+    assert bucket.wait_locked(sequences[-1], 400) == lease
+    bucket.set_points_locked(0b1)
     assert bucket.wait_locked(sequences[-1], 400) == NO_WAIT
 
 

@@ -16,18 +16,18 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from rcache.engine.native cimport protocol
-from rcache.engine.native.answers cimport Worker, rewrite_uncommitted, write_reason, REASON_BYTES_MAX
+from rcache.engine.native.answers cimport Worker, commit_replies, write_reason, REASON_BYTES_MAX
 from rcache.engine.native.change cimport Buffer, buffer_free, buffer_need, end_batch
 from rcache.engine.native.copies cimport (
     APPLIED, Applied, Record, Portion, apply_all, begin_locked, copy_bucket, copy_portion, flush_bucket, open_bucket,
 )
 from rcache.engine.native.commitment cimport (
-    NO_POINT, POINT_CLOSED, Wait, point_advance, point_open, ring_durable, ring_end_waits, ring_fail, ring_unpark,
-    ring_wait, waker_add, waker_remove,
+    HELD_FOR_EVER, NO_POINT, POINT_CLOSED, Wait, point_abandon, point_advance, point_lease, point_open, ring_durable,
+    ring_end_waits, ring_fail, ring_unpark, ring_wait, waker_add, waker_remove,
 )
 from rcache.engine.native.cursors cimport (
     SEND_DONE, SPANS_MAX, Measured, SendEnd, Span, cursor_await, cursor_close, cursor_measure, cursor_open,
-    cursor_release, cursor_unpin, send_spans,
+    cursor_release, cursor_rewind, cursor_unpin, send_spans,
 )
 from rcache.records._countdown cimport Countdown, countdown
 from rcache.engine.native.expiry cimport LISTS, DUE
@@ -39,8 +39,8 @@ from rcache.engine.native.memory cimport (
 from rcache.engine.native.operations cimport BAD_PAYLOAD, Executed, begin_batch, execute
 from rcache.engine.native.removal cimport Outcome, expire_due, free_page
 from rcache.engine.native.ring cimport (
-    DISK, POINTS_MAX, READERS_MAX, STREAM_FAILED, STREAM_REACHED, Cursor, Ring, StreamEnd, is_watched, ring_at,
-    ring_close, ring_head, ring_init,
+    DISK, POINTS_MAX, READERS_MAX, Cursor, Ring, StreamEnd, is_watched, ring_at, ring_close, ring_end_pauses, ring_head,
+    ring_init, ring_set_paused,
 )
 from rcache.engine.native.serving cimport (
     ENDED_BAD_FRAME, ENDED_FRAME, GOING_ON, OUTPUT_FULL, Conn, Ending, Handed, held_free, hold, is_data, note_received,
@@ -49,7 +49,7 @@ from rcache.engine.native.serving cimport (
 from rcache.engine.native.protocol cimport HEADER_BYTES
 from rcache.engine.native.sharing cimport PHASE_PARKED, Group, next_handed, push
 from rcache.engine.native.store cimport (
-    ABSENT, Bucket, Store, Stripe, bucket_at, forget_point, line_up, set_points, stripe_at,
+    ABSENT, FROZEN, Bucket, Store, Stripe, bucket_at, forget_point, leave_points_locked, line_up, set_points, stripe_at,
 )
 from rcache.engine.native.system cimport (
     EFD_CLOEXEC, EFD_NONBLOCK, EPOLLIN, EPOLL_CLOEXEC, EPOLL_CTL_ADD, add64, close, epoll_create1, epoll_ctl,
@@ -62,6 +62,9 @@ from rcache.engine.native.table cimport BIN_ENTRIES, Bin, bin_at, bin_number, ta
 from rcache.records import record as _records
 from rcache_client.wire import opcodes as _opcodes
 from rcache_client.wire.frames import HEADER_BYTES as _HEADER_BYTES
+
+cdef extern from "<stdint.h>" nogil:
+    uint64_t END "UINT64_MAX"  # a position behind all that there will be
 
 cdef extern from "stdlib.h" nogil:
     int posix_memalign(void **, size_t, size_t) noexcept
@@ -112,7 +115,7 @@ cdef void compare_numbers() except *:
         (st.CHANGED, protocol.ST_CHANGED), (st.TOO_LARGE, protocol.ST_TOO_LARGE), (st.NO_ROOM, protocol.ST_NO_ROOM),
         (st.NOT_A_NUMBER, protocol.ST_NOT_A_NUMBER), (st.OUT_OF_RANGE, protocol.ST_OUT_OF_RANGE),
         (st.REPLY_FULL, protocol.ST_REPLY_FULL), (st.BUSY, protocol.ST_BUSY), (st.DEADLINE_PASSED, protocol.ST_DEADLINE_PASSED),
-        (st.STOPPING, protocol.ST_STOPPING), (st.NOT_PRIMARY, protocol.ST_NOT_PRIMARY),
+        (st.STOPPING, protocol.ST_STOPPING), (st.PAUSED, protocol.ST_PAUSED), (st.NOT_PRIMARY, protocol.ST_NOT_PRIMARY),
         (st.NOT_COMMITTED, protocol.ST_NOT_COMMITTED), (st.APPEND_LOG_FAILED, protocol.ST_APPEND_LOG_FAILED),
         (st.BAD_MAGIC, protocol.ST_BAD_MAGIC), (st.BAD_VERSION, protocol.ST_BAD_VERSION), (st.BAD_FLAGS, protocol.ST_BAD_FLAGS),
         (st.FRAME_TOO_LONG, protocol.ST_FRAME_TOO_LONG), (st.BAD_PAYLOAD, protocol.ST_BAD_PAYLOAD),
@@ -138,21 +141,20 @@ cdef object lines_of(Outcome *outcome, Store *store):
     return outcome.status, said, outcome.version, (outcome.wait.points, outcome.wait.position)
 
 
-cdef void commit(Store *store, Worker *worker) noexcept nogil:
-    """Wait until what the replies reveal is committed; those of which that is not so in time say so."""
-    cdef StreamEnd end
-    if worker.wait.points:
-        end = ring_wait(&store.ring, &worker.wait, worker.deadline_ns)
-        if end != STREAM_REACHED:
-            rewrite_uncommitted(store, worker, end == STREAM_FAILED)
-
-
 cdef uint64_t sequence_of(Bucket *bucket) noexcept:
     cdef uint64_t sequence
     spin_lock(&bucket.stripe.lock)
     sequence = bucket.sequence
     spin_unlock(&bucket.stripe.lock)
     return sequence
+
+
+cdef uint64_t follows_of(Bucket *bucket) noexcept:
+    cdef uint64_t follows
+    spin_lock(&bucket.stripe.lock)
+    follows = bucket.follows
+    spin_unlock(&bucket.stripe.lock)
+    return follows
 
 
 cdef class Core:
@@ -214,6 +216,7 @@ cdef class Core:
             bucket = bucket_at(store, number)
             bucket.number, bucket.stripe = number, stripe_at(store, number % store.stripe_count)
             table_init(&bucket.table)
+            bucket.points_at_first = points
             if points and not set_points(store, bucket, points, &head):
                 raise MemoryError("no memory for the buckets")
 
@@ -253,6 +256,8 @@ cdef class Core:
         cdef uint64_t one = 1
         store8(&self.stop, 1)
         write(self.stop_fd, &one, sizeof(one))
+        with nogil:
+            ring_end_pauses(&self.store.ring)
 
     def set_crowded(self, bint crowded):
         store8(&self.crowded, crowded)
@@ -288,7 +293,8 @@ cdef class Core:
             begin_batch(store, &worker, monotonic_ns())
             executed = execute(store, &worker, opcode, request_id, budget_ms, data, count)
             end_batch(store, &worker.batch)
-            commit(store, &worker)
+            if worker.wait.points:
+                commit_replies(store, &worker)
         try:
             if worker.out.failed:
                 raise MemoryError("no memory for a reply")
@@ -322,7 +328,8 @@ cdef class Core:
                 if ending != OUTPUT_FULL:
                     break
             end_batch(store, &worker.batch)
-            commit(store, &worker)
+            if worker.wait.points:
+                commit_replies(store, &worker)
             handed.rest, handed.rest_count = copied + at, count - at
         try:
             if worker.out.failed or (ending == GOING_ON and not hold(store, conn, handed.rest, handed.rest_count)):
@@ -353,7 +360,7 @@ cdef class Core:
         return load8(&self.bucket_of(bucket).state)
 
     def set_state(self, uint32_t number, uint8_t then, uint8_t only_after):
-        """Go over to FROZEN or ABSENT, if the bucket is in the state `only_after`. Returns the state it was in."""
+        """Go over to FROZEN, ABSENT or BACKUP, if the bucket is in the state `only_after`. Returns the state it was in."""
         cdef Bucket *bucket = self.bucket_of(number)
         cdef uint8_t now
         with nogil:
@@ -362,9 +369,31 @@ cdef class Core:
             if now == only_after:
                 if then == ABSENT:
                     begin_locked(self.store, bucket, 0)
+                if then != FROZEN:
+                    leave_points_locked(bucket)
                 store8(&bucket.state, then)
             spin_unlock(&bucket.stripe.lock)
         return now
+
+    def sequence(self, uint32_t bucket):
+        return sequence_of(self.bucket_of(bucket))
+
+    def follow(self, uint32_t number, uint64_t source):
+        """Take records of this source alone. What is being applied is under the bucket's lock, and is waited for."""
+        cdef Bucket *bucket = self.bucket_of(number)
+        with nogil:
+            spin_lock(&bucket.stripe.lock)
+            bucket.follows = source
+            spin_unlock(&bucket.stripe.lock)
+
+    def set_paused(self, bint paused):
+        """Who takes a stripe's lock after this sees it, and who has it is waited for (invariant 4 of `removal`)."""
+        cdef uint32_t number
+        with nogil:
+            ring_set_paused(&self.store.ring, paused)
+            for number in range(self.store.stripe_count):
+                spin_lock(&stripe_at(self.store, number).lock)
+                spin_unlock(&stripe_at(self.store, number).lock)
 
     def open(self, uint32_t number, uint64_t begin, bytes rest not None, int64_t deadline_ns):
         """(1, None): primary now; (0, sequence): its state or epoch does not allow it; (-1, refusal)."""
@@ -383,9 +412,9 @@ cdef class Core:
         """Buckets whose counter is at its end."""
         return [n for n in range(self.store.bucket_count) if sequence_of(bucket_at(self.store, n)) & counter_max >= counter_max]
 
-    def apply(self, const uint8_t[::1] body):
+    def apply(self, const uint8_t[::1] body, uint64_t source):
         """None if all was applied; else why not (as `Applied`), where in `body` that record begins, its bucket and sequence,
-        the bucket's own state and sequence."""
+        the bucket's own state, its sequence and whom it follows."""
         cdef Store *store = self.store
         cdef Countdown left
         cdef Record record
@@ -397,14 +426,14 @@ cdef class Core:
         memset(&record, 0, sizeof(Record))
         left = countdown(&body[0], body.shape[0])
         with nogil:
-            applied = apply_all(store, &left, &record)
+            applied = apply_all(store, &left, source, &record)
         if applied == APPLIED:
             return None
         taken = body.shape[0] - left.left
         bucket = bucket_at(store, record.head.bucket if record.head.bucket < store.bucket_count else 0)
         at = taken - record.head.length
         state = load8(&bucket.state)
-        return <int>applied, at, record.head.bucket, record.head.sequence, state, sequence_of(bucket)
+        return <int>applied, at, record.head.bucket, record.head.sequence, state, sequence_of(bucket), follows_of(bucket)
 
     def copy(self, uint32_t bucket):
         """A copy of a bucket as of one sequence: the bytes of IMPORT_BEGIN, ROWs and IMPORT_END."""
@@ -446,11 +475,13 @@ cdef class Core:
         return count if count >= 0 else -1 - count
 
     def evict_page(self, int64_t deadline_ns):
-        """Empty one page. False if there is none to be had. For a recovered copy that is over the limit."""
+        """Empty one page. False if there is none to be had, or while changes are paused. For a recovered copy that is over the
+        limit."""
         cdef Outcome outcome
-        cdef int done
+        cdef int done = 0
         with nogil:
-            done = free_page(self.store, deadline_ns, &outcome)
+            if not load8(&self.store.ring.paused):
+                done = free_page(self.store, deadline_ns, &outcome)
         return done > 0
 
     @property
@@ -477,11 +508,11 @@ cdef class Core:
     def failure(self):
         return self.store.ring.failure[:].decode("utf-8", "replace") if load8(&self.store.ring.failed) else ""
 
-    def open_point(self, uint64_t position):
+    def open_point(self, uint64_t position, uint64_t until_ns):
         """The number of a new commit point."""
         cdef int number
         with nogil:
-            number = point_open(&self.store.ring, position)
+            number = point_open(&self.store.ring, position, until_ns)
         if number == NO_POINT:
             raise ValueError(f"the change stream has {POINTS_MAX} commit points already")
         return number
@@ -493,13 +524,30 @@ cdef class Core:
         with nogil:
             point_advance(&self.store.ring, number % POINTS_MAX, position)
 
+    def lease(self, uint32_t number, uint64_t until_ns):
+        with nogil:
+            point_lease(&self.store.ring, number % POINTS_MAX, until_ns)
+
     def close_point(self, uint32_t number):
         """No bucket waits for it any more, and nobody who does so now."""
-        cdef uint32_t bucket
         with nogil:
-            for bucket in range(self.store.bucket_count):
-                forget_point(self.store, bucket_at(self.store, bucket), number)
+            self.forget(number)
+            point_lease(&self.store.ring, number % POINTS_MAX, HELD_FOR_EVER)
             point_advance(&self.store.ring, number % POINTS_MAX, POINT_CLOSED)
+
+    def abandon_point(self, uint32_t number):
+        """Nobody's wait for it is met any more. Only then do the buckets forget it, so that no answer in between counts on it
+        without its lease. (Whose buckets it took over must be PRIMARY here no more by then: what forgets its last point
+        answers alone.)"""
+        with nogil:
+            point_abandon(&self.store.ring, number % POINTS_MAX)
+            self.forget(number)
+
+    cdef void forget(self, uint32_t number) noexcept nogil:
+        """No bucket waits for this point any more."""
+        cdef uint32_t bucket
+        for bucket in range(self.store.bucket_count):
+            forget_point(self.store, bucket_at(self.store, bucket), number % POINTS_MAX)
 
     def set_points(self, uint32_t bucket, uint64_t points):
         """Have a bucket wait for these points, a bit each. Returns the stream's head at that moment."""
@@ -988,9 +1036,9 @@ cdef class Reader:
         cdef bint there
         cdef char *into
         with nogil:
-            there = cursor_await(ring, cursor, timeout_ns, linger_ns)
+            there = cursor_await(ring, cursor, timeout_ns, linger_ns, END)
             if there:
-                cursor_measure(ring, cursor, bytes_max, spans, SPANS_MAX, &found)
+                cursor_measure(ring, cursor, bytes_max, END, spans, SPANS_MAX, &found)
         if not there:
             return b"", 0, cursor.position, False
         try:
@@ -1009,8 +1057,9 @@ cdef class Reader:
             cursor_unpin(ring, cursor, found.position)
         return body, found.count, found.position, bool(found.lost)
 
-    def send(self, int fd, bytes frame not None, uint64_t bytes_max, int64_t timeout_ns, int64_t send_ns):
-        """Send what there is behind `frame`, a frame's header and the beginning of its payload, whose length is put in.
+    def send(self, int fd, bytes frame not None, uint64_t bytes_max, int64_t timeout_ns, int64_t send_ns, uint64_t until):
+        """Send what there is before the position `until` behind `frame`, a frame's header and the beginning of its payload,
+        whose length is put in.
         (count of records, position behind them, whether records before them were lost, how sending ended). Blocks."""
         cdef Ring *ring = &self.core.store.ring
         cdef Cursor *cursor = self.opened()
@@ -1025,15 +1074,26 @@ cdef class Reader:
             raise ValueError(f"a frame's head of {head_bytes} bytes; {HEADER_BYTES} to {FRAME_HEAD_BYTES_MAX} are taken")
         memcpy(head, PyBytes_AS_STRING(frame), head_bytes)
         with nogil:
-            if not cursor_await(ring, cursor, timeout_ns, 0):
+            if not cursor_await(ring, cursor, timeout_ns, 0, until):
                 found.count, found.position, found.lost = 0, cursor.position, False
             else:
-                cursor_measure(ring, cursor, bytes_max, spans, SPANS_MAX, &found)
+                cursor_measure(ring, cursor, bytes_max, until, spans, SPANS_MAX, &found)
                 if found.count:
                     put32(head + 4, <uint32_t>(head_bytes - HEADER_BYTES + found.bytes))
                     end = send_spans(ring, &found, spans, fd, head, head_bytes, monotonic_ns() + send_ns)
                 cursor_unpin(ring, cursor, found.position)
         return found.count, found.position, bool(found.lost), <int>end
+
+    def rewind(self, uint64_t position):
+        """Read again from this position on."""
+        cdef Cursor *cursor = self.opened()
+        cdef bint done
+        if not cursor.holds:
+            raise ValueError("only a reader that holds can go back: what it goes back to must still be there")
+        with nogil:
+            done = cursor_rewind(&self.core.store.ring, cursor, position)
+        if not done:
+            raise ValueError(f"{position} is none that this reader has come by and not released")
 
     def release(self, uint64_t position):
         """Any thread, also while another closes the reader: then nothing is kept for it any more."""

@@ -12,15 +12,16 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 
 from rcache.engine.native.change cimport Batch, Buffer, buffer_need
-from rcache.engine.native.commitment cimport Wait, is_committed, wait_join
+from rcache.engine.native.commitment cimport Wait, is_lost, is_met, ring_wait, wait_join
 from rcache.engine.native.protocol cimport (
     HEADER_BYTES, ST_APPEND_LOG_FAILED, ST_CHANGED, ST_EXISTS, ST_NOT_COMMITTED, ST_NOT_FOUND, put_frame_head,
 )
 from rcache.engine.native.removal cimport (
     WHY_COUNTER, WHY_ITEM_TOO_LARGE, WHY_KEPT_CHANGING, WHY_KEPT_CHANGING_HASHED, WHY_LATE, WHY_LOG_FAILED,
-    WHY_NOT_A_NUMBER, WHY_NOT_PRIMARY, WHY_NOTHING_TO_EVICT, WHY_NO_EVICTION, WHY_OUT_OF_RANGE, WHY_STREAM_FAILED,
+    WHY_NOT_A_NUMBER, WHY_NOT_PRIMARY, WHY_NOTHING_TO_EVICT, WHY_NO_EVICTION, WHY_OUT_OF_RANGE, WHY_PAUSED, WHY_STREAM_FAILED,
     WHY_STREAM_FULL, WHY_TIMED_OUT, WHY_TOO_MANY, WHY_VALUE_TOO_LARGE, WHY_WOULD_PASS, Outcome, refuse,
 )
+from rcache.engine.native.ring cimport STREAM_FAILED, STREAM_REACHED, STREAM_TIMED_OUT, Ring, StreamEnd
 from rcache.engine.native.store cimport BACKUP, FROZEN, IMPORTING, PRIMARY, Store
 from rcache.engine.native.system cimport put16, put64, signed64
 
@@ -95,6 +96,8 @@ cdef inline int write_reason(const Store *store, char *text, const Outcome *outc
         return snprintf(text, REASON_BYTES_MAX, "%lld keys are more than one reply holds; ask in several requests", first)
     if why == WHY_STREAM_FULL:
         plain = "the append log is behind and had no room before the deadline"
+    elif why == WHY_PAUSED:
+        plain = "changes are paused, and were so until the deadline"
     elif why == WHY_KEPT_CHANGING:
         plain = "the item kept changing while room was made for it; try again"
     elif why == WHY_KEPT_CHANGING_HASHED:
@@ -190,8 +193,8 @@ cdef inline void copy_told(Buffer *told, const uint8_t *data, uint64_t count) no
 
 
 cdef inline void rewrite_uncommitted(const Store *store, Worker *worker, bint log_failed) noexcept nogil:
-    """The wait for commitment ended before it was reached: replies that reveal more than is committed say instead that the
-    outcome is not known. All others stay as they are."""
+    """The wait for commitment ended before it was met: replies that reveal more than is committed, or count on a lease that
+    does not hold now, say instead that the outcome is not known. All others stay as they are."""
     cdef Worker told
     cdef Outcome outcome
     cdef uint64_t number, at = 0
@@ -200,7 +203,7 @@ cdef inline void rewrite_uncommitted(const Store *store, Worker *worker, bint lo
     refuse(&outcome, ST_APPEND_LOG_FAILED if log_failed else ST_NOT_COMMITTED, WHY_LOG_FAILED if log_failed else WHY_TIMED_OUT)
     for number in range(worker.reply_count):
         reply = &worker.replies[number]
-        if not is_committed(&store.ring, &reply.wait):
+        if not is_met(&store.ring, &reply.wait):
             copy_told(&told.out, worker.out.data + at, reply.at - at)
             reply_refused(store, &told, reply.opcode, reply.request_id, &outcome)
             at = reply.at + reply.count
@@ -208,6 +211,34 @@ cdef inline void rewrite_uncommitted(const Store *store, Worker *worker, bint lo
     free(worker.out.data)
     told.out.failed = told.out.failed or worker.out.failed
     worker.out = told.out
+
+
+cdef inline bint join_waits(const Ring *ring, const Reply *replies, uint64_t count, Wait *wait) noexcept nogil:
+    """What replies wait for together, but for those that wait for a point that was abandoned: these hold up no other, nor end
+    another's wait. Whether there are none of them."""
+    cdef uint64_t number
+    cdef bint whole = True
+    wait.points = wait.position = 0
+    for number in range(count):
+        if is_lost(ring, &replies[number].wait):
+            whole = False
+        else:
+            wait_join(wait, &replies[number].wait)
+    return whole
+
+
+cdef inline void commit_replies(Store *store, Worker *worker) noexcept nogil:
+    """Wait until the replies gathered may leave, all of them for which that can be; those that may not in time say so. What
+    comes next must be the send. Blocks."""
+    cdef StreamEnd end
+    cdef bint whole = True
+    while True:
+        end = ring_wait(&store.ring, &worker.wait, worker.deadline_ns)
+        if end != STREAM_TIMED_OUT or not is_lost(&store.ring, &worker.wait):
+            break
+        whole = join_waits(&store.ring, worker.replies, worker.reply_count, &worker.wait)
+    if end != STREAM_REACHED or not whole:
+        rewrite_uncommitted(store, worker, end == STREAM_FAILED)
 
 
 cdef inline void forget_replies(Worker *worker) noexcept nogil:

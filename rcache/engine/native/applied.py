@@ -27,23 +27,27 @@ class Problem(IntEnum):
     NOT_NEXT = 7
     OPEN_ODD = 8
     NO_MEMORY = 9
+    NOT_FOLLOWED = 10
+    WHOLE = 11
 
 
 _OFF_CHAIN = {
     Problem.NOT_TAKEN: "bucket {bucket} is {state}; records of others do not apply to it",
+    Problem.NOT_FOLLOWED: "bucket {bucket} follows source {follows}; records of source {source} do not apply to it",
+    Problem.WHOLE: "bucket {bucket} is a whole copy; it is not let go of by a record of a peer",
     Problem.ROW_OUTSIDE: "bucket {bucket}: a row outside an import",
     Problem.END_ODD: "bucket {bucket}: the end of an import that does not fit its beginning",
     Problem.NOT_NEXT: "bucket {bucket}: {sequence} does not follow on {held}",
 }
 
 
-def raise_not_applied(body: bytes, buckets: int, *said: int) -> None:
+def raise_not_applied(body: bytes, buckets: int, source: int, *said: int) -> None:
     """The exception for a record that was not applied, in the words of the reference engine."""
-    number, at, bucket, sequence, state, held = said
+    number, at, bucket, sequence, state, held, follows = said
     problem = Problem(number)
     if problem in _OFF_CHAIN:
         where = {"bucket": bucket, "sequence": sequence, "state": STATES[state].value, "held": held}
-        raise ChainError(_OFF_CHAIN[problem].format(**where))
+        raise ChainError(_OFF_CHAIN[problem].format(source=source, follows=follows, **where))
     if problem is Problem.NO_MEMORY:
         raise MemoryError("no memory for a recovered copy: it is larger than four times --memory-limit")
     if problem is Problem.WRONG_BUCKET:

@@ -27,14 +27,14 @@ from rcache.engine.native.memory cimport Memory, SizeClass, chunk_at
 from rcache.engine.native.protocol cimport (
     CAUSE_COUNTED, CAUSE_DELETED, CAUSE_EXPIRED, CAUSE_EXTENDED, CAUSE_SET, CAUSE_TOUCHED, COUNTER_MAX, KIND_REMOVE,
     KIND_SET, RECORD_HEADER_BYTES, ST_BUSY, ST_CHANGED, ST_EXISTS, ST_NOT_A_NUMBER, ST_NOT_FOUND, ST_NOT_PRIMARY,
-    ST_NO_ROOM, ST_OK, ST_OUT_OF_RANGE, ST_STOPPING, ST_TOO_LARGE, RecordHead,
+    ST_NO_ROOM, ST_OK, ST_OUT_OF_RANGE, ST_PAUSED, ST_STOPPING, ST_TOO_LARGE, RecordHead,
 )
 from rcache.engine.native.removal cimport (
     WHY_COUNTER, WHY_ITEM_TOO_LARGE, WHY_KEPT_CHANGING, WHY_NOTHING, WHY_NOT_A_NUMBER, WHY_NOT_PRIMARY,
-    WHY_OUT_OF_RANGE, WHY_STREAM_FAILED, WHY_WOULD_PASS, Outcome, give_key, make_room, refuse, remove_if, remove_locked,
-    reserve_stream,
+    WHY_OUT_OF_RANGE, WHY_PAUSED, WHY_STREAM_FAILED, WHY_WOULD_PASS, Outcome, give_key, make_room, refuse, remove_if,
+    remove_locked, reserve_stream,
 )
-from rcache.engine.native.ring cimport POSITION_NONE, Ring, ring_give, ring_publish, try_credit
+from rcache.engine.native.ring cimport POSITION_NONE, Ring, ring_await_resumed, ring_give, ring_publish, try_credit
 from rcache.engine.native.store cimport (
     PRIMARY, Bucket, Placed, Store, bucket_at, bucket_now_locked, is_expired, link_locked, name_item, now_ms,
     wait_locked, record_locked,
@@ -178,6 +178,24 @@ cdef inline void not_primary(const Bucket *bucket, Outcome *outcome) noexcept no
     outcome.number, outcome.other = bucket.number, bucket.state
 
 
+cdef inline void miss_locked(Store *store, Bucket *bucket, bint use, uint64_t revealed, Outcome *outcome) noexcept nogil:
+    bucket.stripe.misses += use
+    refuse(outcome, ST_NOT_FOUND, WHY_NOTHING)
+    outcome.wait = wait_locked(store, bucket, revealed)
+
+
+cdef inline bint await_resumed(Store *store, Bucket *bucket, int64_t deadline_ns, Outcome *outcome) noexcept nogil:
+    """After PAUSED: wait for the end of the pause. False if that is the answer, or another that the bucket's state gives.
+    Blocks."""
+    cdef bint ours
+    spin_lock(&bucket.stripe.lock)
+    ours = bucket.state == PRIMARY
+    if not ours:
+        not_primary(bucket, outcome)
+    spin_unlock(&bucket.stripe.lock)
+    return ours and ring_await_resumed(&store.ring, deadline_ns)
+
+
 cdef inline Item *find_live_locked(Store *store, Key *key, uint64_t *now, bint *expired) noexcept nogil:
     """The item under a key, or NULL; `expired` if there is one whose time has come. `now`: the bucket's time."""
     cdef Item *item = NULL
@@ -192,8 +210,9 @@ cdef inline Item *find_live_locked(Store *store, Key *key, uint64_t *now, bint *
 cdef inline Item *read_locked(
     Store *store, Key *key, bint use, uint32_t used_ms, int64_t deadline_ns, Batch *batch, uint64_t *now, Outcome *outcome
 ) noexcept nogil:
-    """Look up a key; an expired item is removed first. Returns with the stripe's lock held and the item; or without it and
-    NULL, and then `outcome` is a refusal or NOT_FOUND. `use`: it counts as used."""
+    """Look up a key; an expired item is removed first (while changes are paused it is a miss that stays). Returns with the
+    stripe's lock held and the item; or without it and NULL, and then `outcome` is a refusal or NOT_FOUND. `use`: it counts as
+    used."""
     cdef Bucket *bucket = key.bucket
     cdef bint expired
     cdef Item *item
@@ -205,9 +224,7 @@ cdef inline Item *read_locked(
             return NULL
         item = find_live_locked(store, key, now, &expired)
         if item == NULL:
-            bucket.stripe.misses += use
-            refuse(outcome, ST_NOT_FOUND, WHY_NOTHING)
-            outcome.wait = wait_locked(store, bucket, bucket.last_removal)
+            miss_locked(store, bucket, use, bucket.last_removal, outcome)
             spin_unlock(&bucket.stripe.lock)
             return NULL
         if not expired:
@@ -217,6 +234,10 @@ cdef inline Item *read_locked(
             outcome.status, outcome.version = ST_OK, item.version
             outcome.wait = wait_locked(store, bucket, item.version)
             return item
+        if load8(&store.ring.paused):  # and reveals that the change that made it has been made
+            miss_locked(store, bucket, use, max(bucket.last_removal, item.version), outcome)
+            spin_unlock(&bucket.stripe.lock)
+            return NULL
         spin_unlock(&bucket.stripe.lock)
         end_batch(store, batch)  # removing waits for room
         if remove_if(store, bucket, key.at, key.count, key.hashed, CAUSE_EXPIRED, 0, deadline_ns, outcome) < 0:
@@ -684,6 +705,8 @@ cdef inline int64_t try_change(Store *store, Change *change, uint64_t room, bint
     spin_lock(&bucket.stripe.lock)
     if bucket.state != PRIMARY:
         not_primary(bucket, &change.outcome)
+    elif load8(&store.ring.paused):  # invariant 4 of `removal`
+        refuse(&change.outcome, ST_PAUSED, WHY_PAUSED)
     elif bucket.sequence & COUNTER_MAX == COUNTER_MAX:
         refuse(&change.outcome, ST_BUSY, WHY_COUNTER)
         change.outcome.number = bucket.number
@@ -721,10 +744,16 @@ cdef inline void make_change(Store *store, Change *change) noexcept nogil:
     cdef bint expires = False
     cdef uint64_t room = room_wanted(store, change, &expires)
     cdef int64_t needed
-    cdef int tried
-    for tried in range(TRIES_MAX):
+    cdef int tried = 0
+    while tried < TRIES_MAX:
         needed = try_change(store, change, room, &expires)
         if needed < 0:
-            return
+            if change.outcome.why != WHY_PAUSED:
+                return
+            end_batch(store, change.batch)  # nobody waits while it has room
+            if not await_resumed(store, change.key.bucket, change.deadline_ns, &change.outcome):
+                return
+            continue
         room = <uint64_t>needed
+        tried += 1
     refuse(&change.outcome, ST_BUSY, WHY_KEPT_CHANGING)

@@ -8,6 +8,10 @@ What it owns: nothing; the numbers are the ring's. What it must not know: which 
 Invariants:
 1. While it is open a point's position never decreases; one that is not open holds nobody up.
 2. After `ring_fail`, and after `ring_end_waits`, no wait lasts.
+3. A wait is met only at a moment at which the leases of its points hold: the clock is looked at last, behind the positions. So
+   a primary that was stopped between its work and its answer, and whose buckets are another's by now, keeps the answer back.
+4. No wait for a point that was abandoned is met, whatever the point had come to: its lease has run out for good. (A GET that
+   was being worked at when a peer took the bucket over must not leave afterwards; nothing of it was still to come.)
 """
 
 from libc.stddef cimport size_t
@@ -19,8 +23,8 @@ from rcache.engine.native.ring cimport (
     watch_head_locked,
 )
 from rcache.engine.native.system cimport (
-    add64, cond_wait_until, fence, lowest64, load64, monotonic_ns, pthread_cond_broadcast, pthread_mutex_lock,
-    pthread_mutex_unlock, signed64, spin_lock, spin_unlock, store64, store8, write,
+    CLOCK_BOOTTIME, add64, clock_ns, cond_wait_until, fence, lowest64, load64, monotonic_ns, pthread_cond_broadcast,
+    pthread_mutex_lock, pthread_mutex_unlock, signed64, spin_lock, spin_unlock, store64, store8, write,
 )
 
 cdef enum:
@@ -28,10 +32,12 @@ cdef enum:
 
 cdef extern from "<stdint.h>" nogil:
     uint64_t POINT_CLOSED "UINT64_MAX"
+    uint64_t HELD_FOR_EVER "UINT64_MAX"
 
 
 cdef struct Wait:
-    # What an answer waits for: that each of `points`, a bit for each, has the stream up to `position`. No points: nothing.
+    # What an answer waits for: that each of `points`, a bit for each, has the stream up to `position`, and that the leases of
+    # those that are leased hold. No points: nothing.
     uint64_t points
     uint64_t position
 
@@ -57,22 +63,50 @@ cdef inline uint64_t committed(const Ring *ring, uint64_t points) noexcept nogil
     return reached
 
 
-cdef inline bint is_committed(const Ring *ring, const Wait *wait) noexcept nogil:
-    return committed(ring, wait.points) >= wait.position
+cdef inline bint leases_hold(const Ring *ring, uint64_t points) noexcept nogil:
+    """Whether the leases of those of these points that are leased hold now."""
+    cdef uint64_t leased = points & load64(&ring.leased), now
+    if not leased:
+        return True
+    now = <uint64_t>clock_ns(CLOCK_BOOTTIME)
+    while leased:
+        if now >= load64(&ring.lease_ends[lowest64(leased)]):
+            return False
+        leased &= leased - 1
+    return True
+
+
+cdef inline bint is_met(const Ring *ring, const Wait *wait) noexcept nogil:
+    """Whether an answer may leave now (invariant 3)."""
+    return committed(ring, wait.points) >= wait.position and leases_hold(ring, wait.points)
+
+
+cdef inline bint is_lost(const Ring *ring, const Wait *wait) noexcept nogil:
+    """Whether a wait will never be met: for a point that was abandoned."""
+    return wait.points & load64(&ring.abandoned) != 0
 
 
 # --- points
 
-cdef inline int point_open(Ring *ring, uint64_t position) noexcept nogil:
-    """The number of a new point, or NO_POINT. Numbers are given in turn, so that one that was closed rests before it is
-    another's: whoever still waits for its former owner then finds it closed."""
+cdef inline void set_lease_locked(Ring *ring, uint32_t number, uint64_t until_ns) noexcept nogil:
+    """Its end, and then that it has one: whoever finds the bit finds the end."""
+    cdef uint64_t bit = <uint64_t>1 << number
+    store64(&ring.lease_ends[number], until_ns)
+    store64(&ring.leased, ring.leased & ~bit if until_ns == HELD_FOR_EVER else ring.leased | bit)
+
+
+cdef inline int point_open(Ring *ring, uint64_t position, uint64_t until_ns) noexcept nogil:
+    """The number of a new point, or NO_POINT. Numbers are given in turn, so that one that was closed or abandoned rests before
+    it is another's: whoever still waits for its former owner then finds it so."""
     cdef uint32_t step, number
     cdef int found = NO_POINT
     pthread_mutex_lock(&ring.lock)
     for step in range(POINTS_MAX):
         number = (ring.next_point + step) % POINTS_MAX
-        if ring.reached[number] == POINT_CLOSED:
+        if ring.reached[number] == POINT_CLOSED or ring.abandoned >> number & 1:
+            set_lease_locked(ring, number, until_ns)
             store64(&ring.reached[number], position)
+            store64(&ring.abandoned, ring.abandoned & ~(<uint64_t>1 << number))
             ring.next_point = number + 1
             found = <int>number
             break
@@ -100,6 +134,26 @@ cdef inline void point_advance(Ring *ring, uint32_t number, uint64_t position) n
     pthread_mutex_unlock(&ring.lock)
 
 
+cdef inline void point_lease(Ring *ring, uint32_t number, uint64_t until_ns) noexcept nogil:
+    """A point may be counted on until then. Wakes who waits."""
+    pthread_mutex_lock(&ring.lock)
+    set_lease_locked(ring, number, until_ns)
+    fence()
+    if signed64(&ring.waiters):
+        wake_all_locked(ring)
+    pthread_mutex_unlock(&ring.lock)
+
+
+cdef inline void point_abandon(Ring *ring, uint32_t number) noexcept nogil:
+    """Invariant 4. Wakes who waits for it: that ends at once."""
+    pthread_mutex_lock(&ring.lock)
+    set_lease_locked(ring, number, 0)
+    store64(&ring.abandoned, ring.abandoned | <uint64_t>1 << number)
+    fence()
+    wake_all_locked(ring)
+    pthread_mutex_unlock(&ring.lock)
+
+
 # --- waiting
 
 cdef inline void count_waiter(Ring *ring, const Wait *wait, int64_t more) noexcept nogil:
@@ -111,15 +165,15 @@ cdef inline void count_waiter(Ring *ring, const Wait *wait, int64_t more) noexce
 
 cdef inline StreamEnd ring_wait(Ring *ring, const Wait *wait, int64_t deadline_ns) noexcept nogil:
     cdef StreamEnd end = STREAM_REACHED
-    if is_committed(ring, wait):
+    if is_met(ring, wait):
         return STREAM_REACHED
     pthread_mutex_lock(&ring.lock)
     count_waiter(ring, wait, 1)
-    while not is_committed(ring, wait):
+    while not is_met(ring, wait):
         if ring.failed:
             end = STREAM_FAILED
             break
-        if ring.waits_ended or monotonic_ns() >= deadline_ns:
+        if ring.waits_ended or is_lost(ring, wait) or monotonic_ns() >= deadline_ns:
             end = STREAM_TIMED_OUT
             break
         pthread_cond_broadcast(&ring.readable)

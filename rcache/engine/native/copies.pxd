@@ -22,18 +22,21 @@ from rcache.engine.native.items cimport (
 from rcache.engine.native.memory cimport Memory, chunk_at, chunk_free, handle_of
 from rcache.engine.native.protocol cimport (
     CAUSE_FLUSHED, COUNTER_MAX, KINDS, KIND_FLUSH, KIND_IMPORT_BEGIN, KIND_IMPORT_END, KIND_OPEN, KIND_REMOVE, KIND_ROW,
-    KIND_SET, RECORD_HEADER_BYTES, ST_BUSY, ST_STOPPING, RecordHead, put_record_head,
+    KIND_SET, RECORD_HEADER_BYTES, ST_BUSY, ST_PAUSED, ST_STOPPING, RecordHead, put_record_head,
 )
-from rcache.engine.native.removal cimport WHY_COUNTER, WHY_STREAM_FAILED, Outcome, give_key, refuse, reserve_stream
+from rcache.engine.native.removal cimport (
+    WHY_COUNTER, WHY_PAUSED, WHY_STREAM_FAILED, Outcome, give_key, refuse, reserve_stream,
+)
 from rcache.engine.native.ring cimport ring_give, ring_head
-from rcache.engine.native.change cimport not_primary
+from rcache.engine.native.change cimport await_resumed, not_primary
 from rcache.engine.native.store cimport (
     ABSENT, BACKUP, FROZEN, IMPORTING, PRIMARY, Bucket, Placed, Store, bucket_now_locked, learn_time_locked,
-    link_locked, name_item, now_ms, record_locked, unlink_locked, bucket_at, used_now,
+    leave_points_locked, link_locked, name_item, now_ms, record_locked, unlink_locked, bucket_at, used_now,
 )
-from rcache.engine.native.system cimport put64, reverse32, spin_lock, spin_unlock, store8
+from rcache.engine.native.system cimport load8, put64, reverse32, spin_lock, spin_unlock, store8
 from rcache.engine.native.table cimport (
-    BIN_ENTRIES, Bin, bin_at, bin_number, segment_drop, segment_of, table_close, table_entry, table_find, table_init, table_reserve,
+    BIN_ENTRIES, Bin, bin_at, bin_number, segment_drop, segment_of, table_close, table_entry, table_find, table_init,
+    table_reserve,
 )
 
 cdef enum Applied:
@@ -47,6 +50,8 @@ cdef enum Applied:
     APPLY_NOT_NEXT
     APPLY_OPEN_ODD       # an OPEN whose value cannot be read
     APPLY_NO_MEMORY
+    APPLY_NOT_FOLLOWED   # the bucket follows another source
+    APPLY_WHOLE          # a whole copy is not let go of by what a peer sends
 
 
 cdef struct Record:
@@ -133,7 +138,15 @@ cdef inline bint drop_older_locked(Store *store, Bucket *bucket, uint64_t sequen
 # --- records of this node's own about a bucket
 
 cdef inline int64_t flush_bucket(Store *store, Bucket *bucket, int64_t deadline_ns, Outcome *outcome) noexcept nogil:
-    """Remove all items with one record. Returns how many, -1 for a refusal."""
+    """Remove all items with one record. Returns how many, -1 for a refusal. Blocks for room, and while changes are paused."""
+    cdef int64_t count
+    while True:
+        count = try_flush(store, bucket, deadline_ns, outcome)
+        if count >= 0 or outcome.why != WHY_PAUSED or not await_resumed(store, bucket, deadline_ns, outcome):
+            return count
+
+
+cdef inline int64_t try_flush(Store *store, Bucket *bucket, int64_t deadline_ns, Outcome *outcome) noexcept nogil:
     cdef int64_t reserved = RECORD_HEADER_BYTES, count = -1
     cdef RecordHead head
     cdef Placed placed
@@ -145,6 +158,8 @@ cdef inline int64_t flush_bucket(Store *store, Bucket *bucket, int64_t deadline_
     spin_lock(&bucket.stripe.lock)
     if bucket.state != PRIMARY:
         not_primary(bucket, outcome)
+    elif load8(&store.ring.paused):
+        refuse(outcome, ST_PAUSED, WHY_PAUSED)
     elif bucket.sequence & COUNTER_MAX == COUNTER_MAX:
         refuse(outcome, ST_BUSY, WHY_COUNTER)
         outcome.number = bucket.number
@@ -201,6 +216,7 @@ cdef inline int open_bucket(
         else:
             bucket.last_removal = begin
             store8(&bucket.state, PRIMARY)
+            bucket.follows = 0  # should it be a backup again, it is told anew whose
             wheel_unpark(&store.memory, &bucket.stripe.wheel, bucket.number)
             done = 1
     spin_unlock(&bucket.stripe.lock)
@@ -251,8 +267,15 @@ cdef inline bint is_text(const uint8_t *data, Py_ssize_t count) noexcept with gi
     return True
 
 
-cdef inline Applied apply_record(Store *store, const Record *record, uint64_t clock_ms, uint32_t used_ms) noexcept nogil:
-    """Apply one record to a bucket that is not primary."""
+cdef inline bint is_passed_by(const Bucket *bucket, const RecordHead *head, uint64_t source) noexcept nogil:
+    """A link sends again what it does not know to have been taken."""
+    return source and head.kind < KIND_ROW and head.sequence <= bucket.sequence
+
+
+cdef inline Applied apply_record(
+    Store *store, const Record *record, uint64_t source, uint64_t clock_ms, uint32_t used_ms
+) noexcept nogil:
+    """Apply one record of a source to a bucket that is not primary and follows it."""
     cdef const RecordHead *head = &record.head
     cdef Bucket *bucket
     cdef Item *made = NULL
@@ -281,9 +304,11 @@ cdef inline Applied apply_record(Store *store, const Record *record, uint64_t cl
     spin_lock(&bucket.stripe.lock)
     if bucket.state == PRIMARY or bucket.state == FROZEN:
         applied = APPLY_NOT_TAKEN
+    elif bucket.follows != source:
+        applied = APPLY_NOT_FOLLOWED
     elif head.kind >= KIND_ROW:
-        applied = apply_mark_locked(store, bucket, record, &key, &made)
-    else:
+        applied = apply_mark_locked(store, bucket, record, source, &key, &made)
+    elif not is_passed_by(bucket, head, source):
         applied = apply_change_locked(store, bucket, record, &key, &made)
     if applied == APPLIED:
         learn_time_locked(bucket, head.time_ms, clock_ms)
@@ -309,8 +334,10 @@ cdef inline Applied put_newer_locked(Store *store, Bucket *bucket, const Key *ke
 
 
 cdef inline Applied apply_mark_locked(
-    Store *store, Bucket *bucket, const Record *record, const Key *key, Item **made
+    Store *store, Bucket *bucket, const Record *record, uint64_t source, const Key *key, Item **made
 ) noexcept nogil:
+    """What frames a copy. A whole copy is let go of by a view, never by what a peer sends: one that was deposed and does not
+    know it yet would otherwise take the only other copy away."""
     cdef uint8_t kind = record.head.kind
     cdef Countdown end
     cdef uint64_t begun, rows
@@ -331,7 +358,11 @@ cdef inline Applied apply_mark_locked(
             return APPLY_END_ODD
         store8(&bucket.state, BACKUP)
         return APPLIED
+    if source and bucket.state == BACKUP:
+        return APPLY_WHOLE
     begin_locked(store, bucket, record.head.sequence if kind == KIND_IMPORT_BEGIN else 0)
+    if kind != KIND_IMPORT_BEGIN:
+        leave_points_locked(bucket)
     store8(&bucket.state, IMPORTING if kind == KIND_IMPORT_BEGIN else ABSENT)
     return APPLIED
 
@@ -369,15 +400,15 @@ cdef inline Applied apply_change_locked(
     return APPLIED
 
 
-cdef inline Applied apply_all(Store *store, Countdown *body, Record *record) noexcept nogil:
-    """Apply records one after the other. `record` is the one it ended at."""
+cdef inline Applied apply_all(Store *store, Countdown *body, uint64_t source, Record *record) noexcept nogil:
+    """Apply records of a source one after the other. `record` is the one it ended at."""
     cdef uint64_t clock_ms = now_ms(store)
     cdef uint32_t used_ms = used_now()
     cdef Applied applied
     while body.left:
         if not take_record(body, record):
             return APPLY_BAD
-        applied = apply_record(store, record, clock_ms, used_ms)
+        applied = apply_record(store, record, source, clock_ms, used_ms)
         if applied != APPLIED:
             return applied
     return APPLIED

@@ -111,10 +111,33 @@ cdef inline bint is_urgent_locked(Ring *ring, Cursor *cursor) noexcept nogil:
             or signed64(&ring.disk_waiters) > 0 or signed64(&ring.room_waiters) > 0)
 
 
-cdef inline bint cursor_await(Ring *ring, Cursor *cursor, int64_t timeout_ns, int64_t linger_ns) noexcept nogil:
-    """Wait for a record, then a little for more unless somebody waits for it. Whether there is one. Pins the cursor then."""
+cdef inline bint cursor_rewind(Ring *ring, Cursor *cursor, uint64_t position) noexcept nogil:
+    """Go back to a position between two records that were read and not released. False where it is none of that. The records
+    are walked over under the lock: one that is released meanwhile may be overwritten."""
+    cdef uint64_t at
+    cdef uint32_t length = 1
+    pthread_mutex_lock(&ring.lock)
+    at = cursor.released
+    while at < position and at < cursor.position and length:  # 0: what was released ends in no record's place
+        length = get32(ring_at(ring, at))
+        at += length
+    if at == position and at <= cursor.position:
+        cursor.position = at
+    else:
+        at = position + 1
+    pthread_mutex_unlock(&ring.lock)
+    return at == position
+
+
+cdef inline bint cursor_await(
+    Ring *ring, Cursor *cursor, int64_t timeout_ns, int64_t linger_ns, uint64_t until
+) noexcept nogil:
+    """Wait for a record that begins before `until`, then a little for more unless somebody waits for it. Whether there is one.
+    Pins the cursor then."""
     cdef int64_t deadline_ns = monotonic_ns() + timeout_ns, linger_until_ns
     cdef bint there
+    if cursor.position >= until:
+        return False
     pthread_mutex_lock(&ring.lock)
     add64(&ring.sleeping, 1)
     fence()
@@ -147,10 +170,10 @@ cdef inline bint is_chosen(const Cursor *cursor, const uint8_t *record) noexcept
 
 
 cdef inline void cursor_measure(
-    Ring *ring, Cursor *cursor, uint64_t bytes_max, Span *spans, uint32_t spans_max, Measured *found
+    Ring *ring, Cursor *cursor, uint64_t bytes_max, uint64_t until, Span *spans, uint32_t spans_max, Measured *found
 ) noexcept nogil:
-    """What there is to take: whole records of the buckets chosen, one at least if there is one, up to about `bytes_max`, in at
-    most `spans_max` pieces. The cursor is pinned, so nothing of it is dropped meanwhile."""
+    """What there is to take of what begins before `until`: whole records of the buckets chosen, one at least if there is one,
+    up to about `bytes_max`, in at most `spans_max` pieces. The cursor is pinned, so nothing of it is dropped meanwhile."""
     cdef uint64_t at, head
     cdef uint32_t length
     cdef bint goes_on = False
@@ -158,7 +181,7 @@ cdef inline void cursor_measure(
     found.lost = cursor.position < ring.tail
     if found.lost:
         cursor.position = ring.tail
-    head = ring_head(ring)
+    head = min(ring_head(ring), until)
     pthread_mutex_unlock(&ring.lock)
     found.count = found.bytes = 0
     found.spans = 0

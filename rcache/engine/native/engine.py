@@ -17,7 +17,7 @@ from hashlib import blake2b
 from typing import Any
 
 from rcache.cluster.bucket_state import BucketState, may_follow
-from rcache.engine.change_stream import CommitPoint, Portion, StreamEnd, Wait
+from rcache.engine.change_stream import HELD_FOR_EVER, CommitPoint, Portion, StreamEnd, Wait
 from rcache.engine.clock import NodeClock
 from rcache.engine.commit_point import LinkPoint, LinkPoints
 from rcache.engine.contract import UNCOMMITTED, ConnectionLimits, EngineConfig, EngineConnection, Handback, RequestRefused
@@ -39,6 +39,9 @@ from rcache_client.wire.opcodes import VALUE_HASH_BYTES, Status
 
 OPEN_WAIT_S = 30.0
 """How long opening a bucket waits for room in the stream. The log writer drains the whole ring in far less."""
+
+GIVEN_UP = (BucketState.FROZEN, BucketState.BACKUP)
+"""Who gave a bucket up himself has all of its records, and may keep them as its backup."""
 
 HASHES = 1 << 32
 """How many hashes a key can have: where a bucket that is copied in portions ends."""
@@ -145,12 +148,22 @@ class NativeEngine:
 
     def set_state(self, bucket: int, state: BucketState) -> None:
         now = self.state(bucket)
-        if state in (BucketState.FROZEN, BucketState.ABSENT) and may_follow(now, state):
+        by_itself = state in (BucketState.FROZEN, BucketState.ABSENT) or (now, state) == GIVEN_UP
+        if by_itself and may_follow(now, state):
             was = STATES[self._core.set_state(bucket, STATES.index(state), STATES.index(now))]
             if was is now:
                 return
             now = was
         raise ValueError(f"bucket {bucket} is {now.value}; it cannot become {state.value} by itself")
+
+    def sequence(self, bucket: int) -> int:
+        return self._core.sequence(bucket)
+
+    def follow(self, bucket: int, source: int) -> None:
+        self._core.follow(bucket, source)
+
+    def set_paused(self, paused: bool) -> None:
+        self._core.set_paused(paused)
 
     def open_buckets(self, buckets: Sequence[int], epoch: int, incarnation: int, node: str) -> None:
         deadline_ns = time.monotonic_ns() + int(OPEN_WAIT_S * 1e9)
@@ -165,8 +178,8 @@ class NativeEngine:
                 raise ValueError(f"bucket {bucket} is {now}; it cannot become primary at {show_sequence(begin)}")
         self.epoch = max(self.epoch, epoch)
 
-    def open_commit_point(self, name: str, position: int) -> LinkPoint:
-        return self._points.open(name, position)
+    def open_commit_point(self, name: str, position: int, until_ns: int = HELD_FOR_EVER) -> LinkPoint:
+        return self._points.open(name, position, until_ns)
 
     def set_commit_points(self, bucket: int, points: Collection[CommitPoint]) -> int:
         return self._points.set(bucket, points)
@@ -176,10 +189,10 @@ class NativeEngine:
 
     # --- records in and out
 
-    def apply(self, body: bytes | memoryview) -> None:
-        problem = self._core.apply(body)
+    def apply(self, body: bytes | memoryview, source: int = 0) -> None:
+        problem = self._core.apply(body, source)
         if problem is not None:
-            raise_not_applied(bytes(body), self.config.buckets, *problem)
+            raise_not_applied(bytes(body), self.config.buckets, source, *problem)
 
     def copy_bucket(self, bucket: int) -> Iterator[bytes]:
         body = self._core.copy(bucket)

@@ -22,6 +22,8 @@ Invariants:
    table, under its stripe's lock, has it under that very handle.
 2. Only items of buckets that this node is primary of are evicted or expired here.
 3. Every removal is a record with its cause.
+4. Whether changes are paused is looked at under the stripe lock under which one is made; so once that is set, and every stripe
+   lock was taken once, no change is under way that did not see it. Moving items is no change.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -37,8 +39,8 @@ from rcache.engine.native.memory cimport (
     drain_end, handle_of, page_start,
 )
 from rcache.engine.native.protocol cimport (
-    CAUSE_EVICTED, CAUSE_EXPIRED, COUNTER_MAX, KIND_REMOVE, RECORD_HEADER_BYTES, ST_BUSY, ST_NO_ROOM, ST_STOPPING,
-    RecordHead,
+    CAUSE_EVICTED, CAUSE_EXPIRED, COUNTER_MAX, KIND_REMOVE, RECORD_HEADER_BYTES, ST_BUSY, ST_NO_ROOM, ST_PAUSED,
+    ST_STOPPING, RecordHead,
 )
 from rcache.engine.native.commitment cimport Wait
 from rcache.engine.native.ring cimport STREAM_FAILED, STREAM_REACHED, StreamEnd, ring_publish, ring_give, ring_reserve
@@ -93,6 +95,7 @@ cdef enum Why:
     WHY_TIMED_OUT
     WHY_LOG_FAILED
     WHY_NO_MEMORY
+    WHY_PAUSED
 
 
 cdef struct Outcome:
@@ -158,8 +161,8 @@ cdef inline int remove_if(
     Store *store, Bucket *bucket, const uint8_t *key, uint32_t key_bytes, uint32_t hashed, uint8_t cause, uint32_t handle,
     int64_t deadline_ns, Outcome *refusal
 ) noexcept nogil:
-    """Remove an item if it is still there and has expired (CAUSE_EXPIRED), or is that of `handle`. 1: removed; 0: not; -1:
-    refused, and the refusal says why."""
+    """Remove an item if it is still there and has expired (CAUSE_EXPIRED), or is that of `handle`, unless changes are paused.
+    1: removed; 0: not; -1: refused, and the refusal says why."""
     cdef int64_t reserved = RECORD_HEADER_BYTES + key_bytes
     cdef uint32_t *entry
     cdef Item *item
@@ -172,7 +175,7 @@ cdef inline int remove_if(
     placed.at = NULL
     spin_lock(&bucket.stripe.lock)
     item = table_find(&store.memory, &bucket.table, hashed, key, key_bytes)
-    if item != NULL and bucket.state == PRIMARY and (
+    if item != NULL and bucket.state == PRIMARY and not load8(&store.ring.paused) and (
             is_expired(item, bucket_now_locked(bucket, now)) if cause == CAUSE_EXPIRED
             else handle_of(&store.memory, item) == handle):
         if bucket.sequence & COUNTER_MAX == COUNTER_MAX:
@@ -225,7 +228,8 @@ cdef inline Bucket *due_locked(
 
 
 cdef inline int64_t expire_due(Store *store, int64_t items_max, int64_t deadline_ns, Outcome *refusal) noexcept nogil:
-    """Remove up to `items_max` expired items. Returns how many, or -1 - how many where the stream refused one."""
+    """Remove up to `items_max` expired items; none while changes are paused. Returns how many, or -1 - how many where the
+    stream refused one."""
     cdef uint8_t key[KEY_BYTES_MAX]
     cdef uint32_t key_bytes, hashed, number
     cdef int64_t removed = 0
@@ -233,6 +237,8 @@ cdef inline int64_t expire_due(Store *store, int64_t items_max, int64_t deadline
     cdef Stripe *stripe
     cdef Bucket *bucket
     cdef int done
+    if load8(&store.ring.paused):
+        return 0
     for number in range(store.stripe_count):
         stripe = stripe_at(store, number)
         while removed < items_max:
@@ -558,6 +564,8 @@ cdef inline Item *make_room(
         item = item_alloc(memory, key_bytes, value_bytes, expires, False)
         if item != NULL:
             return item
+        if load8(&store.ring.paused):
+            break
         if expired:
             count = expire_due(store, EXPIRE_BEFORE_EVICT, deadline_ns, refusal)
             if count < 0:
@@ -581,7 +589,9 @@ cdef inline Item *make_room(
         if not done:
             break
     item = item_alloc_larger(memory, key_bytes, value_bytes, expires)
-    if item == NULL:
+    if item == NULL and load8(&store.ring.paused):
+        refuse(refusal, ST_PAUSED, WHY_PAUSED)
+    elif item == NULL:
         refuse(refusal, ST_NO_ROOM, WHY_NOTHING_TO_EVICT if store.evict else WHY_NO_EVICTION)
         refusal.number = <int64_t>memory.limit_bytes
     return item

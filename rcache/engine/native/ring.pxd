@@ -85,6 +85,9 @@ cdef struct Ring:
     uint64_t kept_to
     int64_t credit
     uint64_t reached[POINTS_MAX]   # what each commit point has come to; UINT64_MAX where it is not open
+    uint64_t lease_ends[POINTS_MAX]   # of each, ns by CLOCK_BOOTTIME; UINT64_MAX where it has no end
+    uint64_t leased      # the points whose lease has an end, a bit each
+    uint64_t abandoned
     uint32_t next_point
     int64_t waiters      # threads, and connections of shared workers, that wait for a point
     int64_t disk_waiters # those of them that wait for the disk
@@ -93,6 +96,8 @@ cdef struct Ring:
     int64_t full_waits
     uint8_t failed
     uint8_t waits_ended
+    uint8_t paused       # changes wait
+    uint8_t pauses_ended # but no longer than until now
     char failure[FAILURE_BYTES]
     Cursor cursors[READERS_MAX]
     uint32_t readers
@@ -108,6 +113,7 @@ cdef inline bint ring_init(Ring *ring, uint64_t bytes_max) noexcept nogil:
         size *= 2
     ring.size, ring.bytes_max, ring.credit = size, bytes_max, <int64_t>bytes_max
     memset(ring.reached, 0xFF, sizeof(ring.reached))
+    memset(ring.lease_ends, 0xFF, sizeof(ring.lease_ends))
     ring.reached[<int>DISK], ring.next_point = 0, DISK + 1
     if mutex_init(&ring.lock) or spin_init(&ring.placing):
         return False
@@ -248,6 +254,37 @@ cdef inline StreamEnd reserve_slowly(Ring *ring, int64_t count, int64_t deadline
     add64(&ring.room_waiters, -1)
     pthread_mutex_unlock(&ring.lock)
     return end
+
+
+# --- pauses: who waits for the end of one waits where room is waited for, which `ring_fail` and `ring_end_waits` end, too
+
+cdef inline void ring_set_paused(Ring *ring, bint paused) noexcept nogil:
+    """Whether changes wait. What is being changed at this moment looks at it under its stripe's lock."""
+    pthread_mutex_lock(&ring.lock)
+    store8(&ring.paused, paused)
+    pthread_cond_broadcast(&ring.room)
+    pthread_mutex_unlock(&ring.lock)
+
+
+cdef inline void ring_end_pauses(Ring *ring) noexcept nogil:
+    """The node stops: nothing waits for the end of a pause any more, as if its deadline had passed."""
+    pthread_mutex_lock(&ring.lock)
+    store8(&ring.pauses_ended, 1)
+    pthread_cond_broadcast(&ring.room)
+    pthread_mutex_unlock(&ring.lock)
+
+
+cdef inline bint ring_await_resumed(Ring *ring, int64_t deadline_ns) noexcept nogil:
+    """Wait for the end of a pause, or for the failure of the stream, which every change notices. False if neither comes before
+    the deadline. Blocks."""
+    cdef bint resumed
+    note_wait()
+    pthread_mutex_lock(&ring.lock)
+    while ring.paused and not ring.failed and not ring.waits_ended and not ring.pauses_ended and monotonic_ns() < deadline_ns:
+        cond_wait_until(&ring.room, &ring.lock, deadline_ns)
+    resumed = not ring.paused or ring.failed
+    pthread_mutex_unlock(&ring.lock)
+    return resumed
 
 
 # --- records in

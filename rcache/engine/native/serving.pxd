@@ -7,8 +7,9 @@ What it must not know: HELLO, GOODBYE, who closes the socket.
 
 Invariants, as there:
 1. Replies leave in the order of their requests.
-2. No reply leaves before what it waits for is committed; one whose wait ended otherwise says NOT_COMMITTED or
-   APPEND_LOG_FAILED instead of what it would have revealed.
+2. No reply leaves before what it waits for is committed, nor while a lease that it counts on does not hold (the clock is read
+   behind the wait, right before the send); one whose wait ended otherwise says NOT_COMMITTED or APPEND_LOG_FAILED instead of
+   what it would have revealed.
 3. What is held of a peer is bounded: input by one frame and one read, output by OUTPUT_BYTES_MAX and one reply; and for all
    peers together by `buffer_bytes_max` (`Store`), beyond one read for each.
 """
@@ -18,15 +19,14 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memmove
 
-from rcache.engine.native.answers cimport Reply, Worker, forget_replies, rewrite_uncommitted
+from rcache.engine.native.answers cimport Reply, Worker, commit_replies, forget_replies
 from rcache.engine.native.change cimport Buffer, buffer_free, end_batch
-from rcache.engine.native.commitment cimport Wait, ring_wait
+from rcache.engine.native.commitment cimport Wait
 from rcache.engine.native.operations cimport BAD_PAYLOAD, begin_batch, execute
 from rcache.engine.native.protocol cimport (
     HEADER_BYTES, OP_DELETE_MANY, OP_GET, OP_GET_MANY, OP_INSPECT, PROTOCOL_VERSION, REQUEST_MAGIC, ST_BAD_FLAGS,
     ST_BAD_MAGIC, ST_BAD_PAYLOAD, ST_BAD_VERSION, ST_FRAME_TOO_LONG,
 )
-from rcache.engine.native.ring cimport STREAM_FAILED, STREAM_REACHED, StreamEnd
 from rcache.engine.native.store cimport Store
 from rcache.engine.native.system cimport (
     EAGAIN, EINTR, MSG_DONTWAIT, MSG_NOSIGNAL, POLLIN, add64, get32, last_errno, load8, monotonic_ns, poll, pollfd,
@@ -265,16 +265,13 @@ cdef inline Ending send_all(Conn *conn, const uint8_t *data, uint64_t count) noe
 cdef inline Ending flush_replies(Store *store, Worker *worker, Conn *conn) noexcept nogil:
     """Wait for commitment, once for all replies gathered (invariant 2), and send them."""
     cdef Ending lost = GOING_ON
-    cdef StreamEnd end
     if worker.out.failed:
         return ENDED_LOST
     if worker.wait.points:
-        end = ring_wait(&store.ring, &worker.wait, worker.deadline_ns)
+        commit_replies(store, worker)
         worker.left = 0
-        if end != STREAM_REACHED:
-            rewrite_uncommitted(store, worker, end == STREAM_FAILED)
-            if worker.out.failed:
-                return ENDED_LOST
+        if worker.out.failed:
+            return ENDED_LOST
     if worker.out.count:
         lost = send_all(conn, worker.out.data, worker.out.count)
     forget_replies(worker)

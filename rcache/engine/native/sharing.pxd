@@ -8,13 +8,13 @@ that are not the engine's business.
 
 The phases of a connection here:
     OPEN      it is read from; nothing is to be sent
-    PARKED    replies `wait` for commitment, or for `deadline_ns`; nothing of it is watched
+    PARKED    replies `wait` for commitment or for a lease, until `deadline_ns`; nothing of it is watched
     SENDING   bytes wait for the peer to take them, for `send_ns` at most
     DRAINING  the last frame and FIN are sent; what still comes is read and dropped, until the peer closes or FAREWELL_NS are
     over
 OPEN -> PARKED -> SENDING -> OPEN or DRAINING, with none or any of the two in the middle.
 
-Invariants: those of `serving`, and
+Invariants: those of `serving` (so one that is parked is looked at again, clock and all, right before it is sent), and
 4. A frame that is not the engine's business is handed back only when all replies before it were sent.
 5. A connection is in the group, or handed back; never both.
 """
@@ -23,9 +23,9 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 
-from rcache.engine.native.answers cimport Worker, forget_replies, rewrite_uncommitted
+from rcache.engine.native.answers cimport Worker, forget_replies, join_waits, rewrite_uncommitted
 from rcache.engine.native.change cimport Buffer, buffer_free, end_batch
-from rcache.engine.native.commitment cimport is_committed, ring_park, ring_unpark
+from rcache.engine.native.commitment cimport Wait, is_lost, is_met, ring_park, ring_unpark
 from rcache.engine.native.operations cimport begin_batch
 from rcache.engine.native.protocol cimport ST_BAD_PAYLOAD
 from rcache.engine.native.ring cimport Ring
@@ -196,7 +196,7 @@ cdef inline bint flush_shared(Group *group, Conn *conn, Ending *lost) noexcept n
     if worker.out.failed:
         lost[0] = lose_replies(worker)
         return False
-    if not is_committed(&group.store.ring, &worker.wait):
+    if not is_met(&group.store.ring, &worker.wait):
         park(group, conn)
         return False
     if worker.out.count:
@@ -231,18 +231,25 @@ cdef inline void park(Group *group, Conn *conn) noexcept nogil:
     group.sweep_at_ns = min(group.sweep_at_ns, conn.deadline_ns)
     watch(group, conn, 0)
     ring_park(&group.store.ring, &conn.wait)
-    if is_committed(&group.store.ring, &conn.wait):  # it came before there was anybody to be woken
+    if is_met(&group.store.ring, &conn.wait) or is_lost(&group.store.ring, &conn.wait):  # before anybody was there to wake
         group.sweep_at_ns = 0
 
 
 cdef inline Ending unpark_if_due(Group *group, Conn *conn, int64_t now_ns) noexcept nogil:
-    """Send the replies of a parked connection if they are committed, or if that will not be in time."""
+    """Send the replies of a parked connection if they may leave, or if that will not be in time."""
     cdef Ring *ring = &group.store.ring
+    cdef Wait wait
     cdef Worker told
-    if not is_committed(ring, &conn.wait):
-        if not load8(&ring.failed) and not load8(&ring.waits_ended) and now_ns < conn.deadline_ns:
-            group.sweep_at_ns = min(group.sweep_at_ns, conn.deadline_ns)
-            return GOING_ON
+    cdef bint whole = join_waits(ring, conn.replies, conn.reply_count, &wait), met
+    if not whole:  # the rest of them goes on waiting
+        ring_unpark(ring, &conn.wait)
+        conn.wait = wait
+        ring_park(ring, &conn.wait)
+    met = is_met(ring, &conn.wait)
+    if not met and not load8(&ring.failed) and not load8(&ring.waits_ended) and now_ns < conn.deadline_ns:
+        group.sweep_at_ns = min(group.sweep_at_ns, conn.deadline_ns)
+        return GOING_ON
+    if not met or not whole:
         memset(&told, 0, sizeof(Worker))
         told.out, told.replies, told.reply_count = conn.unsent, conn.replies, conn.reply_count
         add64(&group.store.buffer_bytes, -<int64_t>conn.unsent.room)

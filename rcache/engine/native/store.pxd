@@ -12,7 +12,11 @@ Invariants, under the stripe's lock:
 2. A bucket's `sequence` is that of its newest record, and its times never decrease.
 3. `pending` covers the newest records that may not be committed yet, oldest first; none where the bucket waits for no point.
    Where there are more than it has room for, neighbours are joined: who asks for one of them waits for the later one, which is
-   never too early.
+   never too early. Where the oldest is the bucket's OPEN, what is older than that is not known to be committed either: the
+   primary before may have died between a record of which this node had a copy and the answer of another backup. Were it
+   revealed and this node died then, that other one would become primary without it.
+4. Of links, a bucket's answers wait even with nothing pending: for their leases. A primary that was stopped for a while goes on
+   where it was, and without that would answer a GET with a value that its heir has replaced since.
 """
 
 from cpython.ref cimport PyObject
@@ -22,9 +26,9 @@ from libc.stdlib cimport calloc, free
 from rcache.engine.native.expiry cimport Wheel, wheel_add, wheel_take
 from rcache.engine.native.items cimport EXPIRES, HELD, LIVE, Item, expiry_of, hash_of
 from rcache.engine.native.memory cimport Memory, handle_of
-from rcache.engine.native.protocol cimport CAUSES, RecordHead, put_record_head
+from rcache.engine.native.protocol cimport CAUSES, COUNTER_MAX, RecordHead, put_record_head
 from rcache.engine.native.commitment cimport Wait, committed
-from rcache.engine.native.ring cimport POSITION_NONE, Ring, ring_head, ring_place
+from rcache.engine.native.ring cimport DISK, POSITION_NONE, Ring, ring_head, ring_place
 from rcache.engine.native.system cimport (
     CLOCK_BOOTTIME, clock_ns, load64, pthread_spinlock_t, signed64, spin_lock, spin_unlock, store8, store32, store64,
 )
@@ -73,6 +77,8 @@ cdef struct Bucket:
     int64_t ahead_ms
     uint64_t import_begin
     uint64_t import_rows
+    uint64_t follows         # the source whose records it takes; 0: a recovery
+    uint64_t points_at_first # what it waits for until it is told otherwise
 
 
 cdef struct Store:
@@ -173,9 +179,14 @@ cdef inline Wait wait_locked(Store *store, Bucket *bucket, uint64_t sequence) no
     if not bucket.points:
         return wait
     forget_committed_locked(store, bucket)
-    if not bucket.pending_count or sequence < bucket.pending[bucket.pending_from].first:
+    if not bucket.pending_count:
+        wait.points = bucket.points & ~(<uint64_t>1 << DISK)  # invariant 4
         return wait
-    wait.points = bucket.points
+    entry = &bucket.pending[bucket.pending_from]
+    if sequence < entry.first and entry.first & COUNTER_MAX:
+        wait.points = bucket.points & ~(<uint64_t>1 << DISK)
+        return wait
+    wait.points = bucket.points  # before an OPEN: up to that (invariant 3), by the first step of the search
     for number in range(bucket.pending_count):
         entry = &bucket.pending[(bucket.pending_from + number) % PENDING_MAX]
         wait.position = entry.position
@@ -221,6 +232,13 @@ cdef inline bint set_points(Store *store, Bucket *bucket, uint64_t points, uint6
     spin_unlock(&bucket.stripe.lock)
     free(room)
     return True
+
+
+cdef inline void leave_points_locked(Bucket *bucket) noexcept nogil:
+    """The bucket answers nobody any more: it waits for what a new one waits for, and its past as primary is over. What pended
+    would stand before the OPEN that it may begin with again one day, and hide it (invariant 3)."""
+    bucket.points = bucket.points_at_first
+    bucket.pending_count = 0
 
 
 cdef inline void forget_point(Store *store, Bucket *bucket, uint32_t number) noexcept nogil:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Collection
 
-from rcache.engine.change_stream import DISK, Batch, LinkFrame, Sent, StreamEnd, Wait
+from rcache.engine.change_stream import DISK, END, Batch, LinkFrame, Sent, StreamEnd, Wait
 from rcache.engine.commit_point import DiskPoint
 from rcache.engine.native import _native
 from rcache.engine.sockets import Ended
@@ -33,11 +33,14 @@ class NativeReader:
     def choose(self, buckets: Collection[int] | None) -> None:
         self._reader.choose(buckets)
 
-    def send(self, sock: socket.socket, frame: LinkFrame, bytes_max: int, timeout_s: float) -> Sent:
+    def send(self, sock: socket.socket, frame: LinkFrame, bytes_max: int, timeout_s: float, until: int = END) -> Sent:
         head = encode_request(frame.opcode, frame.request_id, 0, frame.prefix)
         in_ns = int(timeout_s * 1e9), int(frame.send_s * 1e9)
-        count, position, lost, end = self._reader.send(sock.fileno(), head, bytes_max, *in_ns)
+        count, position, lost, end = self._reader.send(sock.fileno(), head, bytes_max, *in_ns, until)
         return Sent(count, position, lost, SEND_ENDS[end])
+
+    def rewind(self, position: int) -> None:
+        self._reader.rewind(position)
 
     def release(self, position: int) -> None:
         self._reader.release(position)

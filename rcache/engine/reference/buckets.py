@@ -8,6 +8,11 @@ Invariants, under the stripe's lock:
 1. A key is in its bucket's `items`, in its stripe's `recency`, and (if it expires) in its stripe's `expiries`, or in none.
 2. A bucket's `sequence` is that of its newest record, and its times never decrease.
 3. `pending` holds the newest records that may not be committed yet, oldest first; none where the bucket waits for no point.
+   Where the oldest is the bucket's OPEN, what is older than that is not known to be committed either: the primary before may
+   have died between a record of which this node had a copy and the answer of another backup. Were it revealed and this node
+   died then, that other one would become primary without it.
+4. Of links, a bucket's answers wait even with nothing pending: for their leases. A primary that was stopped for a while goes on
+   where it was, and without that would answer a GET with a value that its heir has replaced since.
 """
 
 from __future__ import annotations
@@ -20,8 +25,8 @@ from typing import NamedTuple
 from sortedcontainers import SortedList
 
 from rcache.cluster.bucket_state import BucketState
-from rcache.engine.change_stream import NO_WAIT, Wait
-from rcache.records.record import BORN_EMPTY, epoch_of
+from rcache.engine.change_stream import DISK, NO_WAIT, Wait
+from rcache.records.record import BORN_EMPTY, counter_of, epoch_of
 
 ITEM_BYTES = 400
 """What an item costs beside key and value, in bytes: the item, its two entries in hash tables, their share of the tables'
@@ -66,6 +71,8 @@ class Bucket:
     __slots__ = (
         "_ahead_ms",
         "_newest_ms",
+        "_points_at_first",
+        "follows",
         "import_begin",
         "import_rows",
         "items",
@@ -78,14 +85,15 @@ class Bucket:
         "stripe",
     )
 
-    def __init__(self, number: int, stripe: Stripe) -> None:
+    def __init__(self, number: int, stripe: Stripe, points: int = 0) -> None:
         self.number = number
         self.stripe = stripe
         self.state = BucketState.ABSENT
         self.items: dict[bytes, Item] = {}
         self.sequence = BORN_EMPTY
         self.last_removal = BORN_EMPTY
-        self.points = 0  # the commit points it waits for, a bit each
+        self.follows = 0  # the source whose records it takes; 0: a recovery
+        self.points = self._points_at_first = points  # the commit points it waits for, a bit each
         self.pending: deque[tuple[int, int]] = deque()  # (sequence, position in the stream)
         self.import_begin = BORN_EMPTY
         self.import_rows = 0
@@ -117,12 +125,19 @@ class Bucket:
         """What an answer that reveals `sequence` waits for, in a stream that is committed for this bucket up to `committed`."""
         pending = self.pending
         self._forget_committed_locked(committed)
-        if not pending or sequence < pending[0][0]:
-            return NO_WAIT
-        first = pending[0][0]
+        if not pending:
+            return self._lease_wait_locked()
+        first, position = pending[0]
+        if sequence < first:  # invariant 3
+            return Wait(self.points, position) if counter_of(first) == 0 else self._lease_wait_locked()
         if epoch_of(first) == epoch_of(sequence):
             return Wait(self.points, pending[sequence - first][1])  # counters have no holes
         return Wait(self.points, next(position for at, position in pending if at >= sequence))
+
+    def _lease_wait_locked(self) -> Wait:
+        """Invariant 4: nothing is to come, but the leases of the links are to hold."""
+        links = self.points & ~(1 << DISK)
+        return Wait(links, 0) if links else NO_WAIT
 
     def pend_locked(self, sequence: int, position: int, committed: int) -> Wait:
         """The newest record, `sequence`, ends at `position` of the stream (invariant 3). What its answer waits for."""
@@ -142,6 +157,12 @@ class Bucket:
         self.points = points
         if not points:
             self.pending.clear()
+
+    def leave_points_locked(self) -> None:
+        """The bucket answers nobody any more: it waits for what a new one waits for, and its past as primary is over. What
+        pended would stand before the OPEN that it may begin with again one day, and hide it (invariant 3)."""
+        self.points = self._points_at_first
+        self.pending.clear()
 
     def begin_locked(self, sequence: int) -> int:
         """Let go of everything and stand at `sequence`: an import begins, or (BORN_EMPTY) the bucket leaves this node. Returns

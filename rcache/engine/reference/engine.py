@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from rcache.cluster.bucket_state import BucketState, may_follow
-from rcache.engine.change_stream import CommitPoint, Portion, StreamEnd, Wait
+from rcache.engine.change_stream import HELD_FOR_EVER, CommitPoint, Portion, StreamEnd, Wait
 from rcache.engine.clock import NodeClock
 from rcache.engine.commit_point import LinkPoint, LinkPoints
 from rcache.engine.contract import (
@@ -52,6 +52,9 @@ from rcache_client.wire.opcodes import Status
 
 OPEN_WAIT_S = 30.0
 """How long opening a bucket waits for room in the stream. The log writer drains the whole ring in far less."""
+
+GIVEN_UP = (BucketState.FROZEN, BucketState.BACKUP)
+"""Who gave a bucket up himself has all of its records, and may keep them as its backup."""
 
 EXPIRE_WAIT_S = 1.0
 """How long the housekeeper waits for room in the stream before it tries again on its next round."""
@@ -102,6 +105,7 @@ class ReferenceEngine:
 
     def stop_serving(self) -> None:
         self._server.stop.set()
+        self._ring.end_pauses()
 
     def close(self) -> None:
         self._server.stop.close()
@@ -130,11 +134,27 @@ class ReferenceEngine:
     def set_state(self, bucket: int, state: BucketState) -> None:
         held = self._store.buckets[bucket]
         with held.stripe.lock:
-            if state not in (BucketState.FROZEN, BucketState.ABSENT) or not may_follow(held.state, state):
+            by_itself = state in (BucketState.FROZEN, BucketState.ABSENT) or (held.state, state) == GIVEN_UP
+            if not by_itself or not may_follow(held.state, state):
                 raise ValueError(f"bucket {bucket} is {held.state.value}; it cannot become {state.value} by itself")
             held.state = state
             if state is BucketState.ABSENT:
                 self._store.memory.force(-held.begin_locked(BORN_EMPTY))
+            if state is not BucketState.FROZEN:
+                held.leave_points_locked()
+
+    def sequence(self, bucket: int) -> int:
+        held = self._store.buckets[bucket]
+        with held.stripe.lock:
+            return held.sequence
+
+    def follow(self, bucket: int, source: int) -> None:
+        held = self._store.buckets[bucket]
+        with held.stripe.lock:
+            held.follows = source
+
+    def set_paused(self, paused: bool) -> None:
+        self._store.set_paused(paused)
 
     def open_buckets(self, buckets: Sequence[int], epoch: int, incarnation: int, node: str) -> None:
         deadline_ns = time.monotonic_ns() + int(OPEN_WAIT_S * 1e9)
@@ -142,8 +162,8 @@ class ReferenceEngine:
             self._store.open(self._store.buckets[number], incarnation, node, make_sequence(epoch, 0), deadline_ns)
         self.epoch = max(self.epoch, epoch)
 
-    def open_commit_point(self, name: str, position: int) -> LinkPoint:
-        return self._points.open(name, position)
+    def open_commit_point(self, name: str, position: int, until_ns: int = HELD_FOR_EVER) -> LinkPoint:
+        return self._points.open(name, position, until_ns)
 
     def set_commit_points(self, bucket: int, points: Collection[CommitPoint]) -> int:
         return self._points.set(bucket, points)
@@ -153,7 +173,7 @@ class ReferenceEngine:
 
     # --- records in and out
 
-    def apply(self, body: bytes | memoryview) -> None:
+    def apply(self, body: bytes | memoryview, source: int = 0) -> None:
         clock_ms = self.clock.now_ms()
         for record in scan(bytes(body)):
             if record.bucket >= len(self._store.buckets):
@@ -164,8 +184,16 @@ class ReferenceEngine:
             with bucket.stripe.lock:
                 if bucket.state in (BucketState.PRIMARY, BucketState.FROZEN):
                     raise ChainError(f"bucket {bucket.number} is {bucket.state.value}; records of others do not apply to it")
+                if bucket.follows != source:
+                    raise ChainError(
+                        f"bucket {bucket.number} follows source {bucket.follows}; records of source {source} do not apply to it"
+                    )
                 if record.kind in (Kind.IMPORT_BEGIN, Kind.ROW, Kind.IMPORT_END, Kind.DROP):
+                    if source:
+                        _demand_not_whole(bucket, record)
                     self._apply_mark_locked(bucket, record)
+                elif source and record.sequence <= bucket.sequence:
+                    continue  # a link sends again what it does not know to have been taken
                 else:
                     self._apply_change_locked(bucket, record)
                 bucket.learn_time_locked(record.time_ms, clock_ms)
@@ -186,6 +214,8 @@ class ReferenceEngine:
             begins = record.kind == Kind.IMPORT_BEGIN
             self._store.memory.force(-bucket.begin_locked(record.sequence if begins else BORN_EMPTY))
             bucket.state = BucketState.IMPORTING if begins else BucketState.ABSENT
+            if not begins:
+                bucket.leave_points_locked()
 
     def _apply_change_locked(self, bucket: Bucket, record: Record) -> None:
         """One change, in chain order. A row of a running import may already be newer than it."""
@@ -310,6 +340,13 @@ class ReferenceEngine:
                     assert all(item.version <= bucket.sequence for item in bucket.items.values())
                 used += sum(item_bytes(len(k), len(i.value), i.expires_at_ms > 0) for k, i in items.items())
         assert used == self._store.memory.used, (used, self._store.memory.used)
+
+
+def _demand_not_whole(bucket: Bucket, record: Record) -> None:
+    """A whole copy is let go of by a view, never by what a peer sends: one that was deposed and does not know it yet would
+    otherwise take the only other copy away."""
+    if record.kind in (Kind.IMPORT_BEGIN, Kind.DROP) and bucket.state is BucketState.BACKUP:
+        raise ChainError(f"bucket {bucket.number} is a whole copy; it is not let go of by a record of a peer")
 
 
 def _mark(kind: Kind, bucket: int, sequence: int, time_ms: int, value: bytes = b"") -> bytes:

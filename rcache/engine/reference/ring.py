@@ -15,6 +15,8 @@ Invariants:
 2. A record is dropped only when its room is needed and every reader that holds has released it.
 3. After `fail` no append succeeds and no wait lasts.
 4. A point's position never decreases while it is open; one that is not open holds nobody up.
+5. No wait for a point that was abandoned is met, whatever it had come to: its lease has run out for good. (A GET that this
+   node worked at when its peer took the bucket over must not leave afterwards; nothing of it was still to come.)
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import threading
 import time
 from collections.abc import Collection
 
-from rcache.engine.change_stream import DISK, POINTS_MAX, Batch, LinkFrame, Sent, StreamEnd, Wait
+from rcache.engine.change_stream import DISK, END, HELD_FOR_EVER, POINTS_MAX, Batch, LinkFrame, Sent, StreamEnd, Wait
 from rcache.engine.commit_point import DiskPoint
 from rcache.engine.sockets import send_within
 from rcache.records.record import bucket_of
@@ -57,6 +59,9 @@ class Ring:
         self._head = 0
         self._reserved = 0
         self._reached = [0] + [EVERYTHING] * (POINTS_MAX - 1)  # by the points' numbers
+        self._lease_ends = [HELD_FOR_EVER] * POINTS_MAX  # ns, by CLOCK_BOOTTIME
+        self._leased = 0  # the points whose lease has an end, a bit each
+        self._abandoned = 0
         self._next_point = DISK + 1
         self._waiters = 0
         self._disk_waiters = 0
@@ -64,6 +69,8 @@ class Ring:
         self.disk = DiskPoint(self)
         self._failure = ""
         self._waits_ended = False
+        self.paused = False
+        self._pauses_ended = False
         self._readers: list[RingReader] = []
         self._sleeping = 0
         self.full_waits = 0
@@ -125,6 +132,29 @@ class Ring:
         self._reserved += count
         return True
 
+    def set_paused(self, paused: bool) -> None:
+        """Whether changes wait. What is being changed at this moment looks at it under its stripe's lock."""
+        with self._lock:
+            self.paused = paused
+            self._room.notify_all()
+
+    def wait_resumed(self, deadline_ns: int) -> bool:
+        """Wait for the end of a pause, or for the failure of the stream, which every change notices. False if neither comes
+        before the deadline. Blocks."""
+        with self._lock:
+            while self.paused and not self._failure:
+                left_s = (deadline_ns - time.monotonic_ns()) / 1e9
+                if left_s <= 0 or self._waits_ended or self._pauses_ended:
+                    return False
+                self._room.wait(left_s)
+            return True
+
+    def end_pauses(self) -> None:
+        """The node stops: nothing waits for the end of a pause any more, as if its deadline had passed."""
+        with self._lock:
+            self._pauses_ended = True
+            self._room.notify_all()
+
     def unreserve(self, count: int) -> None:
         """Give back room that was not used."""
         with self._lock:
@@ -169,14 +199,16 @@ class Ring:
 
     # --- commitment
 
-    def open_point(self, position: int) -> int:
+    def open_point(self, position: int, until_ns: int) -> int:
         """A new point's number. Raises ValueError if there are too many. Numbers are given in turn, so that one that was
-        closed rests before it is another's: whoever still waits for its former owner then finds it closed."""
+        closed or abandoned rests before it is another's: whoever still waits for its former owner then finds it so."""
         with self._lock:
             for step in range(POINTS_MAX):
                 number = (self._next_point + step) % POINTS_MAX
-                if self._reached[number] == EVERYTHING:
+                if self._reached[number] == EVERYTHING or self._abandoned >> number & 1:
                     self._reached[number] = position
+                    self._set_lease(number, until_ns)
+                    self._abandoned &= ~(1 << number)
                     self._next_point = number + 1
                     return number
         raise ValueError(f"the change stream has {POINTS_MAX} commit points already")
@@ -191,8 +223,44 @@ class Ring:
             if self._waiters:
                 self._committed.notify_all()
 
+    def lease(self, number: int, until_ns: int) -> None:
+        """A point may be counted on until then."""
+        with self._lock:
+            self._set_lease(number, until_ns)
+            self._committed.notify_all()
+
+    def _set_lease(self, number: int, until_ns: int) -> None:
+        self._lease_ends[number] = until_ns
+        if until_ns == HELD_FOR_EVER:
+            self._leased &= ~(1 << number)
+        else:
+            self._leased |= 1 << number
+
     def close_point(self, number: int) -> None:
+        self.lease(number, HELD_FOR_EVER)
         self.advance(number, EVERYTHING)
+
+    def abandon_point(self, number: int) -> None:
+        """Invariant 5. Wakes who waits for it."""
+        with self._lock:
+            self._set_lease(number, 0)
+            self._abandoned |= 1 << number
+            self._committed.notify_all()
+
+    def is_lost(self, wait: Wait) -> bool:
+        """Whether a wait will never be met: for a point that was abandoned."""
+        return wait.points & self._abandoned != 0
+
+    def is_met(self, wait: Wait) -> bool:
+        """Whether an answer may leave now. The clock is read last: at that moment all of it holds."""
+        return self.committed(wait.points) >= wait.position and self._hold(wait.points & self._leased)
+
+    def _hold(self, leased: int) -> bool:
+        """Whether the leases of these points hold now."""
+        if not leased:
+            return True
+        now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        return all(now_ns < self._lease_ends[number] for number in range(POINTS_MAX) if leased >> number & 1)
 
     def committed(self, points: int) -> int:
         """The position that all of these points have come to."""
@@ -210,18 +278,18 @@ class Ring:
         return self.wait_committed(Wait(1 << DISK, position), deadline_ns)
 
     def wait_committed(self, wait: Wait, deadline_ns: int) -> StreamEnd:
-        if self.committed(wait.points) >= wait.position:
+        if self.is_met(wait):
             return StreamEnd.REACHED
         with self._lock:
             on_disk = wait.points >> DISK & 1
             self._waiters += 1
             self._disk_waiters += on_disk
             try:
-                while self.committed(wait.points) < wait.position:
+                while not self.is_met(wait):
                     left_s = (deadline_ns - time.monotonic_ns()) / 1e9
                     if self._failure:
                         return StreamEnd.FAILED
-                    if left_s <= 0 or self._waits_ended:
+                    if left_s <= 0 or self._waits_ended or self.is_lost(wait):
                         return StreamEnd.TIMED_OUT
                     self._readable.notify_all()
                     self._committed.wait(left_s)
@@ -275,13 +343,16 @@ class RingReader:
         self._chosen = None if buckets is None else frozenset(buckets)
 
     def take(self, bytes_max: int, timeout_s: float, linger_s: float = 0.0, *, view: bool = False) -> Batch:  # noqa: ARG002
+        return self._take(bytes_max, timeout_s, linger_s, END)
+
+    def _take(self, bytes_max: int, timeout_s: float, linger_s: float, until: int) -> Batch:
         ring = self._ring
         with ring._lock:
-            if self._is_behind() or self._wait_for_first(timeout_s):
-                until = time.monotonic() + linger_s
-                while not self._is_urgent() and (left_s := until - time.monotonic()) > 0:
+            if self.position < until and (self._is_behind() or self._wait_for_first(timeout_s)):
+                linger_until = time.monotonic() + linger_s
+                while not self._is_urgent() and (left_s := linger_until - time.monotonic()) > 0:
                     ring._readable.wait(left_s)
-                return self._collect(bytes_max)
+                return self._collect(bytes_max, until)
             return Batch(b"", 0, self.position, lost=False)
 
     def _wait_for_first(self, timeout_s: float) -> bool:
@@ -305,14 +376,14 @@ class RingReader:
         half_full = (ring._head - self.released) * 2 > ring.bytes_max
         return woken or half_full or bool(ring._failure) or ring._disk_waiters > 0 or ring._room_waiters > 0
 
-    def _collect(self, bytes_max: int) -> Batch:
+    def _collect(self, bytes_max: int, until: int) -> Batch:
         ring = self._ring
         lost = self.index < ring._front
         if lost:
             self.index, self.position = ring._front, ring._tail
         size = 0
         taken: list[bytes] = []
-        while self.index < len(ring._records):
+        while self.index < len(ring._records) and self.position < until:
             record = ring._records[self.index]
             assert record is not None
             wanted = self._chosen is None or bucket_of(record) in self._chosen
@@ -325,15 +396,30 @@ class RingReader:
             self.position += len(record)
         return Batch(b"".join(taken), len(taken), self.position, lost)
 
-    def send(self, sock: socket.socket, frame: LinkFrame, bytes_max: int, timeout_s: float) -> Sent:
+    def send(self, sock: socket.socket, frame: LinkFrame, bytes_max: int, timeout_s: float, until: int = END) -> Sent:
         if not self.holds:
             raise ValueError("only a reader that holds can send: what it sends must stay until it is sent")
-        batch = self.take(bytes_max, timeout_s)
+        batch = self._take(bytes_max, timeout_s, 0.0, until)
         ended = None
         if batch.count:
             data = encode_request(frame.opcode, frame.request_id, 0, frame.prefix + batch.body)
             ended = send_within(sock, data, frame.send_s)
         return Sent(batch.count, batch.position, batch.lost, ended)
+
+    def rewind(self, position: int) -> None:
+        if not self.holds:
+            raise ValueError("only a reader that holds can go back: what it goes back to must still be there")
+        ring = self._ring
+        with ring._lock:
+            index, at = self.index, self.position
+            while at > max(position, self.released):
+                index -= 1
+                record = ring._records[index]
+                assert record is not None
+                at -= len(record)
+            if at != position or at < self.released:
+                raise ValueError(f"{position} is none that this reader has come by and not released")
+            self.index, self.position = index, position
 
     def release(self, position: int) -> None:
         ring = self._ring

@@ -7,13 +7,15 @@ What it owns: a connection's buffers. What it must not know: HELLO, GOODBYE, who
 
 Invariants:
 1. Replies leave in the order of their requests.
-2. No reply leaves before what it waits for is committed; one whose wait ended otherwise says NOT_COMMITTED or
-   APPEND_LOG_FAILED instead of what it would have revealed.
+2. No reply leaves before what it waits for is committed, nor while a lease that it counts on does not hold (the clock is read
+   behind the wait, right before the send); one whose wait ended otherwise says NOT_COMMITTED or APPEND_LOG_FAILED instead of
+   what it would have revealed.
 3. What is held of a peer is bounded: input by one frame and one read, output by `OUTPUT_BYTES_MAX` and one reply.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 import socket
@@ -238,16 +240,24 @@ class Server:
 
     def _commit(self, replies: list[_Pending], deadline_ns: int) -> list[bytes]:
         """The frames to send, each as it may be sent after the wait (invariant 2)."""
-        wait = NO_WAIT
-        for reply in replies:
-            wait = wait.join(reply.wait)
-        end = self._ring.wait_committed(wait, deadline_ns)
-        if end is StreamEnd.REACHED:
+        end, of_all = self._wait(replies, deadline_ns)
+        if end is StreamEnd.REACHED and of_all:
             return [reply.frame for reply in replies]
-        status, reason = UNCOMMITTED[end]
+        status, reason = UNCOMMITTED[StreamEnd.FAILED if end is StreamEnd.FAILED else StreamEnd.TIMED_OUT]
         return [
             reply.frame
-            if self._ring.committed(reply.wait.points) >= reply.wait.position
+            if self._ring.is_met(reply.wait)
             else encode_reply(reply.opcode, status, reply.request_id, self.epoch, REASON.encode(reason))
             for reply in replies
         ]
+
+    def _wait(self, replies: list[_Pending], deadline_ns: int) -> tuple[StreamEnd, bool]:
+        """Wait for all of the replies whose waits can still be met; whether that was all of them. One that waits for a point
+        that was abandoned holds up no other, nor ends another's wait."""
+        while True:
+            waits = [reply.wait for reply in replies]
+            kept = [wait for wait in waits if not self._ring.is_lost(wait)]
+            wait = functools.reduce(Wait.join, kept, NO_WAIT)
+            end = self._ring.wait_committed(wait, deadline_ns)
+            if end is not StreamEnd.TIMED_OUT or not self._ring.is_lost(wait):
+                return end, len(kept) == len(waits)

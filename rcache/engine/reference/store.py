@@ -10,6 +10,8 @@ Invariants:
 2. Between looking and changing the stripe lock is held throughout; what was reserved beforehand was a guess that is checked
    under the lock, and if it no longer fits, the change starts over (TRIES_MAX times).
 3. Every removal is a record with its cause: deleted, expired, evicted, flushed.
+4. Whether changes are paused is looked at under the stripe lock under which one is made; so once that is set, and every stripe
+   lock was taken once, no change is under way that did not see it.
 """
 
 from __future__ import annotations
@@ -88,6 +90,10 @@ class Read(NamedTuple):
     now_ms: int
 
 
+class _Paused(Exception):
+    """Changes are paused: wait for the end of that, and start over."""
+
+
 class Store:
     """The items of one node."""
 
@@ -97,11 +103,9 @@ class Store:
         self.clock = clock
         self.memory = MemoryAccount(config.memory_bytes)
         self.stripes = [Stripe() for _ in range(min(config.stripes, config.buckets))]
-        self.buckets = [Bucket(number, self.stripes[number % len(self.stripes)]) for number in range(config.buckets)]
+        points = 1 << DISK if config.commit else 0
+        self.buckets = [Bucket(number, self.stripes[number % len(self.stripes)], points) for number in range(config.buckets)]
         self._mask = config.buckets - 1
-        if config.commit:
-            for bucket in self.buckets:
-                bucket.points = 1 << DISK
 
     def bucket_of(self, key: bytes) -> Bucket:
         """Key to bucket: CRC-32, masked."""
@@ -110,16 +114,19 @@ class Store:
     # --- reading
 
     def read(self, key: bytes, deadline_ns: int, *, use: bool = True) -> Read:
-        """Look up a key; an expired item is removed first. `use`: it counts as used. Raises `RequestRefused`."""
+        """Look up a key; an expired item is removed first (while changes are paused it is a miss that stays, and reveals that
+        the change that made it has been made). `use`: it counts as used. Raises `RequestRefused`."""
         bucket = self.bucket_of(key)
         stripe = bucket.stripe
         with stripe.lock:
             _demand_primary(bucket)
             item = bucket.items.get(key)
             now_ms = bucket.now_locked(self.clock.now_ms())
-            if item is None:
+            is_kept = item is not None and self.ring.paused and _is_expired(item, now_ms)
+            if item is None or is_kept:
                 stripe.misses += use
-                return Read(None, self._wait_locked(bucket, bucket.last_removal), now_ms)
+                revealed = max(bucket.last_removal, item.version) if item is not None else bucket.last_removal
+                return Read(None, self._wait_locked(bucket, revealed), now_ms)
             if not _is_expired(item, now_ms):
                 if use:
                     stripe.hits += 1
@@ -139,15 +146,21 @@ class Store:
     def change(self, key: bytes, room: int, deadline_ns: int, decide: Decide) -> Changed:
         """Change one key as `decide` says; `room` is a guess of the new value's length. Raises `RequestRefused`."""
         bucket = self.bucket_of(key)
-        for _ in range(TRIES_MAX):
-            made = self._try_change(bucket, key, room, deadline_ns, decide)
+        tries = 0
+        while tries < TRIES_MAX:
+            try:
+                made = self._try_change(bucket, key, room, deadline_ns, decide)
+            except _Paused:
+                self._await_resumed(bucket, deadline_ns)
+                continue
             if isinstance(made, Changed):
                 return made
             room = made
+            tries += 1
         raise RequestRefused(Status.BUSY, "the item kept changing while room was made for it; try again")
 
     def _try_change(self, bucket: Bucket, key: bytes, room: int, deadline_ns: int, decide: Decide) -> Changed | int:
-        """One try. Returns the change, or the room that turned out to be needed."""
+        """One try. Returns the change, or the room that turned out to be needed. Raises `_Paused`."""
         reserved = record_bytes(len(key), room)
         self._reserve_stream(reserved, deadline_ns)
         try:
@@ -159,6 +172,7 @@ class Store:
         try:
             with bucket.stripe.lock:
                 _demand_primary(bucket)
+                self._demand_running()
                 _demand_counter(bucket)
                 now_ms = bucket.now_locked(self.clock.now_ms())
                 held = bucket.items.get(key)
@@ -210,6 +224,26 @@ class Store:
         _count_removed(bucket.stripe, cause, 1)
         return Changed(version, wait, None)
 
+    # --- pauses
+
+    def set_paused(self, paused: bool) -> None:
+        """Invariant 4: who takes a stripe's lock after this sees it, and who has it is waited for."""
+        self.ring.set_paused(paused)
+        for stripe in self.stripes:
+            with stripe.lock:
+                pass
+
+    def _demand_running(self) -> None:
+        if self.ring.paused:
+            raise _Paused
+
+    def _await_resumed(self, bucket: Bucket, deadline_ns: int) -> None:
+        """Wait for the end of a pause. Raises `RequestRefused`. Blocks."""
+        with bucket.stripe.lock:
+            _demand_primary(bucket)
+        if not self.ring.wait_resumed(deadline_ns):
+            raise RequestRefused(Status.PAUSED, "changes are paused, and were so until the deadline")
+
     def _record_locked(self, bucket: Bucket, record: bytearray, sequence: int, now_ms: int, reserved: int) -> tuple[int, Wait]:
         """Give a record its place, in the bucket and in the stream. Raises `StreamFailed` before anything has changed."""
         stamp(record, sequence, now_ms)
@@ -241,12 +275,25 @@ class Store:
     def advance(self, number: int, position: int) -> None:
         self.ring.advance(number, position)
 
+    def lease(self, number: int, until_ns: int) -> None:
+        self.ring.lease(number, until_ns)
+
     def close_point(self, number: int) -> None:
         """No bucket waits for this point any more, and nobody who does so now."""
+        self._forget_point(number)
+        self.ring.close_point(number)
+
+    def abandon_point(self, number: int) -> None:
+        """Nobody's wait for it is met any more. Only then do the buckets forget it, so that no answer in between counts on it
+        without its lease. (Whose buckets it took over must be PRIMARY here no more by then: what forgets its last point
+        answers alone.)"""
+        self.ring.abandon_point(number)
+        self._forget_point(number)
+
+    def _forget_point(self, number: int) -> None:
         for bucket in self.buckets:
             with bucket.stripe.lock:
                 bucket.set_points_locked(bucket.points & ~(1 << number))
-        self.ring.close_point(number)
 
     # --- room
 
@@ -281,21 +328,28 @@ class Store:
         return cost
 
     def _make_room(self, cost: int, deadline_ns: int) -> None:
-        """Take `cost` bytes; expired items go first, then the least recently used. Raises `RequestRefused` (NO_ROOM)."""
+        """Take `cost` bytes; expired items go first, then the least recently used. Raises `RequestRefused` (NO_ROOM) and
+        `_Paused`."""
         expired = True
         for _ in range(2 * (cost // ITEM_BYTES) + TRIES_MAX):
             if self.memory.try_take(cost):
                 return
+            if self.ring.paused:
+                break
             expired = expired and self.expire_due(EXPIRE_BEFORE_EVICT, deadline_ns) > 0
             if not expired and not (self.config.evict and self.evict_one(deadline_ns)):
                 break
         if not self.memory.try_take(cost):
+            self._demand_running()
             why = "nothing is left to evict" if self.config.evict else "and eviction is switched off (--no-evict)"
             raise RequestRefused(Status.NO_ROOM, f"the memory limit of {self.memory.limit} bytes is reached, {why}")
 
     def evict_one(self, deadline_ns: int) -> bool:
-        """Remove the least recently used item this node is primary of. False if there is none. Raises `RequestRefused`."""
+        """Remove the least recently used item this node is primary of. False if there is none, or while changes are paused.
+        Raises `RequestRefused`."""
         oldest: tuple[int, bytes] | None = None
+        if self.ring.paused:
+            return False
         for stripe in self.stripes:
             with stripe.lock:
                 found = next(((used_ns, key) for key, used_ns in stripe.recency.items() if self._is_ours(key)), None)
@@ -319,7 +373,8 @@ class Store:
     def _remove_if(
         self, bucket: Bucket, key: bytes, cause: Cause, deadline_ns: int, wanted: Callable[[Item, int], bool]
     ) -> bool:
-        """Remove an item if it is still there and `wanted`. Raises `RequestRefused` where the stream has no room."""
+        """Remove an item if it is still there and `wanted`, unless changes are paused. Raises `RequestRefused` where the stream
+        has no room."""
         reserved = record_bytes(len(key), 0)
         self._reserve_stream(reserved, deadline_ns)
         used = False
@@ -327,7 +382,8 @@ class Store:
             with bucket.stripe.lock:
                 item = bucket.items.get(key)
                 now_ms = bucket.now_locked(self.clock.now_ms())
-                if item is not None and bucket.state is BucketState.PRIMARY and wanted(item, now_ms):
+                is_ours = bucket.state is BucketState.PRIMARY and not self.ring.paused
+                if item is not None and is_ours and wanted(item, now_ms):
                     _demand_counter(bucket)
                     used = True
                     self._remove_locked(bucket, key, cause, now_ms, reserved)
@@ -339,8 +395,10 @@ class Store:
         return used
 
     def expire_due(self, items_max: int, deadline_ns: int) -> int:
-        """Remove up to `items_max` expired items. Returns how many."""
+        """Remove up to `items_max` expired items. Returns how many; none while changes are paused."""
         removed = 0
+        if self.ring.paused:
+            return 0
         for stripe in self.stripes:
             if removed >= items_max:
                 break
@@ -356,12 +414,20 @@ class Store:
 
     def flush(self, bucket: Bucket, deadline_ns: int) -> int:
         """Remove all items of a bucket with one record. Returns how many. Raises `RequestRefused`."""
+        while True:
+            try:
+                return self._try_flush(bucket, deadline_ns)
+            except _Paused:
+                self._await_resumed(bucket, deadline_ns)
+
+    def _try_flush(self, bucket: Bucket, deadline_ns: int) -> int:
         reserved = record_bytes(0, 0)
         self._reserve_stream(reserved, deadline_ns)
         used = False
         try:
             with bucket.stripe.lock:
                 _demand_primary(bucket)
+                self._demand_running()
                 _demand_counter(bucket)
                 count = len(bucket.items)
                 if count:
@@ -397,6 +463,7 @@ class Store:
                 record = draft(Kind.OPEN, bucket.number, value=opening)
                 bucket.last_removal, _ = self._record_locked(bucket, record, epoch_begin, now_ms, reserved)
                 bucket.state = BucketState.PRIMARY
+                bucket.follows = 0  # should it be a backup again, it is told anew whose
         except StreamFailed as failed:
             raise RequestRefused(Status.STOPPING, f"the append log failed: {failed}") from None
         finally:

@@ -1,0 +1,110 @@
+"""The embedded register, from wherever this node stands: its own file where it is the manager, else the manager's over a line.
+
+What it is: the three verbs, brought to whoever the newest view names as manager.
+Which thread runs it: `read` and `compare_and_set` the agreement's; `watch` its watcher's. Both block.
+What it owns: a line to the manager for each of the two. What it must not know: who may be asked to keep the register.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from rcache.cluster.register import Register, RegisterFailed, RegisterUnreachable, Revised
+from rcache.cluster.view import BadView, View, decode_view, encode_view
+from rcache.peers.line import Line, PeerUnreachable
+from rcache_client.address import Address, parse_address
+from rcache_client.handshake import Greeter
+from rcache_client.wire.opcodes import Opcode, Status, status_name
+
+ASK_S = 2.0
+"""How long the manager has to answer, which it does after two fsyncs at most."""
+
+CONNECT_S = 1.0
+
+GRACE_S = 0.5
+"""How much longer than a watch its answer may take."""
+
+
+class EmbeddedRegister:
+    """See the module. `own` is this node's file; `manager` gives the name and the address of who keeps the register."""
+
+    def __init__(self, own: Register, name: str, manager: Callable[[], tuple[str, str]], greeter: Greeter) -> None:
+        self._own = own
+        self._name = name
+        self._manager = manager
+        self._greeter = greeter
+        self._lines: dict[str, Line] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def read(self) -> Revised | None:
+        if self._is_ours():
+            return self._own.read()
+        revision, text = self._ask("ask", Opcode.REGISTER_READ, timeout_s=ASK_S)
+        return _revised(revision, text)
+
+    def begin(self, view: View) -> Revised:
+        return self._own.begin(view)
+
+    def compare_and_set(self, revision: int, view: View) -> tuple[bool, Revised]:
+        if self._is_ours():
+            return self._own.compare_and_set(revision, view)
+        kept, now, text = self._ask("ask", Opcode.REGISTER_SET, revision, encode_view(view), timeout_s=ASK_S)
+        revised = _revised(now, text)
+        assert revised is not None
+        return bool(kept), revised
+
+    def watch(self, revision: int, timeout_s: float) -> Revised | None:
+        if self._is_ours():
+            return self._own.watch(revision, timeout_s)
+        now, text = self._ask("watch", Opcode.REGISTER_WATCH, revision, timeout_s=timeout_s + GRACE_S)
+        return _revised(now, text) if now > revision else None
+
+    def close(self) -> None:
+        """Whoever waits for an answer gets an error."""
+        self._closed = True
+        self._own.close()
+        with self._lock:
+            for line in self._lines.values():
+                line.break_off()
+
+    def _is_ours(self) -> bool:
+        return self._manager()[0] == self._name
+
+    def _ask(self, line_name: str, opcode: Opcode, *values: Any, timeout_s: float) -> Any:
+        line = self._line(line_name)
+        try:
+            status, answer = line.ask(opcode, *values, timeout_s=timeout_s)
+        except PeerUnreachable as error:
+            raise RegisterUnreachable(f"the manager {self._manager()[0]} at {error}") from error
+        if status == Status.OK:
+            return answer
+        why = f"the manager {self._manager()[0]}: {status_name(status)}: {answer[-1]}"
+        if status == Status.BAD_VIEW:
+            raise BadView(why)
+        line.close()
+        raise RegisterUnreachable(why)
+
+    def _line(self, name: str) -> Line:
+        """The line for this thread, to whoever is manager now."""
+        address = parse_address(self._manager()[1])
+        with self._lock:
+            if self._closed:
+                raise RegisterUnreachable("this node stops")
+            line = self._lines.get(name)
+            if line is None or line.address != address:
+                if line is not None:
+                    line.close()
+                line = self._lines[name] = Line(Address(*address), self._greeter, CONNECT_S)
+            return line
+
+
+def _revised(revision: int, text: bytes) -> Revised | None:
+    if not revision:
+        return None
+    try:
+        return Revised(revision, decode_view(text))
+    except BadView as error:
+        raise RegisterFailed(f"the manager sent what is no view: {error}") from None

@@ -1,0 +1,196 @@
+"""What a peer sends of its changes: applied here, on its way into this node's log, and acknowledged.
+
+What it is: the other end of a link, one for each incarnation of each peer. It knows which generation of the link is the newest,
+so that nothing of an earlier one is taken in after it.
+Which thread runs it: the worker of the connection that the records came by; blocks for room in the log's stream, and with
+fsync always for the disk.
+What it owns: the order in which this peer's records are applied and go to the log: its lock. It may lock: that, then a stripe,
+then the applied stream.
+What it must not know: sockets; how views are agreed.
+
+Invariants:
+1. A record is applied only to a bucket that follows this peer in the view that was taken in here (the engine looks, under the
+   stripe lock); a frame of a newer view waits until that was taken in. (A node that was away sends on in what is not its any more.)
+2. Records go to the log in the order in which they were applied, and once each.
+3. After a frame of a generation was refused no other of it is taken. (The bucket would have a hole.)
+4. What is answered with OK was applied; with fsync always it is on the disk here.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from loguru import logger
+
+from rcache.cluster.bucket_state import BucketState
+from rcache.cluster.leases import Peer
+from rcache.engine.change_stream import StreamEnd
+from rcache.engine.contract import ChainError, Engine
+from rcache.records.record import HISTORY_KINDS, BadRecord, Head, Kind, heads
+from rcache.stream.applied import AppliedFailed, AppliedStream
+from rcache_client.wire.opcodes import Status
+
+APPEND_S = 0.5
+"""How long one try for room in the log's stream lasts; then it is looked whether the node stops."""
+
+DURABLE_S = 30.0
+"""How long the disk may take with fsync always; the peer goes on without this node long before."""
+
+
+class Taken(NamedTuple):
+    """What is answered."""
+
+    status: Status
+    reason: str = ""
+
+
+TAKEN = Taken(Status.OK)
+OF_OLD = Taken(Status.STALE_VIEW)
+
+
+class Intake:
+    """See the module. `source` is the number that buckets follow this peer by; `applied` None: no log is kept; `is_holder`: whether
+    this node has a whole copy of a bucket in the view."""
+
+    def __init__(
+        self,
+        peer: Peer,
+        source: int,
+        engine: Engine,
+        applied: AppliedStream | None,
+        is_holder: Callable[[int], bool],
+        *,
+        durable: bool,
+    ) -> None:
+        self.peer = peer
+        self.source = source
+        self.durable = durable
+        self.frames = self.records = self.bytes = self.refused = 0
+        self.broken = ""
+        self._engine = engine
+        self._applied = applied
+        self._is_holder = is_holder
+        self._lock = threading.Lock()
+        self._generation = 0
+        self._refused_generation = 0
+        self._repeats = False  # records may come that were taken in before
+        self._stopping = False
+
+    def take(self, generation: int, body: bytes, follows: Callable[[int], int]) -> Taken:
+        """Apply what a frame holds; `follows` says whom a bucket follows. Blocks. The caller has seen to the frame's view."""
+        with self._lock:
+            if generation < self._generation or generation <= self._refused_generation:
+                return OF_OLD  # invariants 1 and 3
+            if generation > self._generation:
+                self._generation = generation
+                self._repeats = True
+            taken, position = self._apply(body, follows)
+        if taken.status is Status.OK and self.durable and position is not None and self._applied is not None:
+            return self._await_disk(position)
+        return taken
+
+    def pass_by(self) -> None:
+        """Block until what is being taken in has its place in the log's stream."""
+        with self._lock:
+            pass
+
+    def stop(self) -> None:
+        """Nothing waits here for the log any more."""
+        self._stopping = True
+
+    # --- under the lock
+
+    def _apply(self, body: bytes, follows: Callable[[int], int]) -> tuple[Taken, int | None]:
+        try:
+            if self._repeats:
+                body = self._without_repeats(body)
+            try:
+                self._engine.apply(body, self.source)
+            except ChainError:
+                if not self._clear_for_import(body):
+                    raise
+                self._engine.apply(body, self.source)
+        except (ChainError, BadRecord) as error:
+            return self._refuse(body, error, follows)
+        self.frames += 1
+        self.bytes += len(body)
+        return TAKEN, self._record(body)
+
+    def _without_repeats(self, body: bytes) -> bytes:
+        """What was not applied yet; the rest is in the log already (invariant 2). Once a frame brings nothing of old, no later
+        one does."""
+        whole = [head for head in heads(body) if not self._is_repeat(head)]
+        kept = b"".join(body[head.start : head.end] for head in whole)
+        if len(kept) == len(body) and body:
+            self._repeats = False
+        return kept
+
+    def _is_repeat(self, head: Head) -> bool:
+        if head.kind not in HISTORY_KINDS:
+            return False
+        return head.bucket < self._engine.config.buckets and head.sequence <= self._engine.sequence(head.bucket)
+
+    def _clear_for_import(self, body: bytes) -> bool:
+        """A copy that was whole, but that never came to be counted, is made anew; never one that the view counts on."""
+        for head in _readable_heads(body):
+            if head.kind == Kind.IMPORT_BEGIN and head.bucket < self._engine.config.buckets:
+                whole = self._engine.state(head.bucket) is BucketState.BACKUP
+                if whole and not self._is_holder(head.bucket):
+                    self._engine.set_state(head.bucket, BucketState.ABSENT)
+                    return True
+        return False
+
+    def _refuse(self, body: bytes, error: Exception, follows: Callable[[int], int]) -> tuple[Taken, int | None]:
+        """Nothing from the first record on that does not apply. What was applied before it goes to the log."""
+        self.refused += 1
+        self._refused_generation = self._generation
+        stopped = next((head for head in _readable_heads(body) if self._is_of_old(head, follows)), None)
+        if stopped is not None:
+            if stopped.start:
+                self._record(body[: stopped.start])
+            return OF_OLD, None
+        self.broken = str(error)
+        logger.error("records of {} do not fit what is here: {}", self.peer.name, error)
+        return Taken(Status.BROKEN_CHAIN, str(error)), None
+
+    def _is_of_old(self, head: Head, follows: Callable[[int], int]) -> bool:
+        """Whether a record is for a bucket that is not this peer's, or not here, in the view that was taken in: the peer goes by
+        an older one, or its link does for a moment."""
+        if follows(head.bucket) != self.source:
+            return True
+        absent = self._engine.state(head.bucket) is BucketState.ABSENT
+        return absent and head.kind != Kind.IMPORT_BEGIN and not self._is_holder(head.bucket)
+
+    def _record(self, body: bytes) -> int | None:
+        """Give what was applied its place in the log's stream, however long that takes."""
+        if self._applied is None or not body:
+            return None
+        count = sum(1 for _ in heads(body))
+        self.records += count
+        while not self._stopping:
+            try:
+                return self._applied.append(body, count, time.monotonic_ns() + int(APPEND_S * 1e9))
+            except TimeoutError:
+                continue
+            except AppliedFailed:
+                return None  # the node stops for it
+        return None
+
+    def _await_disk(self, position: int) -> Taken:
+        assert self._applied is not None
+        end = self._applied.wait_durable(position, time.monotonic_ns() + int(DURABLE_S * 1e9))
+        return TAKEN if end is StreamEnd.REACHED else Taken(Status.APPEND_LOG_FAILED, "not on the disk here")
+
+
+def _readable_heads(body: bytes) -> list[Head]:
+    """The records up to the first that is none."""
+    found: list[Head] = []
+    try:
+        for head in heads(body):
+            found.append(head)  # noqa: PERF402  what was found before an error is kept
+    except BadRecord:
+        pass
+    return found

@@ -1,0 +1,498 @@
+"""A link: this node's changes on their way to one peer, which is a backup of some of its buckets or is being made one.
+
+What it is: a reader of the change stream that sends the records of the chosen buckets straight from the ring, takes in the
+peer's acknowledgements, and fills new copies while writes go on (`rcache.peers.filling`).
+Which thread runs it: two of its own for each peer: `link-NAME` sends, `link-acks-NAME` receives. Started and joined by the control
+plane; its orders (`choose`, `fill`, `cancel`) come from any thread.
+What it owns: its connection, its reader, its commit point. It may lock: its own lock, for moments; never with I/O.
+What it must not know: views and roles; how many backups a bucket is to have.
+
+Invariants:
+1. A position is acknowledged to the commit point only when the peer answered for all records before it that are for the peer; what
+   is not for it is passed by, once nothing of its own lies before (decision 0023).
+2. Whatever was sent and not acknowledged stays in the ring (the reader releases only what was acknowledged). After a lost
+   connection, or where the peer refused a frame because its view had changed, everything from the last acknowledged position
+   on is sent again under the next generation; the peer passes by what it has. (A frame is refused, the next one is taken: the
+   bucket has a hole.)
+3. Only the same incarnations on both sides go on like this. Another incarnation of the peer is another link.
+4. Acknowledgements of an earlier connection or generation count for nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from loguru import logger
+
+from rcache.cluster.leases import Peer
+from rcache.engine.change_stream import LinkFrame, StreamReader
+from rcache.engine.contract import Engine
+from rcache.engine.sockets import send_within
+from rcache.peers.filling import Fill
+from rcache.peers.line import Line, PeerUnreachable
+from rcache_client.wire.frames import BadFrame, Reply, ReplyReader, encode_request
+from rcache_client.wire.grammar import REQUESTS, BadPayload, Layout, decode_reply
+from rcache_client.wire.opcodes import Opcode, Status, status_name
+
+SEND_BYTES = 512 << 10
+"""About the most in one frame: large enough that its cost is the bytes', small enough that an acknowledgement is not far off."""
+
+IDLE_S = 0.25
+"""How long the sender waits for a record before it looks at its orders; an order wakes it."""
+
+SEND_S = 10.0
+"""How long the peer has to take a frame; a peer that is slower has lost its lease long before."""
+
+CHOOSE_S = 0.5
+"""How long the sender has to follow an order before its connection is taken from it."""
+
+RETRY_S = 0.1
+"""How long to leave a peer alone that did not take the connection."""
+
+REFUSED_PAUSE_S = 0.01
+"""How long to wait before a refused frame is sent again, if no newer view came meanwhile."""
+
+RECEIVE_BYTES = 64 << 10
+ANSWER_BYTES_MAX = 4 << 20
+"""The longest answer: one with a view in it."""
+
+REQUEST_ID_MAX = 0xFFFF_FFFF
+
+_RECORDS = REQUESTS[Opcode.RECORDS]
+
+
+class LinkHost(Protocol):
+    """What a link tells, and asks: the control plane, as far as a link needs it. On the link's threads; none may block."""
+
+    @property
+    def epoch(self) -> int:
+        """Of the view that was taken in last."""
+        ...
+
+    def was_refused(self, link: Link, status: int, values: tuple[object, ...]) -> None:
+        """The peer refused what was sent; with STALE_VIEW the first of `values` is the text of its newer view."""
+        ...
+
+    def came_down(self, link: Link, *, refused: bool) -> None:
+        """The connection was lost, or could not be made; `refused`: nobody listens there."""
+        ...
+
+    def has_filled(self, link: Link, bucket: int) -> None:
+        """The peer has a whole copy, and is sent every change since."""
+        ...
+
+    def has_moved(self, link: Link) -> None:
+        """Acknowledgements came in, and somebody asked to be told (`watch`)."""
+        ...
+
+
+class _Lost(Exception):
+    """The connection is of no use any more."""
+
+
+class _Waiting(NamedTuple):
+    """A frame that is not acknowledged: what has been sent with it, and when. `fill`: a portion of that fill."""
+
+    request_id: int
+    position: int
+    sent_at: float
+    fill: Fill | None
+
+
+@dataclass(slots=True)
+class LinkCounts:
+    """What a link did since it was made."""
+
+    frames: int = 0
+    records: int = 0
+    connections: int = 0
+    refused: int = 0
+    filled: int = 0
+    fill_rows: int = 0
+    fill_bytes: int = 0
+
+
+class Link:
+    """See the module."""
+
+    def __init__(self, peer: Peer, incarnation: int, line: Line, engine: Engine, host: LinkHost) -> None:
+        self.peer = peer
+        self.counts = LinkCounts()
+        self._incarnation = incarnation
+        self._line = line
+        self._engine = engine
+        self._host = host
+        self._reader: StreamReader = engine.stream.open_reader(f"link-{peer.name}", holds=True)
+        position = engine.stream.head
+        self.point = engine.open_commit_point(peer.name, position, 0)
+        self._lock = threading.Lock()
+        self._noted = threading.Condition(self._lock)
+        self._chosen: frozenset[int] = frozenset()
+        self._fills: dict[int, Fill] = {}
+        self._order = 0  # counts changes of the two above
+        self._followed = 0
+        self._epoch = host.epoch
+        self._waiting: deque[_Waiting] = deque()
+        self._acknowledged = position
+        self._sent = position
+        self._generation = 0
+        self._next_id = 1
+        self._first_id = 1  # of this generation and connection (invariant 4)
+        self._refusal: int | None = None
+        self._watching = False
+        self._sock: socket.socket | None = None
+        self._stopping = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run_sender, name=f"link-{peer.name}"),
+            threading.Thread(target=self._run_receiver, name=f"link-acks-{peer.name}"),
+        ]
+        self._connected = threading.Event()
+        self.errors = 0
+
+    # --- for the control plane
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, timeout_s: float) -> bool:
+        """End both threads, and let go of the reader; the commit point is the caller's to close. False if that took too long."""
+        self._stopping.set()
+        self._break()
+        with self._lock:
+            self._connected.set()  # for good: nothing clears it from now on
+        with self._lock:
+            self._noted.notify_all()
+        self._engine.stream.wake_readers()
+        deadline = time.monotonic() + timeout_s
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, deadline - time.monotonic()))
+        ended = not any(thread.is_alive() for thread in self._threads)
+        if ended:
+            self._reader.close()
+            self._line.close()
+        return ended
+
+    def choose(self, buckets: Collection[int], epoch: int) -> None:
+        """The buckets that the peer has a copy of by the view of `epoch`; what is being filled comes to these by itself. Once this
+        returns nothing that is placed from now on is passed by for another choice, or leaves under an earlier epoch (which the
+        peer, being behind, would take for a record that does not fit). Blocks for moments; a sender that is held up by its peer
+        loses its connection instead, and sends all of it again."""
+        chosen = frozenset(buckets)
+        with self._lock:
+            if chosen == self._chosen and epoch == self._epoch:
+                return
+            self._chosen = chosen
+            self._epoch = epoch
+            for bucket in [bucket for bucket, fill in self._fills.items() if bucket in chosen and fill.is_done]:
+                del self._fills[bucket]
+            self._order += 1
+            order = self._order
+            self._engine.stream.wake_readers()
+            if not self._noted.wait_for(lambda: self._followed >= order or self._sock is None, CHOOSE_S):
+                logger.warning("link to {}: held up by its peer; the connection is made anew", self.peer.name)
+                with contextlib.suppress(OSError):
+                    if self._sock is not None:
+                        self._sock.shutdown(socket.SHUT_RDWR)
+            self._noted.wait_for(lambda: self._followed >= order or self._sock is None, CHOOSE_S)
+
+    def fill(self, bucket: int) -> None:
+        """Make a copy of this bucket at the peer; `has_filled` tells when it is whole."""
+        with self._lock:
+            if bucket in self._fills or bucket in self._chosen:
+                return
+            self._fills[bucket] = Fill(bucket)
+            self._order += 1
+        self._engine.stream.wake_readers()
+
+    def cancel(self, bucket: int) -> None:
+        """The copy is not wanted any more."""
+        with self._lock:
+            if self._fills.pop(bucket, None) is not None:
+                self._order += 1
+
+    def filling(self) -> dict[int, bool]:
+        """The copies that are being made; whether each is whole and waits only for a view."""
+        with self._lock:
+            return {bucket: fill.is_done for bucket, fill in self._fills.items()}
+
+    @property
+    def acknowledged(self) -> int:
+        """The stream's position up to which the peer has all that is for it."""
+        return self._acknowledged
+
+    def watch(self) -> None:
+        """Have `has_moved` called at the next acknowledgement."""
+        self._watching = True
+
+    def owed_s(self) -> float:
+        """For how long the oldest frame that is not acknowledged has been waiting, in seconds."""
+        with self._lock:
+            return time.monotonic() - self._waiting[0].sent_at if self._waiting else 0.0
+
+    @property
+    def is_up(self) -> bool:
+        return self._connected.is_set() and not self._stopping.is_set()
+
+    def stats(self) -> dict[str, object]:
+        with self._lock:
+            waiting = len(self._waiting)
+        return {
+            "up": self.is_up,
+            "bytes_behind": max(0, self._engine.stream.head - self._acknowledged),
+            "frames_waiting": waiting,
+            "frames": self.counts.frames,
+            "records": self.counts.records,
+            "connections": self.counts.connections,
+            "frames_refused": self.counts.refused,
+            "buckets_filled": self.counts.filled,
+            "fill_rows": self.counts.fill_rows,
+            "fill_bytes": self.counts.fill_bytes,
+        }
+
+    # --- sending
+
+    def _run_sender(self) -> None:
+        """The thread's one catch-all: an error is logged and counted, and the connection made anew."""
+        while not self._stopping.is_set():
+            try:
+                self._serve(self._connect())
+            except PeerUnreachable as error:
+                self._host.came_down(self, refused=error.refused)
+                self._pass_by()
+                self._stopping.wait(RETRY_S)
+            except _Lost as lost:
+                if not self._stopping.is_set():
+                    logger.info("link to {}: {}", self.peer.name, lost)
+                    self._host.came_down(self, refused=False)
+            except Exception:
+                self.errors += 1
+                logger.exception("link to {}: unhandled error", self.peer.name)
+                self._stopping.wait(RETRY_S)
+            finally:
+                self._break()
+
+    def _connect(self) -> socket.socket:
+        self._line.close()
+        sock = self._line.detach()
+        with self._lock:
+            self._sock = sock
+            self._begin_generation_locked()
+        self.counts.connections += 1
+        self._connected.set()
+        return sock
+
+    def _begin_generation_locked(self) -> None:
+        """Everything that was not acknowledged is sent again (invariant 2); copies that are not whole are made anew."""
+        self._generation += 1
+        self._waiting.clear()
+        self._first_id = self._next_id
+        self._refusal = None
+        self._reader.rewind(self._acknowledged)
+        self._sent = self._acknowledged
+        for fill in self._fills.values():
+            fill.begin_anew()
+        self._order += 1
+
+    def _pass_by(self) -> None:
+        """While there is no connection: what is for nobody is not kept."""
+        with self._lock:  # so that nothing is passed by that somebody has just begun to count on
+            if self._chosen or any(fill.is_done for fill in self._fills.values()):
+                return
+            self._waiting.clear()
+            self._reader.choose(())
+            position = self._reader.take(SEND_BYTES, 0.0).position
+        self._move(position)
+
+    def _serve(self, sock: socket.socket) -> None:
+        """Until the connection is lost, or the link ends."""
+        order = -1
+        while not self._stopping.is_set():
+            if not self._connected.is_set():
+                raise _Lost("the connection was lost")
+            if self._refusal is not None:
+                self._begin_again(self._refusal)
+            if order != self._order:
+                order = self._follow_orders()
+            fill = self._due_fill()
+            if fill is not None:
+                self._send_portion(sock, fill)
+                order = -1
+                continue
+            sent = self._reader.send(sock, self._frame(), SEND_BYTES, self._timeout_s())
+            if sent.ended is not None:
+                raise _Lost(f"the peer did not take a frame: {sent.ended.value}")
+            self._note(sent.position, sent.count)
+
+    def _timeout_s(self) -> float:
+        """Not past the time of the next portion."""
+        due = [fill.due_at for fill in self._fills.values() if not fill.is_done and not fill.in_flight]
+        return max(0.0, min([IDLE_S, *(at - time.monotonic() for at in due)]))
+
+    def _follow_orders(self) -> int:
+        with self._lock:
+            order = self._order
+            self._reader.choose(self._chosen | {bucket for bucket, fill in self._fills.items() if fill.has_begun})
+            self._followed = order
+            self._noted.notify_all()
+        return order
+
+    def _frame(self) -> LinkFrame:
+        return LinkFrame(Opcode.RECORDS, self._next_id, self._prefix(), SEND_S)
+
+    def _prefix(self) -> bytes:
+        assert isinstance(_RECORDS, Layout)
+        return _RECORDS.encode(self._epoch, self._incarnation, self.peer.incarnation, self._generation, b"")
+
+    def _note(self, position: int, count: int, fill: Fill | None = None) -> None:
+        """So much was sent, or passed by (invariant 1)."""
+        with self._lock:
+            self._sent = position
+            if count or fill:
+                self._waiting.append(_Waiting(self._next_id, position, time.monotonic(), fill))
+                self._next_id = self._next_id % REQUEST_ID_MAX + 1
+                self.counts.frames += 1
+                self.counts.records += count
+                self._noted.notify_all()
+                return
+            if self._waiting:
+                self._waiting[-1] = self._waiting[-1]._replace(position=position)
+                return
+        self._move(position)
+
+    def _move(self, position: int) -> None:
+        """The peer has all that it is to have of what lies before `position`."""
+        if position > self._acknowledged:
+            self._acknowledged = position
+            self.point.advance(position)
+            self._reader.release(position)
+            if self._watching:
+                self._watching = False
+                self._host.has_moved(self)
+
+    def _begin_again(self, epoch: int) -> None:
+        """A frame was refused: once this node has the view that the peer has, all of it is sent again."""
+        deadline = time.monotonic() + IDLE_S
+        while self._host.epoch < epoch and time.monotonic() < deadline and not self._stopping.is_set():
+            self._stopping.wait(REFUSED_PAUSE_S)
+        if not epoch:
+            self._stopping.wait(REFUSED_PAUSE_S)
+        with self._lock:
+            self._begin_generation_locked()
+
+    # --- filling
+
+    def _due_fill(self) -> Fill | None:
+        """The copy whose next portion is due: one at a time, the others wait their turn."""
+        with self._lock:
+            for fill in self._fills.values():
+                if not fill.is_done and not fill.is_whole:
+                    return fill if not fill.in_flight and time.monotonic() >= fill.due_at else None
+        return None
+
+    def _send_portion(self, sock: socket.socket, fill: Fill) -> None:
+        """Some rows of a bucket, behind all of the stream that lies before them (`design`, section 5, invariant 8)."""
+        portion = fill.next_portion(self._engine)
+        while self._sent < portion.position:
+            sent = self._reader.send(sock, self._frame(), SEND_BYTES, 0.0, portion.position)
+            if sent.ended is not None:
+                raise _Lost(f"the peer did not take a frame: {sent.ended.value}")
+            if self._refusal is not None:
+                return  # all of this is sent again
+            self._note(sent.position, sent.count)
+        body = fill.body_of(portion)
+        assert isinstance(_RECORDS, Layout)
+        payload = _RECORDS.encode(self._epoch, self._incarnation, self.peer.incarnation, self._generation, body)
+        ended = send_within(sock, encode_request(Opcode.RECORDS, self._next_id, 0, payload), SEND_S)
+        if ended is not None:
+            raise _Lost(f"the peer did not take a frame: {ended.value}")
+        self.counts.fill_rows += portion.count
+        self.counts.fill_bytes += len(body)
+        self._note(portion.position, 0, fill)
+
+    # --- receiving
+
+    def _run_receiver(self) -> None:
+        """The thread's one catch-all: an error is logged and counted, and ends the connection."""
+        while not self._stopping.is_set():
+            self._connected.wait()
+            with self._lock:
+                sock = self._sock
+            if sock is None:
+                self._stopping.wait(REFUSED_PAUSE_S)
+                continue
+            try:
+                self._receive(sock)
+            except (OSError, BadFrame, BadPayload) as error:
+                if not self._stopping.is_set():
+                    logger.info("link to {}: answers end: {}", self.peer.name, error)
+            except Exception:
+                self.errors += 1
+                logger.exception("link to {}: unhandled error", self.peer.name)
+            with self._lock:
+                if self._sock is sock and not self._stopping.is_set():
+                    self._connected.clear()
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            self._engine.stream.wake_readers()
+
+    def _receive(self, sock: socket.socket) -> None:
+        reader = ReplyReader(ANSWER_BYTES_MAX)
+        while data := sock.recv(RECEIVE_BYTES):
+            reader.feed(data)
+            while (reply := reader.next()) is not None:
+                self._take(sock, reply)
+
+    def _take(self, sock: socket.socket, reply: Reply) -> None:
+        """One answer. The frame that it is to may be on its way into the books yet."""
+        values = decode_reply(reply.opcode, reply.status, reply.payload)
+        with self._lock:
+            if self._sock is not sock or (reply.request_id - self._first_id) & REQUEST_ID_MAX > REQUEST_ID_MAX // 2:
+                return  # invariant 4
+            self._noted.wait_for(lambda: self._waiting or self._stopping.is_set() or self._sock is not sock, SEND_S)
+            if self._sock is not sock or not self._waiting:
+                return
+            if reply.status != Status.OK:
+                self.counts.refused += 1
+                if self._refusal is None:
+                    self._refusal = reply.epoch if reply.status == Status.STALE_VIEW else 0
+            elif self._waiting[0].request_id != reply.request_id:
+                raise BadPayload(f"an answer to {reply.request_id}, where {self._waiting[0].request_id} was due")
+            else:
+                done = self._waiting.popleft()
+        if reply.status == Status.OK:
+            self._move(done.position)
+            if done.fill is not None:
+                self._take_portion(done.fill)
+            return
+        self._engine.stream.wake_readers()
+        if reply.status != Status.VIEW_AHEAD:
+            logger.debug("link to {}: {}", self.peer.name, status_name(reply.status))
+            self._host.was_refused(self, reply.status, values)
+
+    def _take_portion(self, fill: Fill) -> None:
+        fill.acknowledge()
+        if fill.is_done:
+            self.counts.filled += 1
+            self._host.has_filled(self, fill.bucket)
+        self._engine.stream.wake_readers()
+
+    def _break(self) -> None:
+        """End the connection, if there is one."""
+        with self._lock:
+            sock, self._sock = self._sock, None
+            if not self._stopping.is_set():
+                self._connected.clear()
+            self._noted.notify_all()
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()

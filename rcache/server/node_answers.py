@@ -1,0 +1,181 @@
+"""What a node answers to the other nodes, and to whoever asks for the view.
+
+What it is: the node opcodes of `docs/protocol.md`: heartbeats, records, sequences, and the register's three verbs; VIEW and STEER.
+Which thread runs it: the worker of the connection that asks. It blocks where the opcode does: for a view, for the log, for a watch.
+What it owns: nothing. What it must not know: sockets; how views are carried out.
+
+Before this node is a member (it starts, or waits for its register) it answers VIEW, and the register's verbs if it keeps the register;
+what needs a member is to be asked again later.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rcache.cluster.register import Register, RegisterFailed, RegisterUnreachable, Revised
+from rcache.cluster.view import BadView, View, decode_view, encode_view
+from rcache.server.member import Member
+from rcache_client.wire.grammar import REQUESTS, Layout
+from rcache_client.wire.opcodes import Opcode, Role, Status
+
+WATCH_S_MAX = 10.0
+"""How long a watch may last; whoever wants to know more asks again."""
+
+
+class Refusal(Exception):
+    """What was asked for is not done; the status and the values of its payload."""
+
+    def __init__(self, status: Status, *values: Any) -> None:
+        super().__init__(status.name)
+        self.status = status
+        self.values = values
+
+
+@dataclass(slots=True)
+class Standing:
+    """What this node is in its cluster so far. `view`: the newest it knows, None before the first; `member`: once it is one;
+    `register`: the one it keeps itself, while it may answer for it; `where`: where views are agreed, for those who join; `steer`:
+    what an operator's order does."""
+
+    where: str = ""
+    view: View | None = None
+    member: Member | None = None
+    register: Register | None = None
+    steer: Callable[[dict[str, Any], float], dict[str, Any]] | None = None
+
+    @property
+    def newest(self) -> View | None:
+        return self.member.view if self.member is not None else self.view
+
+
+class NodeAnswers:
+    """See the module. Each answer returns the values of an OK, or raises `Refusal`."""
+
+    def __init__(self, standing: Standing) -> None:
+        self._standing = standing
+        self._answers: dict[int, Callable[..., tuple[Any, ...]]] = {
+            Opcode.VIEW: self._view,
+            Opcode.STEER: self._steer,
+            Opcode.HEARTBEAT: self._heartbeat,
+            Opcode.RECORDS: self._records,
+            Opcode.SEQUENCES: self._sequences,
+            Opcode.REGISTER_READ: self._register_read,
+            Opcode.REGISTER_SET: self._register_set,
+            Opcode.REGISTER_WATCH: self._register_watch,
+        }
+
+    def answer(self, opcode: int, payload: bytes, role: Role, name: str, budget_s: float) -> tuple[Any, ...]:
+        """Raises `Refusal`, `BadPayload`."""
+        layout = REQUESTS[opcode]
+        assert isinstance(layout, Layout)
+        values = layout.decode(payload)
+        if opcode == Opcode.STEER and role not in (Role.ADMIN, Role.NODE):
+            raise Refusal(Status.NOT_ALLOWED, "only an administrator may steer; say HELLO as one")
+        if opcode not in (Opcode.VIEW, Opcode.STEER) and role not in (Role.NODE, Role.LOGGER):
+            raise Refusal(Status.NOT_ALLOWED, "only nodes ask for this; say HELLO as one")
+        return self._answers[opcode](name, budget_s, *values)
+
+    # --- for everybody
+
+    def _view(self, _name: str, _budget_s: float, known: int) -> tuple[Any, ...]:
+        view = self._standing.newest
+        if view is None:
+            raise Refusal(Status.VIEW_AHEAD, "this node has no view yet; try again")
+        return self._standing.where, b"" if view.epoch <= known else encode_view(view)
+
+    def _steer(self, _name: str, budget_s: float, order: bytes) -> tuple[Any, ...]:
+        steer = self._standing.steer
+        if steer is None:
+            raise Refusal(Status.VIEW_AHEAD, "this node is no member of its cluster yet; try again")
+        try:
+            wanted = json.loads(order)
+            if not isinstance(wanted, dict):
+                raise ValueError("it is no object")
+        except (ValueError, RecursionError) as error:
+            raise Refusal(Status.BAD_ARGUMENT, f"an order is a JSON object: {error}") from None
+        return (json.dumps(steer(wanted, budget_s), separators=(",", ":")).encode(),)
+
+    # --- between members
+
+    def _member(self) -> Member:
+        member = self._standing.member
+        if member is None:
+            raise Refusal(Status.VIEW_AHEAD, "this node is no member yet")
+        return member
+
+    def _heartbeat(self, name: str, _budget_s: float, epoch: int, sender: int, receiver: int, beat: int) -> tuple[Any, ...]:
+        member = self._member()
+        self._demand_incarnation(member, receiver)
+        status, granted_ns = member.answer_heartbeat(name, epoch, sender)
+        if status is Status.STALE_VIEW:
+            raise Refusal(status, encode_view(member.view))
+        if status is not Status.OK:
+            raise Refusal(status, f"this node goes by epoch {member.epoch}")
+        return beat, granted_ns
+
+    @staticmethod
+    def _demand_incarnation(member: Member, receiver: int) -> None:
+        if receiver != member.incarnation:
+            raise Refusal(Status.WRONG_NODE, f"this is incarnation {member.incarnation}, not {receiver}")
+
+    def _records(
+        self, name: str, _budget_s: float, epoch: int, sender: int, receiver: int, generation: int, records: bytes
+    ) -> tuple[Any, ...]:
+        member = self._member()
+        self._demand_incarnation(member, receiver)
+        if epoch > member.epoch and not member.await_epoch(epoch):
+            raise Refusal(Status.VIEW_AHEAD, f"this node goes by epoch {member.epoch}")
+        neighbour = member.neighbour(name, sender)
+        if neighbour is None:
+            raise Refusal(Status.STALE_VIEW, encode_view(member.view))
+        taken = neighbour.intake.take(generation, records, member.follows)
+        if taken.status is Status.STALE_VIEW:
+            raise Refusal(Status.STALE_VIEW, encode_view(member.view))
+        if taken.status is not Status.OK:
+            raise Refusal(taken.status, taken.reason)
+        return (0,)
+
+    def _sequences(self, name: str, _budget_s: float, epoch: int, sender: int, receiver: int) -> tuple[Any, ...]:
+        member = self._member()
+        self._demand_incarnation(member, receiver)
+        if not member.await_epoch(epoch):
+            raise Refusal(Status.VIEW_AHEAD, f"this node goes by epoch {member.epoch}")
+        if member.neighbour(name, sender) is None or member.epoch > epoch:
+            raise Refusal(Status.STALE_VIEW, encode_view(member.view))
+        return (member.sequences_for(name),)
+
+    # --- the register
+
+    def _register(self) -> Register:
+        register = self._standing.register
+        if register is None:
+            raise Refusal(Status.REGISTER_UNAVAILABLE, "this node does not answer for the register, or not yet")
+        return register
+
+    def _asked(self, ask: Callable[[Register], Revised | None]) -> Revised | None:
+        try:
+            return ask(self._register())
+        except (RegisterFailed, RegisterUnreachable) as error:
+            raise Refusal(Status.REGISTER_UNAVAILABLE, str(error)) from None
+
+    def _register_read(self, _name: str, _budget_s: float) -> tuple[Any, ...]:
+        return _told(self._asked(lambda register: register.read()))
+
+    def _register_set(self, _name: str, _budget_s: float, revision: int, text: bytes) -> tuple[Any, ...]:
+        try:
+            kept, now = self._register().compare_and_set(revision, decode_view(text))
+        except (RegisterFailed, RegisterUnreachable) as error:
+            raise Refusal(Status.VIEW_UNSETTLED, str(error)) from None
+        except (BadView, ValueError) as error:
+            raise Refusal(Status.BAD_VIEW, str(error)[:500]) from None
+        return int(kept), *_told(now)
+
+    def _register_watch(self, _name: str, budget_s: float, revision: int) -> tuple[Any, ...]:
+        return _told(self._asked(lambda register: register.watch(revision, min(budget_s or WATCH_S_MAX, WATCH_S_MAX))))
+
+
+def _told(revised: Revised | None) -> tuple[int, bytes]:
+    return (revised.revision, encode_view(revised.view)) if revised is not None else (0, b"")

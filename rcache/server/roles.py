@@ -1,0 +1,193 @@
+"""What a view says of this node's buckets, carried out in the engine.
+
+What it is: the step from one view to the next for every bucket: what is given up, what is let go of, whom each bucket follows, what
+may be opened, and which commit points its answers wait for.
+Which thread runs it: the control plane's. It blocks for the log (bounded), and for room in the stream.
+What it owns: the table of whom each bucket follows, and what is waiting to be opened. It may lock: one stripe at a time.
+What it must not know: how views are agreed; sockets; when leases run out (it is told).
+
+The order within a view, and why. First what is not this node's any more: nothing is answered or changed under the new view that
+belongs to another. Then whom buckets follow, and only then is the view shown to others: a frame of it finds everything in place.
+What changes from the applied stream to this node's own, or the other way, waits until the log has written all of the first
+(`AppendLog.pass_by`): so the log has every bucket's records in their order. Opening comes last.
+
+Invariants, by the numbers of `design`, section 5:
+- 3: a bucket is opened only once nobody of `Opening.after` can be serving it: each has said itself that it goes by a view in
+  which it does not, or every grant that was made to it has run out. (The old primary was cut off, holds a lease of an earlier
+  view, and answers with a value that its heir has changed.)
+- 7: what was not given up by this node itself, frozen, becomes absent. (It has changes that its heir never saw.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+
+from loguru import logger
+
+from rcache.cluster.bucket_state import BucketState
+from rcache.cluster.view import View
+from rcache.engine.change_stream import CommitPoint
+from rcache.engine.contract import Engine
+from rcache.records.record import Cause, Kind, Record, encode, epoch_of
+from rcache.stream.append_log import AppendLog
+from rcache.stream.applied import AppliedFailed, AppliedStream
+
+PASS_BY_S = 10.0
+"""How long the log has to write what was placed before a bucket changes its stream. One that takes longer hangs, and the node
+will stop for it."""
+
+NOBODY = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A bucket that this node is to open in `epoch`, once nobody of `after` can be serving it."""
+
+    epoch: int
+    after: frozenset[str]
+
+
+@dataclass(slots=True)
+class Turn:
+    """What one view did to this node's buckets. `abandoned`: the backups of what this node had not given up itself: what was still
+    waited for there is not known to be committed."""
+
+    given_up: list[int] = field(default_factory=list)
+    deposed: list[int] = field(default_factory=list)
+    dropped: list[int] = field(default_factory=list)
+    abandoned: set[str] = field(default_factory=set)
+
+
+class Roles:
+    """See the module. `log` and `applied` None: no log is kept."""
+
+    def __init__(self, engine: Engine, name: str, log: AppendLog | None, applied: AppliedStream | None) -> None:
+        self.engine = engine
+        self.name = name
+        self._log = log
+        self._applied = applied
+        self.following = [NOBODY] * engine.config.buckets
+        self.openings: dict[int, Opening] = {}
+
+    def fence(self, old: View, new: View, source_of: Callable[[str], int]) -> Turn:
+        """Let go of what is another's, and follow whom the new view says. Before the view is shown to anybody."""
+        turn = Turn()
+        for bucket, placed in enumerate(new.placements):
+            was = old.placements[bucket]
+            if placed.primary != self.name:
+                self._fence_bucket(bucket, old, new, turn)
+                self.openings.pop(bucket, None)
+            follow = NOBODY if placed.primary in (None, self.name) else source_of(placed.primary or "")
+            if follow != self.following[bucket] or was.primary != placed.primary:
+                self.following[bucket] = follow
+                self.engine.follow(bucket, follow)
+        return turn
+
+    def _fence_bucket(self, bucket: int, old: View, new: View, turn: Turn) -> None:
+        placed = new.placements[bucket]
+        state = self.engine.state(bucket)
+        gave_up = state is BucketState.FROZEN and self.name in placed.backups
+        if gave_up:
+            turn.given_up.append(bucket)
+        elif state in (BucketState.PRIMARY, BucketState.FROZEN):
+            if state is BucketState.PRIMARY:
+                self.engine.set_state(bucket, BucketState.FROZEN)
+            turn.deposed.append(bucket)
+            turn.abandoned.update(old.placements[bucket].backups)
+        elif state is BucketState.BACKUP and self.name not in placed.backups:
+            if self.name in old.placements[bucket].holders or _has_another(old, new, bucket):
+                turn.dropped.append(bucket)
+        elif state is BucketState.IMPORTING and (_has_another(old, new, bucket) or self.name in placed.backups):
+            turn.dropped.append(bucket)
+
+    def let_go(self, turn: Turn, pass_intakes: Callable[[], None]) -> None:
+        """Carry out a turn: what is absent from now on, and what becomes a backup."""
+        if not (turn.given_up or turn.deposed or turn.dropped):
+            return
+        pass_intakes()
+        self.pass_by()
+        for bucket in turn.given_up:
+            self.engine.set_state(bucket, BucketState.BACKUP)
+        gone = turn.deposed + turn.dropped
+        for bucket in gone:
+            self.engine.set_state(bucket, BucketState.ABSENT)
+        self.record_drops(gone)
+
+    def pass_by(self) -> None:
+        """Wait until the log has written what both of its streams hold."""
+        if self._log is not None and self._log.failure is None and not self._log.pass_by(PASS_BY_S):
+            logger.error("the append log did not come by within {} s; buckets change their stream all the same", PASS_BY_S)
+
+    def record_drops(self, buckets: Collection[int]) -> None:
+        """The log says that these buckets are not here any more."""
+        if self._applied is None or not buckets:
+            return
+        marks = [
+            encode(Record(Kind.DROP, Cause.NONE, bucket, 0, 0, self.engine.clock.now_ms(), 0, b"", b"")) for bucket in buckets
+        ]
+        try:
+            self._applied.append(b"".join(marks), len(marks), 0)
+        except (TimeoutError, AppliedFailed) as error:
+            logger.error("the append log does not say that buckets left: {}", error)
+
+    # --- opening
+
+    def plan_openings(self, old: View, new: View) -> None:
+        """What this node is primary of in the new view and has not opened."""
+        for bucket, placed in enumerate(new.placements):
+            if placed.primary != self.name:
+                continue
+            was_opened = self.engine.state(bucket) in (BucketState.PRIMARY, BucketState.FROZEN)
+            if was_opened and epoch_of(self.engine.sequence(bucket)) == placed.opened:
+                continue
+            held = self.openings.get(bucket)
+            if held is None or held.epoch != placed.opened:
+                self.openings[bucket] = Opening(placed.opened, self._served_before(old, new, bucket))
+
+    def _served_before(self, old: View, new: View, bucket: int) -> frozenset[str]:
+        """Who may be serving this bucket under an earlier view (invariant 3)."""
+        was, placed = old.placements[bucket], new.placements[bucket]
+        if was.primary == self.name or (was.primary is None and old.epoch == placed.opened - 1):
+            return frozenset()
+        if old.epoch != placed.opened - 1:  # views in between were not seen here: it may have been anybody
+            return frozenset(name for name in {*old.nodes, *new.nodes} if name != self.name)
+        assert was.primary is not None
+        if new.epoch == placed.opened and new.proposer == was.primary:
+            return frozenset()  # it said so itself: it froze the bucket before it asked for this view
+        return frozenset({was.primary})
+
+    def due(self, may_serve: Callable[[str, int], bool]) -> list[int]:
+        """What may be opened now. `may_serve`: whether this node could still be serving under a view before that epoch."""
+        return [
+            bucket
+            for bucket, opening in self.openings.items()
+            if not any(may_serve(name, opening.epoch) for name in opening.after)
+        ]
+
+    def open(self, buckets: Collection[int], incarnation: int, points_of: Callable[[int], Collection[CommitPoint]]) -> None:
+        """Open these, each in its epoch; their answers wait for the points from then on. Raises `RequestRefused`."""
+        by_epoch: dict[int, list[int]] = {}
+        for bucket in buckets:
+            by_epoch.setdefault(self.openings[bucket].epoch, []).append(bucket)
+        if any(self.engine.state(bucket) is BucketState.BACKUP for bucket in buckets):
+            self.pass_by()
+        for epoch, opened in by_epoch.items():
+            for bucket in opened:
+                self.engine.set_commit_points(bucket, points_of(bucket))
+            self.engine.open_buckets(opened, epoch, incarnation, self.name)
+            for bucket in opened:
+                del self.openings[bucket]
+
+    def freeze(self, buckets: Iterable[int]) -> None:
+        """Give up what this node is primary of: nothing changes in it any more."""
+        for bucket in buckets:
+            self.engine.set_state(bucket, BucketState.FROZEN)
+
+
+def _has_another(old: View, new: View, bucket: int) -> bool:
+    """Whether a bucket's primary is another node, or another incarnation: then every copy that is being made begins again."""
+    was, now = old.placements[bucket].primary, new.placements[bucket].primary
+    if was is None or now is None or was != now:
+        return True
+    return old.nodes[was].incarnation != new.nodes[now].incarnation
