@@ -186,7 +186,7 @@ def _assemble(
     )
     service = Service(parts, watchdog_interval_s())
     standing.where = found.where if found.view is not None else where_of(options)
-    cleanup.callback(service.stop)
+    cleanup.callback(service.give_up)
     if found.view is not None and len(found.view.nodes) > 1:
         _listen(service, options)  # others may wait to hear from this node before they can go on, as it may for them
     if found.where.split()[0] == EMBEDDED:

@@ -32,7 +32,7 @@ from typing import NamedTuple, Protocol
 from loguru import logger
 
 from rcache.cluster.leases import Peer
-from rcache.engine.change_stream import LinkFrame, StreamReader
+from rcache.engine.change_stream import CommitPoint, LinkFrame, StreamReader
 from rcache.engine.contract import Engine
 from rcache.engine.sockets import send_within
 from rcache.peers.filling import Fill
@@ -131,7 +131,7 @@ class Link:
         self._host = host
         self._reader: StreamReader = engine.stream.open_reader(f"link-{peer.name}", holds=True)
         position = engine.stream.head
-        self.point = engine.open_commit_point(peer.name, position, 0)
+        self.point: CommitPoint = engine.open_commit_point(peer.name, position, 0)
         self._lock = threading.Lock()
         self._noted = threading.Condition(self._lock)
         self._chosen: frozenset[int] = frozenset()
@@ -218,6 +218,14 @@ class Link:
         with self._lock:
             if self._fills.pop(bucket, None) is not None:
                 self._order += 1
+
+    def replace_point(self) -> CommitPoint:
+        """A new commit point in place of the present one, which the caller is to abandon once no bucket of its own waits for it: it
+        goes on from what is acknowledged, and has no lease yet."""
+        with self._lock:
+            old = self.point
+            self.point = self._engine.open_commit_point(self.peer.name, self._acknowledged, 0)
+        return old
 
     def filling(self) -> dict[int, bool]:
         """The copies that are being made; whether each is whole and waits only for a view."""
@@ -370,13 +378,15 @@ class Link:
 
     def _move(self, position: int) -> None:
         """The peer has all that it is to have of what lies before `position`."""
-        if position > self._acknowledged:
+        with self._lock:
+            if position <= self._acknowledged:
+                return
             self._acknowledged = position
             self.point.advance(position)
-            self._reader.release(position)
-            if self._watching:
-                self._watching = False
-                self._host.has_moved(self)
+            watched, self._watching = self._watching, False
+        self._reader.release(position)
+        if watched:
+            self._host.has_moved(self)
 
     def _begin_again(self, epoch: int) -> None:
         """A frame was refused: once this node has the view that the peer has, all of it is sent again."""

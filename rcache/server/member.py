@@ -404,7 +404,7 @@ class Member:
             self.books.given.learn_view(boot_ns())
             if view.settings != old.settings:
                 self.books.set_lengths(view.settings)
-        self._abandon(turn)
+        self._abandon(turn, view)
         self._follow_pause(old, view)
         self._roles.let_go(turn, self._neighbours.pass_intakes)
         if view.manager == self.name != old.manager:
@@ -428,13 +428,21 @@ class Member:
         with self._shown:
             self._shown.notify_all()
 
-    def _abandon(self, turn: Turn) -> None:
-        """What still waits for the backups of what was taken from this node is not known to be committed."""
+    def _abandon(self, turn: Turn, view: View) -> None:
+        """What still waits for the backups of what was taken from this node is not known to be committed. What this node keeps
+        waits for other points of the same backups before the old ones are let go of: never for none."""
         adding = self._underway.adding
-        for name in turn.abandoned | {adding[bucket][0].peer.name for bucket in turn.deposed if bucket in adding}:
-            self._neighbours.renew(name, self.incarnation)
+        names = turn.abandoned | {adding[bucket][0].peer.name for bucket in turn.deposed if bucket in adding}
         for bucket in turn.deposed:
             adding.pop(bucket, None)
+        links = [neighbour.link for neighbour in self._neighbours if neighbour.peer.name in names]
+        old = [link.replace_point() for link in links]
+        for bucket in view.primaries_of(self.name) if links else ():
+            self._set_points(bucket, view)
+        for point in old:
+            point.abandon()
+        for link in links:
+            self.was_granted(link.peer)  # what is left of its lease is the new point's
 
     def _source_of(self, view: View, name: str) -> int:
         """Only of the incarnation that the view names."""
@@ -511,13 +519,13 @@ class Member:
             "FELL OUT: in the view of epoch {} by {} this node is no member any more; it joins anew", view.epoch, view.proposer
         )
         engine = self.parts.engine
-        for neighbour in self._neighbours:
-            neighbour.link.point.abandon()
         gone = [bucket for bucket in range(engine.config.buckets) if engine.state(bucket) is not BucketState.ABSENT]
         for bucket in gone:
             engine.follow(bucket, 0)
             if engine.state(bucket) is BucketState.PRIMARY:
                 engine.set_state(bucket, BucketState.FROZEN)
+        for neighbour in self._neighbours:
+            neighbour.link.point.abandon()  # only now: what is still primary would answer alone
         self._show(view)
         self._neighbours.end_all(abandon=True)
         self._roles.openings.clear()
@@ -616,10 +624,10 @@ class Member:
 
     # --- commit points
 
-    def _points_of(self, bucket: int) -> list[CommitPoint]:
+    def _points_of(self, bucket: int, view: View | None = None) -> list[CommitPoint]:
         """What the answers of a bucket wait for: its backups in the view, and those that are about to be (invariant 6)."""
         points: list[CommitPoint] = [self.parts.engine.stream.disk] if self._is_durable(self.view) and self.parts.log else []
-        for name in self.view.placements[bucket].backups:
+        for name in (view or self.view).placements[bucket].backups:
             neighbour = self._neighbours.get(name)
             if neighbour is not None:
                 points.append(neighbour.link.point)
@@ -628,8 +636,8 @@ class Member:
             points.append(adding[0].point)
         return points
 
-    def _set_points(self, bucket: int) -> int:
-        return self.parts.engine.set_commit_points(bucket, self._points_of(bucket))
+    def _set_points(self, bucket: int, view: View | None = None) -> int:
+        return self.parts.engine.set_commit_points(bucket, self._points_of(bucket, view))
 
     # --- leases
 

@@ -109,21 +109,6 @@ class Neighbours:
         for neighbour in self._known.values():
             neighbour.intake.durable = durable
 
-    def renew(self, name: str, incarnation: int) -> None:
-        """Another link, with another commit point, to the same node: what this one waited for was abandoned."""
-        neighbour = self._known.get(name)
-        if neighbour is not None:
-            durable = neighbour.intake.durable
-            self._let_go(neighbour, abandon=True)
-            self._make(neighbour.peer, neighbour.address, incarnation, durable)
-            made = self._known[name]
-            made.heard_epoch, made.ever_heard, made.sessions = (
-                neighbour.heard_epoch,
-                neighbour.ever_heard,
-                neighbour.sessions,
-            )
-            made.intake = neighbour.intake
-
     def pass_intakes(self) -> None:
         """Wait until what is being taken in has its place in the log's stream."""
         for neighbour in self:

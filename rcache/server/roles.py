@@ -78,6 +78,8 @@ class Roles:
             if placed.primary != self.name:
                 self._fence_bucket(bucket, old, new, turn)
                 self.openings.pop(bucket, None)
+            elif self.engine.state(bucket) is BucketState.PRIMARY and epoch_of(self.engine.sequence(bucket)) != placed.opened:
+                self.engine.set_state(bucket, BucketState.FROZEN)  # until it is opened in the epoch that the view says
             follow = NOBODY if placed.primary in (None, self.name) else source_of(placed.primary or "")
             if follow != self.following[bucket] or was.primary != placed.primary:
                 self.following[bucket] = follow

@@ -285,6 +285,12 @@ class Service:
         stopped.crashes += self.member.errors if self.member is not None else 0
         return stopped
 
+    def give_up(self) -> None:
+        """End what runs already of a start that failed; what it is made of is the caller's to let go of."""
+        stopped = Stopped()
+        self._end_connections(stopped, lambda _text: None)
+        self._end_membership(stopped)
+
     def _leave(self, stopped: Stopped, progress: Callable[[str], object]) -> None:
         """Hand over what this node has, where there is anybody to take it."""
         member = self.member

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from rcache.commands import option_values as values
 from rcache.commands.exit_codes import ExitCode
+from rcache.commands.joining import settings_of
 from rcache.commands.option_values import size_text
 from rcache.commands.options import BUCKETS_DEFAULT, OPTION_NAMES, ServerOptions, build_parser, parse
 from rcache.engine import bodies
@@ -73,10 +74,17 @@ def test_defaults() -> None:
         secret_file=None,
         secret=None,
         trust_network=False,
+        advertise=None,
+        node=(),
+        etcd=(),
+        etcd_key="rcache/view",
+        backups=None,
+        lease=None,
+        drain_timeout=600.0,
         data_dir=Path("rcache-data"),
         buckets=None,
         append_log=True,
-        append_log_fsync=FsyncPolicy.INTERVAL,
+        append_log_fsync=None,
         append_log_fsync_interval=1.0,
         append_log_max_mb=512,
         append_log_keep_days=7,
@@ -384,16 +392,24 @@ def test_the_sample_names_every_option_with_its_default(config: Callable[[str], 
     assert all(not line or line.startswith("#") for line in text.splitlines()), "the sample changes nothing"
     assert parse(["--config", str(SAMPLE)], {}) == parse([], {})
 
-    first_start = replace(parse([], {}), buckets=BUCKETS_DEFAULT)  # what no word amounts to depends on the data directory
+    born = settings_of(parse([], {}))  # what no word amounts to is the cluster's; these are what one is born with
+    at_birth = {
+        "buckets": BUCKETS_DEFAULT,
+        "backups": born.backups,
+        "lease": born.lease_s,
+        "append_log_fsync": FsyncPolicy(born.fsync),
+    }
+    first_start = replace(parse([], {}), **at_birth)
     for name, value in commented:  # each states its default, so that giving it is the same as not giving it
         said = parse(["--config", config(f"{name} ={value}\n")], {})
-        assert said == (first_start if name == "buckets" else parse([], {}))
+        field = name.replace("-", "_")
+        assert said == (replace(parse([], {}), **{field: at_birth[field]}) if field in at_birth else parse([], {}))
     uncommented = re.sub(r"^#([a-z][a-z-]* =)", r"\1", text, flags=re.MULTILINE)
     assert parse(["--config", config(uncommented)], {}) == first_start
 
 
 def test_the_sample_gives_a_value_wherever_there_is_a_fixed_default() -> None:
-    unfixed = {"config", "buckets"}  # how many buckets there are without a word is the data directory's business
+    unfixed = {"config", "buckets", "backups", "lease", "append-log-fsync"}  # without a word they are the cluster's business
     empty = set(re.findall(r"^#([a-z][a-z-]*) =$", SAMPLE.read_text(encoding="utf-8"), re.MULTILINE))
     assert empty == {action.dest.replace("_", "-") for action in build_parser()._actions if action.default is None} - unfixed
 

@@ -75,7 +75,13 @@ def test_a_second_save_takes_the_place_of_the_first(serve: Serve) -> None:
     del values["key-7"]
     values["key-8"] = b"second life"
     assert held(serve(NO_LOG), values | {"key-7": b""}) == values
-    assert sorted(path.name for path in server.data_dir.iterdir()) == ["lock", "n1.rcs", "node.json"]
+    assert sorted(path.name for path in server.data_dir.iterdir()) == [
+        "lock",
+        "n1.rcs",
+        "node.json",
+        "register",
+        "view",
+    ]
 
 
 def test_a_savefile_of_the_past_is_not_taken_for_the_present(serve: Serve, tmp_path: Path) -> None:
