@@ -134,6 +134,7 @@ class Member:
         self.incarnation = parts.node.incarnation
         self._node = parts.node
         self.view = first.view
+        self._coming = first.view
         self.counts = MemberCounts()
         self.books = LeaseBooks(first.view.settings)
         self.agreement = Agreement(
@@ -382,7 +383,8 @@ class Member:
         return view.settings.fsync == FsyncPolicy.ALWAYS.value
 
     def _is_holder(self, bucket: int) -> bool:
-        return self.name in self.view.placements[bucket].holders
+        """By the view that is being carried out, if one is: what it takes from this node is let go of before it is shown."""
+        return self.name in self._coming.placements[bucket].holders
 
     def _take_in(self, view: View) -> None:
         """A newer view: carry it out, in the order that `roles` gives the reasons for."""
@@ -399,6 +401,7 @@ class Member:
         self._is_out = False
         self.counts.views += 1
         self._note_change(old, view)
+        self._coming = view
         with self.books.lock:
             turn = self._roles.fence(old, view, lambda name: self._source_of(view, name))
             self.books.given.learn_view(boot_ns())
@@ -423,7 +426,7 @@ class Member:
     def _show(self, view: View) -> None:
         """From here on frames of this view are taken in, and heartbeats of an older one are granted nothing (invariant 4)."""
         with self.books.lock:
-            self.view = view
+            self.view = self._coming = view
         self.parts.engine.epoch = view.epoch
         with self._shown:
             self._shown.notify_all()
@@ -527,13 +530,15 @@ class Member:
         for neighbour in self._neighbours:
             neighbour.link.point.abandon()  # only now: what is still primary would answer alone
         self._show(view)
+        self._neighbours.pass_intakes()
         self._neighbours.end_all(abandon=True)
         self._roles.openings.clear()
         self._roles.following = [0] * engine.config.buckets
         self._underway = _Underway(wished=self._underway.wished)
         self._roles.pass_by()
         for bucket in gone:
-            engine.set_state(bucket, BucketState.ABSENT)
+            if engine.state(bucket) is not BucketState.ABSENT:  # an intake may have cleared it meanwhile
+                engine.set_state(bucket, BucketState.ABSENT)
         self._roles.record_drops(gone)
         self._node = self.parts.next_incarnation()
         self.incarnation = self._node.incarnation

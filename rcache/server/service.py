@@ -39,6 +39,7 @@ from rcache.server.node_answers import NodeAnswers, Standing
 from rcache.server.notify import Notifier
 from rcache.server.session import Welcome
 from rcache.server.sharing import Placing
+from rcache.server.steering import Steering
 from rcache.server.stops import Stops
 from rcache.server.worker import Connections, WorkerRun
 from rcache.stream.append_log import AppendLog
@@ -166,6 +167,7 @@ class Service:
         standing = self.parts.standing
         standing.member = member
         standing.register = register
+        standing.steer = Steering(member, self.parts.stops.ask)
         member.start()
 
     @property
