@@ -6,11 +6,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # What is compiled: a change of it is built anew by the next target that needs the environment.
 COMPILED := $(shell find rcache rcache_client -name "*.pyx" -o -name "*.pxd")
-# Options for `make serve`, `make bench`, `make soak`, `make test`: make serve ARGS="--memory-limit 2G"
+# Options for `make serve`, `make cluster`, `make bench`, `make soak`, `make test`: make serve ARGS="--memory-limit 2G"
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run serve test check format bench soak sanitize clean
+.PHONY: help setup run serve cluster test check format bench soak sanitize clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -22,6 +22,9 @@ run: $(STAMP) ## Cache real files, kill the server, rebuild, compare; ends by it
 
 serve: $(STAMP) ## A server in the foreground (ARGS="--listen 127.0.0.1:0 ...")
 	$(BIN)/rcached $(ARGS)
+
+cluster: $(STAMP) ## Three nodes in ./cluster-data on ports 13600 to 13602, in the foreground, to play with
+	$(BIN)/python -m soak.play $(ARGS)
 
 test: $(STAMP) ## Run all tests (ARGS="-k name")
 	$(BIN)/python -m pytest $(ARGS)

@@ -26,6 +26,7 @@ from rcache_client.errors import (
     OutOfRange,
     Paused,
     PoolExhausted,
+    PrimaryUnavailable,
     ProtocolError,
     RcacheError,
     Refused,
@@ -40,6 +41,7 @@ from rcache_client.errors import (
 from rcache_client.key_calls import Inspection, ValueAndVersion
 from rcache_client.serializers import BytesSerializer, JsonSerializer, Serializer, StrSerializer
 from rcache_client.service_calls import Persistence
+from rcache_client.view import Bucket, Node, View
 from rcache_client.wire.opcodes import Role
 
 __version__ = "0.1.0"
@@ -47,6 +49,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AuthenticationFailed",
     "BadArgument",
+    "Bucket",
     "BudgetSpent",
     "Busy",
     "BytesSerializer",
@@ -56,6 +59,7 @@ __all__ = [
     "Inspection",
     "JsonSerializer",
     "NoRoom",
+    "Node",
     "NotANumber",
     "NotAllowed",
     "NotExecuted",
@@ -64,6 +68,7 @@ __all__ = [
     "Paused",
     "Persistence",
     "PoolExhausted",
+    "PrimaryUnavailable",
     "ProtocolError",
     "RcacheError",
     "Refused",
@@ -76,6 +81,7 @@ __all__ = [
     "TooLarge",
     "UnknownOpcode",
     "ValueAndVersion",
+    "View",
     "WrongCluster",
     "WrongFormat",
     "__version__",

@@ -1,7 +1,7 @@
 """A call: one request carried to an answer or an error, over as many tries as its budget and its nature allow.
 
-What it is: the rule of what may be sent again. A read may, whatever became of it. A write may only if it surely was not
-executed; otherwise its outcome is unknown and the error says so.
+What it is: where a request goes, and the rule of what may be sent again. A read may, whatever became of it. A write may only
+if it surely was not executed; otherwise its outcome is unknown and the error says so.
 Which thread runs it: the caller's.
 What it owns: nothing between calls.
 What it must not know: what keys and values are.
@@ -9,49 +9,63 @@ What it must not know: what keys and values are.
 
 from __future__ import annotations
 
-import random
-import time
 from time import monotonic
 from typing import Any
+from zlib import crc32
 
-from rcache_client.answers import reason_of
-from rcache_client.budget import SECONDS_MAX, back_off_seconds, checked_seconds
-from rcache_client.connection import Setback, Trouble
+from rcache_client.answers import reason_of, request_layout
+from rcache_client.budget import SECONDS_MAX, checked_seconds
+from rcache_client.connection import Connection, Setback, Trouble
+from rcache_client.door import Door, DoorState
 from rcache_client.errors import (
     BudgetSpent,
     ConnectionLost,
     NotExecuted,
     OutcomeUnknown,
     PoolExhausted,
+    PrimaryUnavailable,
     ProtocolError,
     RcacheError,
     ServersUnavailable,
     TimedOut,
     error_of,
 )
-from rcache_client.servers import Door, Doors
-from rcache_client.wire.opcodes import READ_OPCODES, Opcode, Status, StatusClass, opcode_name, status_name
+from rcache_client.retries import Failed, Retries
+from rcache_client.routing import Router, Table
+from rcache_client.servers import UNDIVIDED_SECONDS, Doors, Unreached
+from rcache_client.view import BadView, View
+from rcache_client.wire.opcodes import READ_OPCODES, Opcode, Status, StatusClass, opcode_name, status_class, status_name
 
-TRIES_MAX = 6
-"""With the back-off below that is about a second of trying; a server that is still busy then is overloaded."""
+SHARE_OF_READ = 0.25
+"""The part of what is left of the budget that a read waits for one node, where another may come to answer in its place."""
 
-BACK_OFF_FIRST_SECONDS = 0.02
-BACK_OFF_MAX_SECONDS = 0.5
-"""Short beside a budget, long beside a request: enough for a queue to drain or a view to change."""
+SHARE_STEPS = 50
+"""That wait is a multiple of a fiftieth of a second, so that it is most often the same as before."""
 
 PATIENT_OPCODES = frozenset({Opcode.FLUSH})
 """One answer for work on all items: it may take the whole budget, not just `read_timeout`."""
+
+ANYWHERE_OPCODES = frozenset({Opcode.PING, Opcode.STATS, Opcode.PERSIST, Opcode.VIEW})
+"""What is asked of whoever answers, not of the node that a key, or a part of all keys, belongs to."""
+
+_VIEW = request_layout(Opcode.VIEW)
 
 _LEAVING = frozenset({Status.STOPPING, Status.SHUTTING_DOWN})
 
 _REFUSED = int(StatusClass.REFUSED)
 
+_UP = DoorState.UP
+
+Answer = tuple[int, Any]
+"""The status of an answer, of the ANSWERED class, and the values of its payload."""
+
 
 class Caller:
     """Carries out calls through a client's doors. Thread-safe."""
 
-    def __init__(self, doors: Doors, budget: float, read_timeout: float) -> None:
+    def __init__(self, doors: Doors, router: Router, budget: float, read_timeout: float) -> None:
         self._doors = doors
+        self._router = router
         self._budget = budget
         self._read_timeout = read_timeout
 
@@ -63,55 +77,144 @@ class Caller:
         """The longest frame, header included, that the servers take."""
         return self._doors.frame_bytes_max(deadline)
 
-    def call(self, opcode: int, payload: bytes, deadline: float) -> tuple[int, Any]:
-        """The answer's (status, values), the status one of the ANSWERED class. Blocks to the deadline at most.
+    @property
+    def known_table(self) -> Table:
+        """As `table`, but without asking anybody."""
+        return self._router.table
+
+    def table(self, deadline: float) -> Table:
+        """Which door to go through for each key, as far as it is known. Blocks to the deadline at most."""
+        return self._router.learnt_table(deadline)
+
+    def retries(self, deadline: float) -> Retries:
+        """The course of one call's tries."""
+        return Retries(self._router, deadline)
+
+    def call(self, opcode: int, payload: bytes, deadline: float, key: bytes | None = None) -> Answer:
+        """The answer to one request, from the node that answers for `key`; without one, from any. Blocks to the deadline.
 
         Raises every kind of `RcacheError` but those of serializers and many-key calls.
         """
-        tries = 0
-        trouble: RcacheError | None = None
-        while True:
-            try:
-                outcome = self._try_once(opcode, payload, deadline)
-            except (ServersUnavailable, BudgetSpent, PoolExhausted) as no_way:
-                error = _better_known(trouble, no_way, opcode)
-                raise error from error.__cause__
-            if not isinstance(outcome, RcacheError):
-                return outcome
-            if not isinstance(outcome, (NotExecuted, TimedOut)):
-                raise outcome
-            tries += 1
-            trouble = outcome
-            _wait_before_next(tries, deadline, outcome)
+        outcome = self._try_once(opcode, payload, deadline, key)
+        if outcome.__class__ is tuple:  # nearly always
+            return outcome
+        retries = self.retries(deadline)
+        while isinstance(outcome, Failed):
+            retries.wait(outcome)
+            outcome = self._try_once(opcode, payload, deadline, key)
+        return outcome
 
-    def _try_once(self, opcode: int, payload: bytes, deadline: float) -> tuple[int, Any] | RcacheError:
-        """One exchange: its (status, values), or the error that it stands for. Raises what no other try would mend."""
-        door, connection = self._doors.take(deadline)
-        read_timeout = SECONDS_MAX if opcode in PATIENT_OPCODES else self._read_timeout
+    def view(self, deadline: float) -> View:
+        """The newest view, after one server at least was asked. Blocks to the deadline; raises as `call` does."""
+        _, values = self.call(Opcode.VIEW, _VIEW.encode(self._router.table.epoch), deadline)
         try:
-            status, values = connection.exchange(opcode, payload, deadline, read_timeout)
+            if values[1]:
+                self._router.take_in(values[1])
+        except BadView as error:
+            raise ProtocolError(str(error), operation="VIEW") from error
+        view = self._router.table.view
+        if view is None:
+            self._doors.check_open()
+            raise ProtocolError("no view was told", operation="VIEW")
+        return view
+
+    def _try_once(self, opcode: int, payload: bytes, deadline: float, key: bytes | None) -> Answer | Failed:
+        """One try, at the primary of that key's bucket; without a key at any server. Raises what no other try would mend."""
+        table = self._router.table
+        if key is None:
+            return self.try_at(opcode, payload, None, table, deadline, by_key=False)
+        door = table.doors[crc32(key) & table.mask]
+        if door is None:
+            table = self._router.learnt_table(deadline)
+            door = table.door_of(key)
+        return self.try_at(opcode, payload, door, table, deadline)
+
+    def try_at(  # noqa: PLR0913 - what is asked, and where
+        self, opcode: int, payload: bytes, door: Door | None, table: Table, deadline: float, *, by_key: bool = True
+    ) -> Answer | Failed:
+        """One try through that door; through any where nothing is known of the view. Raises what no other try would mend."""
+        connection = door.pool.take_idle() if door is not None and door.state is _UP else None
+        if door is None or connection is None:
+            try:
+                door, connection = self.open(door, table, by_key, deadline)
+            except (Unreached, ServersUnavailable, BudgetSpent, PoolExhausted) as trouble:
+                return not_sent(opcode, trouble, table, door)
+        wait_s = self.wait_seconds(opcode, True, deadline) if table.is_shared else self._read_timeout
+        try:
+            answer = connection.exchange(opcode, payload, deadline, wait_s)
         except Setback as setback:
             door.pool.discard(connection)
-            self._note_setback(door, setback)
-            return _error_of_setback(opcode, setback, door.name)
+            return self.failed(opcode, setback, door, table, wait_s)
+        except BudgetSpent as spent:
+            door.pool.give(connection)
+            return not_sent(opcode, spent, table, door)
         except BaseException:
             door.pool.discard(connection)
             raise
+        if answer[0] >= _REFUSED or connection.epoch > self._router.epoch_seen or door.failures or door.silences:
+            return self.settled(opcode, answer, door, connection, table, deadline)
         door.pool.give(connection)
-        if door.failures or door.silences:  # something for a good answer to clear
+        return answer
+
+    def open(self, door: Door | None, table: Table, by_key: bool, deadline: float) -> tuple[Door, Connection]:
+        """A connection through that door; any door's where there is none and need be none. Raises `Unreached` too."""
+        if door is not None:
+            return door, self._doors.reach(door, deadline)
+        if by_key and table.view is not None:
+            self._doors.check_open()
+            raise Unreached(f"nobody is the primary of its bucket in the view of epoch {table.epoch}")
+        return self._doors.take(deadline)
+
+    def wait_seconds(self, opcode: int, is_shared: bool, deadline: float) -> float:
+        """How long to wait for the next bytes of an answer; a read less long where another node may come to answer instead."""
+        if opcode in PATIENT_OPCODES:
+            return SECONDS_MAX
+        if opcode not in READ_OPCODES or not is_shared:
+            return self._read_timeout
+        share = int((deadline - monotonic()) * SHARE_OF_READ * SHARE_STEPS) / SHARE_STEPS
+        return min(self._read_timeout, max(share, UNDIVIDED_SECONDS))
+
+    def settled(
+        self, opcode: int, answer: Answer, door: Door, connection: Connection, table: Table, deadline: float
+    ) -> Answer | Failed:
+        """What an answer means for the call, for the door, and for what is known of the view; the connection is given back."""
+        status, values = answer
+        epoch = connection.epoch
+        if epoch > self._router.epoch_seen and status < _REFUSED and opcode not in ANYWHERE_OPCODES:
+            self._router.notice(connection, deadline)
+        door.pool.give(connection)
+        if door.failures or door.silences:
             self._doors.answered(door)
         if status < _REFUSED:
-            return status, values
-        if status in _LEAVING:
+            return answer
+        leaving = status in _LEAVING
+        if leaving:
             self._doors.fail(door, status_name(status))
-        return _error_of_status(opcode, status, reason_of(values), door.name)
+        error = _error_of_status(opcode, status, reason_of(values), door.name)
+        if status_class(status) is StatusClass.ELSEWHERE:
+            return Failed(error, door, elsewhere=True, used=table.epoch, wanted=epoch)
+        return Failed(error, door, elsewhere=leaving and table.is_shared, used=table.epoch)
 
-    def _note_setback(self, door: Door, setback: Setback) -> None:
-        setback.name_limit(f"read_timeout of {self._read_timeout:g} s", in_full=setback.waited_in_full)
+    def failed(self, opcode: int, setback: Setback, door: Door, table: Table, wait_s: float) -> Failed:
+        """What a setback means for the call and for the door. The connection is gone."""
+        in_full = setback.waited_in_full
+        setback.name_limit(f"read_timeout of {self._read_timeout:g} s", in_full=in_full and wait_s >= self._read_timeout)
         if setback.trouble is Trouble.SILENT:
             self._doors.fell_silent(door, setback)
         elif setback.status in _LEAVING:
             self._doors.fail(door, setback.reason)
+        error = _error_of_setback(opcode, setback, door.name)
+        return Failed(error, door, elsewhere=table.is_shared and opcode not in ANYWHERE_OPCODES, used=table.epoch)
+
+
+def not_sent(opcode: int, trouble: Unreached | RcacheError, table: Table, door: Door | None) -> Failed:
+    """Nothing was sent: the node that answers for the key cannot be used, or none can."""
+    if isinstance(trouble, RcacheError):
+        trouble.operation = opcode_name(opcode)
+        return Failed(trouble, door, no_way=True)
+    error = PrimaryUnavailable(trouble.why, operation=opcode_name(opcode))
+    error.__cause__ = trouble.__cause__
+    return Failed(error, door, elsewhere=True, used=table.epoch)
 
 
 def _error_of_setback(opcode: int, setback: Setback, server: str) -> RcacheError:
@@ -137,22 +240,3 @@ def _error_of_status(opcode: int, status: int, reason: str, server: str) -> Rcac
     if isinstance(error, OutcomeUnknown) and opcode in READ_OPCODES:
         return NotExecuted(error.what, server, error.operation)
     return error
-
-
-def _better_known(trouble: RcacheError | None, no_way: RcacheError, opcode: int) -> RcacheError:
-    """Which error tells more: that of the last try, or that there is no way to try again."""
-    no_way.operation = opcode_name(opcode)
-    if trouble is None or (isinstance(no_way, ServersUnavailable) and not isinstance(trouble, TimedOut)):
-        return no_way
-    return trouble
-
-
-def _wait_before_next(tries: int, deadline: float, trouble: RcacheError) -> None:
-    """Back off, unless a lost connection needs only to be made anew. Raises the trouble if no other try may follow."""
-    wait_s = back_off_seconds(BACK_OFF_FIRST_SECONDS, BACK_OFF_MAX_SECONDS, tries - 1)
-    wait_s = random.uniform(wait_s / 2, wait_s)  # noqa: S311 - spreads clients, guards nothing
-    if tries == 1 and isinstance(trouble, (ConnectionLost, TimedOut)):
-        wait_s = 0.0
-    if tries >= TRIES_MAX or monotonic() + wait_s >= deadline:
-        raise trouble from trouble.__cause__
-    time.sleep(wait_s)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Iterable
+from functools import partial
 from time import monotonic
 from types import TracebackType
 from typing import Any, TypeVar, overload
@@ -21,12 +22,14 @@ from typing import Any, TypeVar, overload
 from rcache_client.arguments import parse_servers, whole_number
 from rcache_client.budget import checked_seconds
 from rcache_client.calls import Caller
+from rcache_client.door import Door
 from rcache_client.handshake import Greeter
 from rcache_client.key_calls import KeyCalls
 from rcache_client.many_calls import ManyCalls
 from rcache_client.pool import GOODBYE_SECONDS, say_goodbye
+from rcache_client.routing import Router
 from rcache_client.serializers import BytesSerializer, Serializer
-from rcache_client.servers import Door, Doors
+from rcache_client.servers import Doors
 from rcache_client.service_calls import ServiceCalls
 from rcache_client.wire.opcodes import Role
 
@@ -119,10 +122,13 @@ class Client(KeyCalls[V], ManyCalls[V], ServiceCalls):
         self._serializer: Serializer[V] = _BYTES if serializer is None else serializer
         self._loads_nothing = serializer is None or type(serializer) is BytesSerializer
         self._greeter = Greeter(name, role, secret)
-        doors = [Door(address, self._greeter, connections_max, connect_s) for address in addresses]
-        self._doors = Doors(doors, wait_for_servers=bool(wait_for_servers))
-        self._caller = Caller(self._doors, checked_seconds("budget", budget), checked_seconds("read_timeout", read_timeout))
-        self._servers = ", ".join(door.name for door in doors)
+        read_s = checked_seconds("read_timeout", read_timeout)
+        make_door = partial(Door, greeter=self._greeter, connections_max=connections_max, connect_timeout=connect_s)
+        seeds = [make_door(address) for address in addresses]
+        self._doors = Doors(seeds, wait_for_servers=bool(wait_for_servers), make_door=partial(make_door, is_seed=False))
+        self._router = Router(self._doors, self._greeter, read_s)
+        self._caller = Caller(self._doors, self._router, checked_seconds("budget", budget), read_s)
+        self._servers = ", ".join(door.name for door in seeds)
         _clients.add(self)
 
     @property
@@ -135,7 +141,9 @@ class Client(KeyCalls[V], ManyCalls[V], ServiceCalls):
 
         Blocks for 0.2 seconds at most. A connection that another thread is using is closed when its call ends.
         """
-        say_goodbye(self._doors.retire(), monotonic() + GOODBYE_SECONDS)
+        idle = self._doors.retire()
+        self._router.retire()
+        say_goodbye(idle, monotonic() + GOODBYE_SECONDS)
 
     def __enter__(self) -> Client[V]:
         return self
@@ -150,6 +158,7 @@ class Client(KeyCalls[V], ManyCalls[V], ServiceCalls):
         """Start anew in a forked child."""
         self._greeter.forget()
         self._doors.forget()
+        self._router.forget()
 
 
 _clients: weakref.WeakSet[Client[Any]] = weakref.WeakSet()

@@ -100,21 +100,25 @@ class Connection:
 
     `alone`: whether no other call to this server was under way when the pool handed it out. Only then may it keep a processor
     and the interpreter busy with looking for its answer: nobody else's waits to be read meanwhile.
+    `epoch`: that of the view which the server went by in its last answer; 0 before the first.
     """
 
     __slots__ = (
         "_deadline",
         "_last_id",
         "_look",
+        "_opcode",
         "_poll",
         "_read_timeout",
         "_sent_whole",
         "_socket",
+        "_soon",
         "_spin",
         "_told_ms",
         "_told_s",
         "alone",
         "closed",
+        "epoch",
         "frame_bytes_max",
         "server",
     )
@@ -129,21 +133,28 @@ class Connection:
         self._told_s = 0.0
         self._told_ms = 0
         self._last_id = NO_REQUEST_ID
+        self._opcode = 0
         self._deadline = 0.0
         self._read_timeout = 0.0
         self._sent_whole = False
+        self._soon = False
         self.alone = False
         self.closed = False
+        self.epoch = 0
         self.server = server
         self.frame_bytes_max = FRAME_BYTES_BEFORE_WELCOME
 
     def exchange(self, opcode: int, payload: bytes, deadline: float, read_timeout: float) -> tuple[int, Any]:
         """Send one request and return its answer's (status, values of its payload). Blocks to the deadline at most.
 
-        `read_timeout` is the longest wait for the next bytes, in seconds. Raises `Setback`, and before
-        anything was sent `BudgetSpent` and `TooLarge` (the server said it takes no such frame). An answer of the CLOSING
-        class closes the connection.
+        `read_timeout` is the longest wait for the next bytes, in seconds. Raises `Setback`, and before anything was sent
+        `BudgetSpent` and `TooLarge` (the server said it takes no such frame). An answer of the CLOSING class closes it.
         """
+        self.begin(opcode, payload, deadline, read_timeout)
+        return self.finish()
+
+    def begin(self, opcode: int, payload: bytes, deadline: float, read_timeout: float) -> None:
+        """The first half of `exchange`: send the request. `finish` or `close` must follow. Raises as `exchange` does."""
         self._last_id = request_id = self._last_id % REQUEST_ID_MAX + 1  # wraps to 1: 0 says 'none'
         wait_s = min(read_timeout, deadline - monotonic())
         if wait_s <= 0:
@@ -154,13 +165,22 @@ class Connection:
         if len(frame) > self.frame_bytes_max:
             too_long = f"a frame of {len(frame)} bytes; the server takes {self.frame_bytes_max}"
             raise TooLarge(too_long, self.server, opcode_name(opcode))
+        self._opcode = opcode
         self._deadline = deadline
         self._read_timeout = read_timeout
+        self._soon = self.alone and wait_s > SPIN_SECONDS
         self._sent_whole = False
         try:
             self._send(frame)
-            soon = self.alone and wait_s > SPIN_SECONDS
-            status, answer = self._receive(request_id, opcode, soon)
+        except BaseException:
+            self.close()  # invariant 1
+            raise
+
+    def finish(self) -> tuple[int, Any]:
+        """The second half of `exchange`: its answer's (status, values). Raises `Setback`."""
+        opcode = self._opcode
+        try:
+            status, answer = self._receive(self._last_id, opcode)
             values = decode_answer(opcode, status, answer)  # invariant 2
             if not self._sent_whole and status < StatusClass.REFUSED:
                 raise Setback(Trouble.GARBLED, "the request was answered before it was sent whole")
@@ -173,6 +193,10 @@ class Connection:
         if status >= _CLOSING or not self._sent_whole:
             self.close()
         return status, values
+
+    def cut_wait(self, seconds: float) -> None:
+        """Between `begin` and `finish`: the longest wait for the next bytes from here on."""
+        self._read_timeout = seconds
 
     def detach(self) -> socket.socket:
         """Give the socket up to the caller, as a blocking one; this connection is closed then. For a node's links."""
@@ -236,14 +260,11 @@ class Connection:
                     return False
         return True
 
-    def _receive(self, request_id: int, opcode: int, soon: bool) -> tuple[int, bytes]:
-        """The (status, payload) of the answer to that request. The common case is a reply that came whole in one read.
-
-        `soon`: whether it is to be looked for before it is slept over.
-        """
-        data = self._receive_soon() if soon else self._receive_some(RECEIVE_BYTES)
+    def _receive(self, request_id: int, opcode: int) -> tuple[int, bytes]:
+        """The (status, payload) of the answer to that request. The common case is a reply that came whole in one read."""
+        data = self._receive_soon() if self._soon else self._receive_some(RECEIVE_BYTES)
         if len(data) >= HEADER_BYTES:
-            magic, version, answered, status, length, answered_id, _ = HEADER.unpack_from(data)
+            magic, version, answered, status, length, answered_id, self.epoch = HEADER.unpack_from(data)
             if (
                 answered_id == request_id
                 and answered == opcode
@@ -254,6 +275,7 @@ class Connection:
                 return status, data[HEADER_BYTES:]
         reply = self._receive_frame(data)
         self._check_reply(reply, request_id, opcode)
+        self.epoch = reply.epoch
         return reply.status, reply.payload
 
     def _receive_frame(self, data: bytes) -> Reply:

@@ -111,6 +111,10 @@ class ServersUnavailable(NotExecuted):
     """None of the addresses can be used; each is named with its reason."""
 
 
+class PrimaryUnavailable(NotExecuted):
+    """The node that answers for the key could not be reached, or none answered for it, for as long as this call could wait."""
+
+
 class ConnectionLost(NotExecuted):
     """The connection ended before a read was answered, or before a write could be executed, and so did every other try."""
 
@@ -196,7 +200,7 @@ _BY_CLASS: dict[StatusClass, type[RcacheError]] = {
     StatusClass.ANSWERED: ProtocolError,
     StatusClass.REFUSED: Refused,
     StatusClass.TRY_LATER: NotExecuted,
-    StatusClass.ELSEWHERE: NotExecuted,
+    StatusClass.ELSEWHERE: PrimaryUnavailable,
     StatusClass.UNKNOWN_OUTCOME: OutcomeUnknown,
     StatusClass.CLOSING: NotExecuted,
 }

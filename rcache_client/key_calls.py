@@ -69,22 +69,25 @@ class KeyCalls(Generic[V]):
     def get(self, key: Key, default: D | None = None, *, budget: float | None = None) -> V | D | None:
         """The value, or `default` if there is none."""
         caller = self._caller
-        status, values = caller.call(_GET, encode_key(key_bytes(key)), caller.deadline(budget))
+        name = key_bytes(key)
+        status, values = caller.call(_GET, encode_key(name), caller.deadline(budget), name)
         if status:
             return default
         return values[2] if self._loads_nothing else self._load(key, values[2], values[0])
 
     def get_with_version(self, key: Key, *, budget: float | None = None) -> ValueAndVersion[V]:
         """The value and its version; (None, 0) if there is none. Hand the version to `cas`."""
-        status, values = self._call(Opcode.GET, encode_key(key_bytes(key)), budget)
+        name = key_bytes(key)
+        status, values = self._call(Opcode.GET, encode_key(name), name, budget)
         return ValueAndVersion(None, 0) if status else ValueAndVersion(self._load(key, values[2], values[0]), values[1])
 
     def get_and_touch(
         self, key: Key, ttl: float | None, default: D | None = None, *, budget: float | None = None
     ) -> V | D | None:
         """The value, giving it a new time to live (None: for ever); `default` if there is none."""
-        payload = KEY_AND_TTL.encode(ttl_in_ms(ttl, TTL_MS_MAX), key_bytes(key))
-        status, values = self._call(Opcode.GET_AND_TOUCH, payload, budget)
+        name = key_bytes(key)
+        payload = KEY_AND_TTL.encode(ttl_in_ms(ttl, TTL_MS_MAX), name)
+        status, values = self._call(Opcode.GET_AND_TOUCH, payload, name, budget)
         return default if status else self._load(key, values[2], values[0])
 
     def set(self, key: Key, value: V, ttl: float | None = None, *, budget: float | None = None) -> int:
@@ -117,7 +120,8 @@ class KeyCalls(Generic[V]):
         if (version is None) == (previous is NOT_GIVEN):
             raise TypeError("cas takes exactly one of version= and previous=")
         data, flags = self._serializer.dump(value)
-        tail = (flags, ttl_in_ms(ttl, TTL_MS_MAX), key_bytes(key), data)
+        name = key_bytes(key)
+        tail = (flags, ttl_in_ms(ttl, TTL_MS_MAX), name, data)
         if version is not None:
             opcode, mark = Opcode.CAS_VERSION, whole_number("version", version, 0, VERSION_MAX)
             payload = request_layout(opcode).encode(mark, *tail)
@@ -125,7 +129,7 @@ class KeyCalls(Generic[V]):
             assert previous is not NOT_GIVEN
             opcode = Opcode.CAS_HASH
             payload = request_layout(opcode).encode(_value_hash(self._serializer.dump(previous)[0]), *tail)
-        status, values = self._call(opcode, payload, budget)
+        status, values = self._call(opcode, payload, name, budget)
         return 0 if status else int(values[0])
 
     def append(self, key: Key, value: V, *, budget: float | None = None) -> int:
@@ -138,12 +142,14 @@ class KeyCalls(Generic[V]):
 
     def delete(self, key: Key, *, budget: float | None = None) -> bool:
         """Remove the value; return whether there was one."""
-        status, _ = self._call(Opcode.DELETE, encode_key(key_bytes(key)), budget)
+        name = key_bytes(key)
+        status, _ = self._call(Opcode.DELETE, encode_key(name), name, budget)
         return not status
 
     def touch(self, key: Key, ttl: float | None = None, *, budget: float | None = None) -> bool:
         """Give the value a new time to live (None: for ever); return whether there was one."""
-        status, _ = self._call(Opcode.TOUCH, KEY_AND_TTL.encode(ttl_in_ms(ttl, TTL_MS_MAX), key_bytes(key)), budget)
+        name = key_bytes(key)
+        status, _ = self._call(Opcode.TOUCH, KEY_AND_TTL.encode(ttl_in_ms(ttl, TTL_MS_MAX), name), name, budget)
         return not status
 
     def incr(
@@ -164,14 +170,15 @@ class KeyCalls(Generic[V]):
 
     def inspect(self, key: Key, *, budget: float | None = None) -> Inspection | None:
         """Version, flags, time left and length of the value; None if there is none."""
-        status, values = self._call(Opcode.INSPECT, encode_key(key_bytes(key)), budget)
+        name = key_bytes(key)
+        status, values = self._call(Opcode.INSPECT, encode_key(name), name, budget)
         if status:
             return None
         version, flags, left_ms, value_bytes = values
         return Inspection(version, flags, left_ms / 1000 if left_ms else None, value_bytes)
 
-    def _call(self, opcode: Opcode, payload: bytes, budget: float | None) -> tuple[int, tuple[Any, ...]]:
-        return self._caller.call(opcode, payload, self._caller.deadline(budget))
+    def _call(self, opcode: Opcode, payload: bytes, name: bytes, budget: float | None) -> tuple[int, tuple[Any, ...]]:
+        return self._caller.call(opcode, payload, self._caller.deadline(budget), name)
 
     def _load(self, key: Key, data: bytes, flags: int) -> V:
         try:
@@ -184,8 +191,9 @@ class KeyCalls(Generic[V]):
         caller = self._caller
         data, flags = self._serializer.dump(value)
         ttl_ms = 0 if ttl is None else ttl_in_ms(ttl, TTL_MS_MAX)
-        payload = encode_store(flags, ttl_ms, key_bytes(key), data)
-        status, values = caller.call(opcode, payload, caller.deadline(budget))
+        name = key_bytes(key)
+        payload = encode_store(flags, ttl_ms, name, data)
+        status, values = caller.call(opcode, payload, caller.deadline(budget), name)
         return 0 if status else int(values[0])
 
     def _extend(self, opcode: Opcode, key: Key, value: V, budget: float | None) -> int:
@@ -193,7 +201,8 @@ class KeyCalls(Generic[V]):
             kind = type(self._serializer).__name__
             raise TypeError(f"two values of {kind} put together are not one; use cas to change a part of a value")
         data, _ = self._serializer.dump(value)
-        status, values = self._call(opcode, EXTEND.encode(key_bytes(key), data), budget)
+        name = key_bytes(key)
+        status, values = self._call(opcode, EXTEND.encode(name, data), name, budget)
         return 0 if status else int(values[0])
 
     def _count(
@@ -203,8 +212,9 @@ class KeyCalls(Generic[V]):
             raise ValueError(f"ttl={ttl!r} is for a counter that the call creates; give initial= too")
         start = 0 if initial is None else whole_number("initial", initial, COUNT_MIN, COUNT_MAX)
         step = whole_number("delta", delta, COUNT_MIN, COUNT_MAX)
-        payload = COUNT_BY.encode(step, initial is not None, start, ttl_in_ms(ttl, TTL_MS_MAX), key_bytes(key))
-        status, values = self._call(opcode, payload, budget)
+        name = key_bytes(key)
+        payload = COUNT_BY.encode(step, initial is not None, start, ttl_in_ms(ttl, TTL_MS_MAX), name)
+        status, values = self._call(opcode, payload, name, budget)
         return None if status else int(values[0])
 
 

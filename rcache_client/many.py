@@ -1,6 +1,6 @@
 """Many-key calls: how keys are cut into frames, and how the parts' results become one.
 
-What it is: `parts`, which cuts, and `Gathering`, which collects results and failures by the user's own keys.
+What it is: `by_door`, which sorts, `parts`, which cuts, and `Gathering`, which collects results and failures by the user's own keys.
 Which thread runs it: the caller's; a `Gathering` lives for one call.
 What it owns: what it has gathered.
 What it must not know: connections, opcodes, values.
@@ -13,7 +13,9 @@ from functools import lru_cache
 from typing import Generic, NamedTuple, TypeVar
 
 from rcache_client.arguments import Key, key_bytes
+from rcache_client.door import Door
 from rcache_client.errors import NotExecuted, RcacheError, SomeKeysFailed
+from rcache_client.routing import Table
 from rcache_client.wire.frames import HEADER_BYTES
 from rcache_client.wire.grammar import Group
 from rcache_client.wire.opcodes import MANY_KEYS_MAX
@@ -55,6 +57,17 @@ def parts(entries: Sequence[bytes], room: Room) -> Iterator[slice]:
         yield slice(start, len(entries))
 
 
+def by_door(keys: Sequence[K], table: Table) -> list[tuple[Door | None, Sequence[K]]]:
+    """The keys by the door of their primary. Raises `TypeError` or `ValueError` for a bad key, where it must look at them."""
+    if table.only is not None or table.view is None:
+        return [(table.only, keys)]
+    groups: dict[Door | None, list[K]] = {}
+    door_of = table.door_of
+    for key in keys:
+        groups.setdefault(door_of(key_bytes(key)), []).append(key)
+    return list(groups.items())
+
+
 def encode_keys(keys: Sequence[Key]) -> bytes | list[bytes]:
     """The payload that names all these keys, where it is made in one step; else an entry for each of them.
 
@@ -86,6 +99,8 @@ class Gathering(Generic[K, R]):
     def __init__(self, operation: str) -> None:
         self.done: dict[K, R] = {}
         self.failed: dict[K, RcacheError] = {}
+        self.in_order: Sequence[K] = ()
+        """All keys, where those of different nodes are answered one node after the other."""
         self._operation = operation
         self._frames_answered = 0
         self._first_failure: RcacheError | None = None
@@ -107,6 +122,8 @@ class Gathering(Generic[K, R]):
 
     def result(self) -> dict[K, R]:
         """All results. Raises `SomeKeysFailed`; or, where no frame was answered at all, the error of the first."""
+        if self.in_order:
+            self.done = {key: self.done[key] for key in self.in_order if key in self.done}
         if not self.failed:
             return self.done
         if self._first_failure is not None and not self._frames_answered:

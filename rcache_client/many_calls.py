@@ -11,17 +11,17 @@ cases `SomeKeysFailed` holds the results of the keys that went well and the erro
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Generic, TypeVar
 
 from rcache_client.arguments import Key, key_bytes
 from rcache_client.budget import ttl_in_ms
 from rcache_client.calls import Caller
-from rcache_client.errors import OutcomeUnknown, ProtocolError, RcacheError, Refused, WrongFormat, error_of
-from rcache_client.many import Frame, Gathering, Room, encode_keys, frames_of
+from rcache_client.asking import Asking
+from rcache_client.errors import RcacheError, WrongFormat
+from rcache_client.many import Gathering, encode_keys
 from rcache_client.serializers import Serializer
-from rcache_client.wire.grammar import CHANGE_ENTRY, ITEM_ENTRY
-from rcache_client.wire.opcodes import MANY_KEYS_MAX, READ_OPCODES, TTL_MS_MAX, Opcode, Status
+from rcache_client.wire.opcodes import MANY_KEYS_MAX, TTL_MS_MAX, Opcode, Status
 from rcache_client.wire.quick import Items, encode_key, encode_store
 
 V = TypeVar("V")
@@ -60,16 +60,21 @@ class ManyCalls(Generic[V]):
             data, flags = self._serializer.dump(value)
             keys.append(key)
             entries.append(encode_store(flags, ttl_ms, key_bytes(key), data))
+
+        def encode(part: Sequence[K]) -> list[bytes]:
+            if part is keys:
+                return entries
+            places = {key: place for place, key in enumerate(keys)}
+            return [entries[places[key]] for key in part]
+
         gathering: Gathering[K, int] = Gathering("SET_MANY")
-        if not keys:
-            return gathering.result()
-        frames = frames_of(keys, entries, self._room(Opcode.SET_MANY, MANY_KEYS_MAX, deadline))
-        for part, changes in self._ask(Opcode.SET_MANY, frames, gathering, deadline):
+        asking = Asking(self._caller, Opcode.SET_MANY, encode, gathering, deadline)
+        for part, changes in asking.answers(keys):
             for key, (status, version) in zip(part, changes, strict=True):
                 if status == Status.OK:
                     gathering.done[key] = version
                 else:
-                    gathering.failed[key] = _entry_error(Opcode.SET_MANY, status)
+                    asking.entry_failed(key, status)
         return gathering.result()
 
     def delete_many(self, keys: Iterable[K], *, budget: float | None = None) -> dict[K, bool]:
@@ -77,45 +82,42 @@ class ManyCalls(Generic[V]):
         deadline = self._caller.deadline(budget)
         asked = _distinct(keys)
         gathering: Gathering[K, bool] = Gathering("DELETE_MANY")
-        if not asked:
-            return gathering.result()
-        encoded = encode_keys(asked)  # before anything is sent
-        frames = frames_of(asked, encoded, self._room(Opcode.DELETE_MANY, MANY_KEYS_MAX, deadline))
-        for part, changes in self._ask(Opcode.DELETE_MANY, frames, gathering, deadline):
+        asking = Asking(self._caller, Opcode.DELETE_MANY, encode_keys, gathering, deadline)
+        for part, changes in asking.answers(asked):
             for key, (status, _) in zip(part, changes, strict=True):
                 if status in (Status.OK, Status.NOT_FOUND):
                     gathering.done[key] = status == Status.OK
                 else:
-                    gathering.failed[key] = _entry_error(Opcode.DELETE_MANY, status)
+                    asking.entry_failed(key, status)
         return gathering.result()
 
     def _get_round(self, asked: Sequence[K], gathering: Gathering[K, V], entries_max: int, deadline: float) -> list[K]:
         """Ask for all of them once; return the keys whose values no longer fitted into their reply."""
         full: list[K] = []
-        encoded = encode_keys(asked)  # before anything is sent
-        frames = frames_of(asked, encoded, self._room(Opcode.GET_MANY, entries_max, deadline))
-        for part, items in self._ask(Opcode.GET_MANY, frames, gathering, deadline):
+        asking = Asking(self._caller, Opcode.GET_MANY, encode_keys, gathering, deadline, entries_max)
+        for part, items in asking.answers(asked):
             if self._loads_nothing and items.statuses.count(Status.OK) == len(part):
                 gathering.done.update(zip(part, items.values, strict=True))
             else:
-                self._gather(part, items, gathering, full)
+                self._gather(part, items, asking, full)
         return full
 
-    def _gather(self, keys: Sequence[K], items: Items, gathering: Gathering[K, V], full: list[K]) -> None:
+    def _gather(self, keys: Sequence[K], items: Items, asking: Asking[K], full: list[K]) -> None:
         """Take in one reply, entry by entry; `full` gets the keys whose values no longer fitted into it."""
         for key, status, flags, data in zip(keys, items.statuses, items.flags, items.values, strict=True):
             if status == Status.OK:
-                self._gather_value(key, flags, data, gathering)
+                self._gather_value(key, flags, data, asking.gathering)
             elif status == Status.REPLY_FULL:
                 full.append(key)
             elif status != Status.NOT_FOUND:
-                gathering.failed[key] = _entry_error(Opcode.GET_MANY, status)
+                asking.entry_failed(key, status)
 
     def _get_alone(self, asked: Sequence[K], gathering: Gathering[K, V], deadline: float) -> None:
         """Ask for each by a GET of its own, whose reply holds nothing else."""
         for key in asked:
+            name = key_bytes(key)
             try:
-                status, values = self._caller.call(Opcode.GET, encode_key(key_bytes(key)), deadline)
+                status, values = self._caller.call(Opcode.GET, encode_key(name), deadline, name)
             except RcacheError as error:
                 gathering.failed[key] = error
                 continue
@@ -128,48 +130,6 @@ class ManyCalls(Generic[V]):
         except WrongFormat as error:
             gathering.failed[key] = error
 
-    def _room(self, opcode: Opcode, entries_max: int, deadline: float) -> Room:
-        """What one frame may hold, so that neither it nor its reply is longer than what the servers take."""
-        return Room.of(self._caller.frame_bytes_max(deadline), _REPLY_ENTRY_BYTES[opcode], entries_max)
-
-    def _ask(
-        self, opcode: Opcode, frames: Iterator[Frame[K]], gathering: Gathering[K, Any], deadline: float
-    ) -> Iterator[tuple[Sequence[K], Any]]:
-        """Send one frame after the other; yield the keys of each with what its reply says of them.
-
-        After a frame that failed, but for a refusal of that very frame, the rest is not sent.
-        """
-        for keys, payload in frames:
-            try:
-                answer = self._one_frame(opcode, len(keys), payload, deadline)
-            except RcacheError as error:
-                gathering.frame_failed(keys, error)
-                if isinstance(error, Refused):
-                    continue
-                for rest, _ in frames:
-                    gathering.not_sent(rest, error)
-                return
-            gathering.frame_answered()
-            yield keys, answer
-
-    def _one_frame(self, opcode: Opcode, count: int, payload: bytes, deadline: float) -> Any:
-        """What the reply to one frame says, of exactly as many entries as were sent."""
-        _, answer = self._caller.call(opcode, payload, deadline)
-        if len(answer) != count:
-            error = ProtocolError(f"{count} keys were answered with {len(answer)} entries", operation=opcode.name)
-            if opcode in READ_OPCODES:
-                raise error
-            raise OutcomeUnknown(error.what, operation=opcode.name) from error
-        return answer
-
-
-_REPLY_ENTRY_BYTES = {
-    Opcode.GET_MANY: ITEM_ENTRY.bytes_min,
-    Opcode.SET_MANY: CHANGE_ENTRY.bytes_min,
-    Opcode.DELETE_MANY: CHANGE_ENTRY.bytes_min,
-}
-"""What each key takes up in a reply at the least."""
-
 
 def _distinct(keys: Iterable[K]) -> list[K]:
     """The keys, each once."""
@@ -177,7 +137,3 @@ def _distinct(keys: Iterable[K]) -> list[K]:
         raise TypeError(f"keys must be several, not the single {keys!r}; a str would be taken letter by letter")
     several = list(keys)
     return several if len(set(several)) == len(several) else list(dict.fromkeys(several))
-
-
-def _entry_error(opcode: Opcode, status: int) -> RcacheError:
-    return error_of(status, "", "", opcode.name)

@@ -21,7 +21,7 @@ from threading import Lock
 from time import monotonic
 
 from rcache_client.budget import seconds_left
-from rcache_client.connection import Connection
+from rcache_client.connection import Connection, Setback, Trouble
 from rcache_client.errors import ClientClosed, PoolExhausted
 
 GOODBYE_SECONDS = 0.2
@@ -49,6 +49,7 @@ class Pool:
         self._connections_max = connections_max
         self._open_connection = open_connection
         self._closed = False
+        self._dissolved = False
         self._begin()
 
     def _begin(self) -> None:
@@ -66,7 +67,7 @@ class Pool:
     def take(self, deadline: float) -> Connection:
         """A connection that is ready; `give` or `discard` it afterwards. Blocks to the deadline at most.
 
-        Raises `PoolExhausted`, `ClientClosed`, and what opening one raises.
+        Raises `PoolExhausted`, `ClientClosed`, `Setback` after `dissolve`, and what opening one raises.
         """
         while True:
             connection = self._take_place(deadline)
@@ -103,7 +104,10 @@ class Pool:
                     self._idle.append(connection)
                 return
             self._forget_locked(connection)
-        _say_goodbye([connection])
+        if self._dissolved:
+            connection.close()
+        else:
+            _say_goodbye([connection])
 
     def discard(self, connection: Connection) -> None:
         """Close a connection; its place goes to the next one who waits."""
@@ -130,6 +134,12 @@ class Pool:
             while self._waiting:
                 self._grant(self._waiting.popleft(), None)
         return idle
+
+    def dissolve(self) -> None:
+        """Close the idle connections, and each other one when its call ends: the server is none of ours any more."""
+        self._dissolved = True
+        for connection in self.retire():
+            connection.close()
 
     def forget(self) -> None:
         """Start anew in a forked child: close its copies of the parent's sockets, in use or not, saying nothing on them."""
@@ -218,6 +228,8 @@ class Pool:
         turn.gate.release()
 
     def _check_open(self) -> None:
+        if self._dissolved:
+            raise Setback(Trouble.CLOSED, "the node left the cluster")
         if self._closed:
             raise ClientClosed("the client was closed", self._server)
 

@@ -1,9 +1,10 @@
-"""The doors: the addresses a client was given, all of which lead to one service.
+"""The doors: the addresses a client was given, and those of the nodes it learnt of, all of which lead to one service.
 
-What it is: which door the next call goes through, and what is known of each. Keys are never hashed over doors: the service
-itself knows where a key lives.
+What it is: which door the next call goes through, and what is known of each. Which node answers for a key is not decided here
+(that is `routing`).
 Which thread runs it: any; the lock is held for looking and marking only, never during I/O.
-What it owns: the doors, for the life of the client (an address is never dropped), and each door's pool.
+What it owns: the doors and each door's pool. A door that the client was given (a seed) stays for the client's life; that of a
+node stays while the node is in the view.
 What it must not know: what a request says, and whether it may be sent again.
 
 A door's states, and who moves it between them:
@@ -19,23 +20,23 @@ Invariants:
    take its application down with it.
 3. The back-off falls back to its shortest only when a request was answered, not when a connection was made: a server that
    greets and then says nothing more is still dead.
+4. A seed is never dropped, whatever a view says.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Sequence
-from enum import Enum
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from threading import Condition, Lock
 from time import monotonic
 
-from rcache_client.address import Address, Endpoint, LookupFailed, Resolver
+from rcache_client.address import Address, parse_address
 from rcache_client.budget import back_off_seconds
-from rcache_client.connection import Connection, Setback, Trouble, connect
+from rcache_client.connection import Connection, Setback, Trouble
+from rcache_client.door import Door, DoorState
 from rcache_client.errors import BudgetSpent, ClientClosed, PoolExhausted, ServersUnavailable
-from rcache_client.handshake import Greeter, Welcome
-from rcache_client.pool import Pool
+from rcache_client.view import Node
 from rcache_client.wire.opcodes import Status
 
 BACK_OFF_FIRST_SECONDS = 0.1
@@ -47,72 +48,36 @@ BACK_OFF_MAX_SECONDS = 5.0
 SILENCES_MAX = 3
 """So many times in a row a small budget may run out on a door before the door, not the budget, is blamed."""
 
-
-class DoorState(Enum):
-    UP = "up"
-    FAILED = "failed"
-    PROBING = "probing"
+UNDIVIDED_SECONDS = 0.1
+"""Less time than that is not divided between one door and the next: each would have too little."""
 
 
-class Door:
-    """One address: its pool, and what `Doors` knows of it (guarded by the lock there, but for what the fast path reads)."""
+class Unreached(Exception):
+    """A door cannot be used now, and others can: the key's bucket may have another primary by now. Within the client only."""
 
-    def __init__(self, address: Address, greeter: Greeter, connections_max: int, connect_timeout: float) -> None:
-        self.name = str(address)
-        self.state = DoorState.UP
-        self.why = ""
-        self.cause: BaseException | None = None
-        self.retry_at = 0.0
-        self.failures = 0
-        self.silences = 0
-        self.welcome: Welcome | None = None
-        self.resolver = Resolver(address)
-        self.pool = Pool(self.name, connections_max, self._open_connection)
-        self._greeter = greeter
-        self._connect_timeout = connect_timeout
-
-    def _open_connection(self, deadline: float) -> Connection:
-        """Resolve, connect and greet, within `connect_timeout` for all three. Raises `Setback` and what greeting raises."""
-        limit = min(deadline, monotonic() + self._connect_timeout)
-        try:
-            connection = connect(self._resolve(limit), self.name, limit)
-            try:
-                self.welcome = self._greeter.greet(connection, limit, self._connect_timeout)
-            except BaseException:
-                connection.close()
-                raise
-        except Setback as setback:
-            setback.maybe_executed = False  # nothing of the user's has left
-            setback.name_limit(f"connect_timeout of {self._connect_timeout:g} s", in_full=limit < deadline)
-            raise
-        return connection
-
-    def _resolve(self, deadline: float) -> list[Endpoint]:
-        try:
-            return self.resolver.resolve(deadline)
-        except LookupFailed as error:
-            raise Setback(Trouble.CLOSED, str(error)) from error.__cause__
-        except TimeoutError as error:
-            raise Setback(Trouble.SILENT, str(error)) from error
-
-    def forget(self) -> None:
-        """Start anew in a forked child. A probe of the parent's is due again here: the thread that made it is gone."""
-        self.resolver.forget()
-        self.pool.forget()
-        if self.state is DoorState.PROBING:
-            self.state = DoorState.FAILED
-            self.retry_at = 0.0
+    def __init__(self, why: str, cause: BaseException | None = None) -> None:
+        super().__init__(why)
+        self.why = why
+        self.__cause__ = cause
 
 
 class Doors:
     """All doors of one client. Thread-safe."""
 
     def __init__(
-        self, doors: Sequence[Door], *, wait_for_servers: bool, jitter: Callable[[float, float], float] = random.uniform
+        self,
+        seeds: Sequence[Door],
+        *,
+        wait_for_servers: bool,
+        make_door: Callable[[Address], Door],
+        jitter: Callable[[float, float], float] = random.uniform,
     ):
-        """`jitter(low, high)` picks a number between, so that clients that failed together do not probe together."""
-        self._doors = tuple(doors)
+        """`make_door` makes the door of a node. `jitter(low, high)` picks a number between, so that clients that failed together
+        do not probe together."""
+        self._seeds = tuple(seeds)
+        self._doors = self._seeds
         self._wait_for_servers = wait_for_servers
+        self._make_door = make_door
         self._jitter = jitter
         self._turn = itertools.count()
         self._all_up = True
@@ -123,25 +88,96 @@ class Doors:
         self._lock = Lock()
         self._changed = Condition(self._lock)
 
+    @property
+    def several(self) -> bool:
+        """Whether there is more than one door."""
+        return len(self._doors) > 1
+
     def take(self, deadline: float) -> tuple[Door, Connection]:
-        """A ready connection and its door: the next one in turn that can be used. Blocks to the deadline at most.
+        """A ready connection and its door: the next seed in turn that can be used, or else a node's. Blocks to the deadline.
 
         Each door is tried once. Raises `ServersUnavailable`, `BudgetSpent`, `PoolExhausted`, `ClientClosed`, `Refused`,
         `ProtocolError`.
         """
         tried: set[Door] = set()
         if self._all_up:  # nearly always, and then there is nothing to lock
-            door, probing = self._doors[next(self._turn) % len(self._doors)], False
+            door, probing = self._seeds[next(self._turn) % len(self._seeds)], False
             connection = door.pool.take_idle()
         else:
             door, probing = self._choose(deadline, tried)
             connection = None
         while connection is None:
-            connection = self._connect(door, probing, deadline)
+            connection = self._connect(door, probing, self._probe_deadline(door, deadline) if probing else deadline)
             if connection is None:
+                self._check_budget(door, deadline)
                 tried.add(door)
                 door, probing = self._choose(deadline, tried)
         return door, connection
+
+    def reach(self, door: Door, deadline: float) -> Connection:
+        """A ready connection through that very door. Blocks to the deadline, or half of what is left while other doors are up.
+
+        Raises `Unreached` where another door may know more, and all that `take` raises.
+        """
+        tried = False
+        while True:
+            probing = self._claim(door, tried, deadline)
+            limit = self._probe_deadline(door, deadline)
+            try:
+                connection = self._connect(door, probing, limit)
+            except PoolExhausted as error:
+                if limit >= deadline:
+                    raise
+                raise Unreached(error.what) from None
+            if connection is not None:
+                return connection
+            self._check_budget(door, deadline)
+            tried = True
+
+    def open(self, door: Door, probing: bool, deadline: float) -> Connection | None:
+        """A ready connection through a door of `candidates`; None where there is none. Raises what `reach` does."""
+        connection = None if probing else door.pool.take_idle()
+        return self._connect(door, probing, deadline) if connection is None else connection
+
+    def candidates(self, first: Door | None, last: Door | None, *, only_up: bool = False) -> Iterator[tuple[Door, bool]]:
+        """Every door that can be used, once, in a random order as each is asked for, and whether it must be probed.
+
+        Those that are up come before the others, `first` before all, `last` behind those of its kind.
+        """
+        doors = list(self._doors)
+        random.shuffle(doors)
+        doors.sort(key=lambda door: (door is not first, door.state is not DoorState.UP, door is last, door.silences > 0))
+        for door in doors:
+            with self._lock:
+                usable = not self._closed and (door.state is DoorState.UP or (not only_up and self._usable_locked(door)))
+                probing = usable and self._claim_locked(door)
+            if usable:
+                yield door, probing
+
+    def follow(self, nodes: Mapping[str, Node], changed: Container[str]) -> dict[str, Door] | None:
+        """Have a door for each of these nodes, and for no other but the seeds; return them by the nodes' names. None: closed.
+
+        A seed that has the node's address, or is known to lead to it, is its door. The door of one that `changed` may be probed
+        at once. Idle connections of doors that go are closed, and the others' when their calls end.
+        """
+        with self._changed:
+            if self._closed:
+                return None
+            by_address = {door.address: door for door in reversed(self._doors)}
+            by_name = {door.leads_to: door for door in reversed(self._seeds) if door.leads_to}
+            found: dict[str, Door] = {}
+            for name, node in nodes.items():
+                address = parse_address(node.address)
+                found[name] = by_address.get(address) or by_name.get(name) or self._make_door(address)
+                if name in changed and found[name].state is DoorState.FAILED:
+                    found[name].retry_at = 0.0
+            kept = dict.fromkeys((*self._seeds, *found.values()))
+            gone = [door for door in self._doors if door not in kept]
+            self._doors = tuple(kept)
+            self._changed.notify_all()
+        for door in gone:
+            door.pool.dissolve()
+        return found
 
     def fail(self, door: Door, why: str, cause: BaseException | None = None) -> None:
         """Mark a door as failed, unless somebody already did; its idle connections are dropped."""
@@ -191,8 +227,7 @@ class Doors:
         """The next door in turn, and whether the caller must probe it. Blocks only with `wait_for_servers`."""
         with self._changed:
             while True:
-                if self._closed:
-                    raise ClientClosed("the client was closed")
+                self.check_open()
                 chosen = self._choose_locked(tried)
                 if chosen is not None:
                     return chosen
@@ -202,17 +237,37 @@ class Doors:
                 tried.clear()
 
     def _choose_locked(self, tried: set[Door]) -> tuple[Door, bool] | None:
-        first = next(self._turn)
-        for place in range(len(self._doors)):
-            door = self._doors[(first + place) % len(self._doors)]
-            if door in tried:
-                continue
-            if door.state is DoorState.UP:
-                return door, False
-            if door.state is DoorState.FAILED and monotonic() >= door.retry_at:
-                door.state = DoorState.PROBING
-                return door, True
+        first = next(self._turn) % len(self._seeds)
+        for door in (*self._seeds[first:], *self._seeds[:first], *self._doors[len(self._seeds) :]):
+            if door not in tried and self._usable_locked(door):
+                return door, self._claim_locked(door)
         return None
+
+    def _claim(self, door: Door, tried: bool, deadline: float) -> bool:
+        """Whether the caller must probe that door, which can be used. Blocks only with `wait_for_servers`."""
+        with self._changed:
+            while True:
+                self.check_open()
+                if not tried and self._usable_locked(door):
+                    return self._claim_locked(door)
+                if any(other is not door and self._usable_locked(other) for other in self._doors):
+                    raise Unreached(f"{door.name}: {door.why or 'could not be used'}", door.cause)
+                if not self._wait_for_servers or monotonic() >= deadline:
+                    raise self._unavailable_locked()
+                self._changed.wait(self._pause_locked(deadline))
+                tried = False
+
+    @staticmethod
+    def _usable_locked(door: Door) -> bool:
+        return door.state is DoorState.UP or (door.state is DoorState.FAILED and monotonic() >= door.retry_at)
+
+    @staticmethod
+    def _claim_locked(door: Door) -> bool:
+        """Whether it must be probed; then the caller is the one who does."""
+        probing = door.state is not DoorState.UP
+        if probing:
+            door.state = DoorState.PROBING
+        return probing
 
     def _pause_locked(self, deadline: float) -> float:
         """How long to wait for a change: to the next probe that falls due, or the deadline."""
@@ -222,15 +277,11 @@ class Doors:
     def _connect(self, door: Door, probing: bool, deadline: float) -> Connection | None:
         """A connection through that door; None where it has failed and another door may be tried."""
         try:
-            connection = door.pool.take(self._probe_deadline(deadline) if probing else deadline)
+            connection = door.pool.take(deadline)
         except (Setback, PoolExhausted) as trouble:
             if isinstance(trouble, PoolExhausted) and not probing:
                 raise
             self._note_failure(door, probing, trouble)
-            if monotonic() >= deadline:
-                raise BudgetSpent(
-                    f"the budget ended before a connection was ready: {trouble}", door.name
-                ) from trouble.__cause__
             return None
         except BaseException:
             if probing:
@@ -240,11 +291,16 @@ class Doors:
             self._came_back(door)
         return connection
 
-    def _probe_deadline(self, deadline: float) -> float:
-        """Half of what is left, if another door is up: a probe that fails must leave time for a call that works."""
-        if any(door.state is DoorState.UP for door in self._doors):
-            return (monotonic() + deadline) / 2
-        return deadline
+    @staticmethod
+    def _check_budget(door: Door, deadline: float) -> None:
+        if monotonic() >= deadline:
+            raise BudgetSpent(f"the budget ended before a connection was ready: {door.why}", door.name) from door.cause
+
+    def _probe_deadline(self, door: Door, deadline: float) -> float:
+        """Half of what is left, if another door is up: one that fails must leave time for a call that works."""
+        now = monotonic()
+        others_up = any(other is not door and other.state is DoorState.UP for other in self._doors)
+        return (now + deadline) / 2 if others_up and deadline - now > UNDIVIDED_SECONDS else deadline
 
     def _note_failure(self, door: Door, probing: bool, trouble: Setback | PoolExhausted) -> None:
         why = trouble.reason if isinstance(trouble, Setback) else trouble.what
@@ -268,14 +324,19 @@ class Doors:
         door.retry_at = monotonic() + self._jitter(back_off / 2, back_off)
         door.why = why
         door.cause = cause.with_traceback(None) if cause is not None else None  # frames would keep sockets alive
-        self._all_up = False
+        self._all_up = self._all_up and not door.is_seed
         self._changed.notify_all()
 
     def _came_back(self, door: Door) -> None:
         with self._changed:
             door.state = DoorState.UP
-            self._all_up = not self._closed and all(d.state is DoorState.UP for d in self._doors)
+            self._all_up = not self._closed and all(d.state is DoorState.UP for d in self._seeds)
             self._changed.notify_all()
+
+    def check_open(self) -> None:
+        """Raises `ClientClosed`."""
+        if self._closed:
+            raise ClientClosed("the client was closed")
 
     def _unavailable_locked(self) -> ServersUnavailable:
         now = monotonic()

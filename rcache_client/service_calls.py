@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 from rcache_client.answers import request_layout
 from rcache_client.calls import Caller
 from rcache_client.errors import ProtocolError
+from rcache_client.flush import flush
+from rcache_client.view import View
 from rcache_client.wire.opcodes import Opcode, PersistMode
 
 _STATS = request_layout(Opcode.STATS)
@@ -42,9 +44,18 @@ class ServiceCalls:
         return monotonic() - began
 
     def flush(self, *, budget: float | None = None) -> int:
-        """Remove all values, bucket by bucket, and return how many there were. Waits for its whole budget if need be."""
-        _, values = self._caller.call(Opcode.FLUSH, b"", self._caller.deadline(budget))
-        return int(values[0])
+        """Remove all values, bucket by bucket, and return how many there were. Waits for its whole budget if need be.
+
+        Every node that is the primary of something is asked, all at once.
+        """
+        return flush(self._caller, self._caller.deadline(budget))
+
+    def view(self, *, budget: float | None = None) -> View:
+        """Which nodes the cluster has, and who holds each bucket: the newest view that the server asked, or this client, knows.
+
+        Raises `UnknownOpcode` where the server is too old to have one.
+        """
+        return self._caller.view(self._caller.deadline(budget))
 
     def stats(self, section: str = "", *, budget: float | None = None) -> dict[str, Any]:
         """The server's figures, by section; "" gives all sections."""

@@ -31,17 +31,21 @@ FLOORS: dict[str, tuple[str, ...]] = {
         *(*CLIENT, "rcache", "rcache.records", "rcache.cluster", "rcache.engine", "rcache.stream"),
         "rcache.peers",
     ),
-    "rcache.server": (
+    "rcache.member": (
         *(*CLIENT, "rcache", "rcache.records", "rcache.cluster", "rcache.engine", "rcache.stream"),
         *("rcache.peers", "rcache.agreement"),
     ),
+    "rcache.server": (
+        *(*CLIENT, "rcache", "rcache.records", "rcache.cluster", "rcache.engine", "rcache.stream"),
+        *("rcache.peers", "rcache.agreement", "rcache.member"),
+    ),
     "rcache.commands": (
         *(*CLIENT, "rcache", "rcache.records", "rcache.cluster", "rcache.engine", "rcache.stream"),
-        *("rcache.peers", "rcache.agreement", "rcache.server"),
+        *("rcache.peers", "rcache.agreement", "rcache.member", "rcache.server"),
     ),
     "soak": (
         *(*CLIENT, "rcache", "rcache.records", "rcache.cluster", "rcache.engine", "rcache.stream"),
-        *("rcache.peers", "rcache.agreement", "rcache.server", "rcache.commands"),
+        *("rcache.peers", "rcache.agreement", "rcache.member", "rcache.server", "rcache.commands"),
     ),
 }
 """From low to high, with what each may import from beside itself. "rcache" is its `__init__` alone: the version number."""
@@ -49,7 +53,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
 PACKAGES: dict[str, tuple[str, ...]] = {
     "sortedcontainers": ("rcache.cluster", "rcache.engine", "rcache.stream", "rcache.server", "rcache.commands"),
     "configargparse": ("rcache.server", "rcache.commands"),
-    "loguru": ("rcache.peers", "rcache.agreement", "rcache.server", "rcache.commands"),
+    "loguru": ("rcache.peers", "rcache.agreement", "rcache.member", "rcache.server", "rcache.commands"),
     "rich": ("rcache.commands", "soak"),
     "matplotlib": ("soak",),
 }

@@ -2,7 +2,7 @@
 
 What it is: a small reader of that document, which knows its sections (`### 0x12 SET`), its tables and its `hex` blocks, and
 tests that compare all of them with `rcache_client.wire`. The document says what to expect; the grammar says what is so; a
-change to either alone fails here.
+change to either alone fails here. The view's text and who may ask what are held against `rcache` in the same way.
 """
 
 from __future__ import annotations
@@ -14,17 +14,58 @@ from hashlib import blake2b
 from pathlib import Path
 from struct import calcsize, pack
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
+from rcache.cluster import view as views
+from rcache.cluster import wishes
+from rcache.cluster.leases import RATE_MARGIN
+from rcache.cluster.view import NodeState, decode_view, encode_view
+from rcache.member import member
+from rcache.peers import books, link
+from rcache.records.record import Kind, scan, show_sequence
+from rcache.server import node_answers, steering
+from rcache.server.node_answers import NodeAnswers, Refusal, Standing
+from rcache.server.session import CONTROL_BUDGET_S
+from rcache.server.steering import Steering
+from rcache_client.view import parse_view
 from rcache_client.wire import opcodes, proof
 from rcache_client.wire.frames import HEADER, Reply, ReplyReader, Request, RequestReader, encode_reply, encode_request
 from rcache_client.wire.grammar import EMPTY, REQUESTS, BadPayload, Field, Group, Layout, reply_layout
-from rcache_client.wire.opcodes import Opcode, Role, Status, StatusClass, opcode_name, status_class
+from rcache_client.wire.opcodes import NODE_OPCODES, Opcode, Role, Status, StatusClass, opcode_name, status_class
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "protocol.md"
 TEXT = DOCUMENT.read_text(encoding="utf-8")
 FRAME_BYTES_MAX = 1 << 16
+
+OF_MEMBERS = {Status.VIEW_AHEAD, Status.WRONG_NODE, Status.STALE_VIEW}
+NODE_STATUSES: dict[Opcode, set[Status]] = {
+    Opcode.VIEW: {Status.VIEW_AHEAD},
+    Opcode.STEER: {Status.VIEW_AHEAD, Status.BAD_ARGUMENT, Status.NOT_ALLOWED, Status.VIEW_UNSETTLED},
+    Opcode.HEARTBEAT: OF_MEMBERS,
+    Opcode.RECORDS: OF_MEMBERS | {Status.BROKEN_CHAIN, Status.APPEND_LOG_FAILED},
+    Opcode.SEQUENCES: OF_MEMBERS,
+    Opcode.REGISTER_READ: {Status.REGISTER_UNAVAILABLE},
+    Opcode.REGISTER_SET: {Status.REGISTER_UNAVAILABLE, Status.BAD_VIEW, Status.VIEW_UNSETTLED},
+    Opcode.REGISTER_WATCH: {Status.REGISTER_UNAVAILABLE},
+}
+"""What the document lists for each, beside what any request may get."""
+
+BETWEEN_NODES = (
+    *(Status.BROKEN_CHAIN, Status.BAD_VIEW, Status.VIEW_AHEAD, Status.REGISTER_UNAVAILABLE),
+    Status.VIEW_UNSETTLED,
+)
+
+LIMITS_BETWEEN_NODES = {
+    "EPOCH_MAX": views.EPOCH_MAX,
+    "BUCKETS_MAX": views.BUCKETS_MAX,
+    "BEATS_A_LEASE": books.BEATS_A_LEASE,
+    "RATE_MARGIN": RATE_MARGIN,
+    "VIEW_WAIT_S": member.VIEW_WAIT_S,
+    "WATCH_S_MAX": node_answers.WATCH_S_MAX,
+    "SEND_BYTES": link.SEND_BYTES,
+}
 
 AnyLayout = Layout | Group
 Annotated = list[tuple[bytes, str]]
@@ -55,6 +96,8 @@ def tables_headed(text: str, *heading: str) -> list[list[list[str]]]:
 
 
 def range_text(field: Field) -> str:
+    if field.fixed_bytes or field.rest:
+        return "bytes"
     bits = 8 * calcsize(">" + field.code)
     widest = (-(1 << bits - 1), (1 << bits - 1) - 1) if field.code.islower() else (0, (1 << bits) - 1)
     return "any" if (field.low, field.high) == widest else f"{field.low:,} to {field.high:,}"
@@ -67,11 +110,13 @@ def expected_rows(layout: AnyLayout, prefix: str = "") -> list[list[str]]:
     heads, tails = [], []
     for field in layout.fields:
         width = str(calcsize(">" + field.code))
-        if field.string:
+        if field.rest:
+            tails.append(["the rest", prefix + field.name, range_text(field)])
+        elif field.string:
             heads.append([width, f"{prefix}length of {field.name}", range_text(field)])
             tails.append([f"length of {field.name}", prefix + field.name, "UTF-8 text" if field.text else "bytes"])
         else:
-            heads.append([width, prefix + field.name, "bytes" if field.fixed_bytes else range_text(field)])
+            heads.append([width, prefix + field.name, range_text(field)])
     return heads + tails
 
 
@@ -82,7 +127,9 @@ def expected_lines(layout: AnyLayout, values: Any) -> list[tuple[bytes, str, Any
         return [(pack(">H", len(values)), "count", len(values)), *entries]
     heads, tails = [], []
     for field, value in zip(layout.fields, values, strict=True):
-        if field.string:
+        if field.rest:
+            tails.append((value, field.name, value))
+        elif field.string:
             raw = value.encode() if field.text else value
             heads.append((pack(">" + field.code, len(raw)), f"length of {field.name}", len(raw)))
             tails.append((raw, field.name, value))
@@ -220,7 +267,10 @@ def test_every_status_class_has_an_example() -> None:
 def test_every_reply_layout_that_is_not_a_reason_has_an_example() -> None:
     shown = {id(example.layout()) for example in EXAMPLES}
     for opcode in Opcode:
-        for status in (Status.OK, Status.NOT_FOUND, Status.CHANGED, Status.CHALLENGE, Status.SHUTTING_DOWN):
+        for status in (
+            *(Status.OK, Status.NOT_FOUND, Status.CHANGED, Status.CHALLENGE, Status.STALE_VIEW),
+            Status.SHUTTING_DOWN,
+        ):
             layout = reply_layout(opcode, status)
             assert id(layout) in shown or layout is EMPTY, (opcode, status)
 
@@ -250,13 +300,24 @@ def test_the_statuses_listed_for_an_opcode_have_the_payload_it_names(opcode: Opc
             assert advice
 
 
+def listed_statuses(opcode: Opcode) -> set[Status]:
+    section = SECTIONS[f"0x{opcode:02x} {opcode.name}"]
+    listed = tables_headed(section, "status", "payload", "what the client should do")
+    return {Status[row[0]] for rows in listed for row in rows}
+
+
+@pytest.mark.parametrize("opcode", NODE_STATUSES, ids=lambda opcode: opcode.name)
+def test_what_a_node_may_answer_is_listed(opcode: Opcode) -> None:
+    assert listed_statuses(opcode) == NODE_STATUSES[opcode]
+
+
 def test_no_opcode_is_described_that_does_not_exist() -> None:
     described = {name for name in SECTIONS if re.match(r"0x[0-9a-f]{2} ", name)}
     assert described == {f"0x{opcode:02x} {opcode.name}" for opcode in Opcode}
 
 
 def test_shared_payloads_are_described_too() -> None:
-    for name in ("reason", "challenge", "version"):
+    for name in ("reason", "challenge", "version", "newer view"):
         (layout,) = {
             id(layout): layout
             for opcode in Opcode
@@ -313,12 +374,131 @@ def test_the_header_is_described() -> None:
 
 
 def test_the_opcodes_that_read_are_named() -> None:
-    matched = re.search(r"Reads \(([A-Z_, ]+)\) change nothing", TEXT)
+    matched = re.search(r"Reads \(([A-Z_,\s]+)\) change nothing", TEXT)
     assert matched
-    assert {Opcode[name] for name in matched[1].split(", ")} == opcodes.READ_OPCODES
+    assert {Opcode[name] for name in re.split(r",\s+", matched[1])} == opcodes.READ_OPCODES
+
+
+@pytest.mark.parametrize("status", [*BETWEEN_NODES, Status.STALE_VIEW, Status.WRONG_NODE], ids=lambda status: status.name)
+def test_what_only_nodes_are_told_is_listed_where_they_may_be_told_so(status: Status) -> None:
+    """Whoever adds one says which opcode gets it; the tests of `NodeAnswers` hold each opcode to its list."""
+    assert {opcode for opcode in Opcode if status in listed_statuses(opcode)} == {
+        opcode for opcode, statuses in NODE_STATUSES.items() if status in statuses
+    }
+
+
+def test_the_limits_between_nodes_have_their_numbers() -> None:
+    (rows,) = tables_headed(TEXT, "limit between nodes", "number", "why")
+    assert {name: float(number.replace(",", "")) for name, number, _ in rows} == LIMITS_BETWEEN_NODES
+
+
+def test_who_may_ask_what_is_as_the_node_answers() -> None:
+    (rows,) = tables_headed(TEXT, "opcodes", "who may ask")
+    said = {Opcode[name]: roles for names, roles in rows for name in names.split(", ")}
+    assert set(said) == NODE_OPCODES | {Opcode.VIEW, Opcode.STEER}
+    for opcode, roles in said.items():
+        allowed = {role for role in Role if is_answered(opcode, role)}
+        assert allowed == (set(Role) if roles == "everybody" else {Role[name] for name in roles.split(", ")})
+
+
+def test_the_orders_are_those_there_are() -> None:
+    (rows,) = tables_headed(SECTIONS["0x44 STEER"], "verb", "fields", "what comes of it")
+    known = Steering(Mock(), print)._verbs
+    assert {verb: fields for verb, fields, _ in rows} == {
+        verb: ", ".join(sorted(fields)) for verb, (fields, _) in known.items()
+    }
+    assert f"at most {wishes.PAUSE_S_MAX:,.0f} s" in SECTIONS["0x44 STEER"]
+    assert f"1 to {steering.TEXT_MAX} printable" in SECTIONS["0x44 STEER"]
+    assert f"(nothing: {CONTROL_BUDGET_S:.0f})" in SECTIONS["0x44 STEER"]
+
+
+def is_answered(opcode: Opcode, role: Role) -> bool:
+    """Whether a node takes up the question, whatever it then says."""
+    layout = REQUESTS[opcode]
+    assert isinstance(layout, Layout)
+    payload = layout.encode(*[b"" if field.string else max(field.low, 1) for field in layout.fields])
+    try:
+        NodeAnswers(Standing()).answer(opcode, payload, role, "me", 0.0)
+    except Refusal as refusal:
+        return refusal.status is not Status.NOT_ALLOWED
+    return True
+
+
+# The view's text.
+
+
+def view_example() -> dict[str, Any]:
+    (text,) = re.findall(r"^```json\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL)
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def field_paths(facts: dict[str, Any]) -> list[str]:
+    """The names of a view's fields, in their order; a field of an object is named behind its own."""
+    found = []
+    for name, value in facts.items():
+        found.append(name)
+        inner = next(iter(value.values())) if name == "nodes" else value
+        if isinstance(inner, dict):
+            found += [f"{name}: {field}" for field in inner]
+    return found
+
+
+def test_the_example_of_a_view_is_one() -> None:
+    facts = view_example()
+    view = decode_view(json.dumps(facts).encode())
+    assert json.dumps(facts, separators=(",", ":"), ensure_ascii=False).encode() == encode_view(view)
+    assert parse_view(encode_view(view)).epoch == view.epoch, "a client reads it too"
+    assert view.pause is not None
+    assert any(placed.backups for placed in view.placements)
+    assert any(placed.primary is None for placed in view.placements)
+
+
+def test_every_field_of_a_view_is_described_in_its_order() -> None:
+    (rows,) = tables_headed(TEXT, "field of a view", "value", "meaning")
+    assert [name for name, _, _ in rows] == field_paths(view_example())
+    assert all(value and meaning for _, value, meaning in rows)
+
+
+def test_the_bucket_of_a_key_is_that_named_beside_it() -> None:
+    matched = re.search(r"Of (\d+) buckets the key `(\w+)` is in bucket (\d+)", TEXT)
+    assert matched
+    facts = {**view_example(), "buckets": [[int(matched[1]), "n1", [], 1]]}
+    assert parse_view(json.dumps(facts).encode()).bucket_of(matched[2]) == int(matched[3])
+
+
+def test_the_states_of_a_node_are_those_there_are() -> None:
+    (rows,) = tables_headed(TEXT, "state of a node", "meaning")
+    assert [state for state, _ in rows] == [state.value for state in NodeState]
 
 
 # What the examples say beyond their layout.
+
+
+def test_the_records_of_an_example_are_some() -> None:
+    payload = only("request RECORDS").frame().payload
+    records = REQUESTS[Opcode.RECORDS].decode(payload)[-1]
+    assert isinstance(records, bytes)
+    (record,) = scan(records)
+    matched = re.search(r"SET of the key `(\w+)` to `(\w+)` in bucket (\d+), as change (\d+)\.(\d+)", TEXT)
+    assert matched
+    assert (record.kind, record.key, record.value) == (Kind.SET, matched[1].encode(), matched[2].encode())
+    assert (record.bucket, show_sequence(record.sequence)) == (int(matched[3]), f"{matched[4]}.{matched[5]}")
+
+
+def test_the_sequences_of_an_example_are_packed_as_described() -> None:
+    payload = only("reply SEQUENCES OK").frame().payload
+    found = [(int.from_bytes(payload[at : at + 4], "big"), payload[at + 4 : at + 12]) for at in range(0, len(payload), 12)]
+    matched = re.search(r"[Bb]ucket (\d+) whole up to (\d+\.\d+), and bucket (\d+) not whole", TEXT)
+    assert matched
+    said = [(bucket, show_sequence(int.from_bytes(sequence, "big"))) for bucket, sequence in found]
+    assert said == [(int(matched[1]), matched[2]), (int(matched[3]), "0.0")]
+
+
+def test_an_example_of_an_answer_fits_its_question() -> None:
+    """What a reply gives back of its request."""
+    asked = REQUESTS[Opcode.HEARTBEAT].decode(only("request HEARTBEAT").frame().payload)
+    assert only("reply HEARTBEAT OK").layout().decode(only("reply HEARTBEAT OK").frame().payload)[0] == asked[-1]
 
 
 def test_the_proofs_are_those_of_the_secret_named_beside_them() -> None:

@@ -162,6 +162,13 @@ def part(view: View, asker: Asker, peer: str) -> View:
     return _next(view, asker, placements=placements, nodes=nodes)
 
 
+def forsake(view: View, asker: Asker, name: str) -> View:
+    """A node that has nothing has not been heard of for long: it counts for nothing but a majority any more."""
+    if view.copies_of(name) or view.nodes[name].state is NodeState.LOST:
+        raise WishRefused(f"{name} has {view.copies_of(name)} copies, and is {view.nodes[name].state}")
+    return _next(view, asker, nodes=_with_node(view, name, NodeState.LOST))
+
+
 def declare_lost(view: View, asker: Asker, name: str) -> View:
     """An operator says that a node is stopped and will not come back. What only it had is lost; the rest goes to backups."""
     _demand_member(view, name)

@@ -1,7 +1,7 @@
 """The commands of rcache-cli that look at the cluster: nodes, buckets, view, handoffs.
 
-What it is: for each command what it asks, and what came of it in words or tables. They show what one node, the first of the servers
-that answered, goes by; `handoffs` asks every node of that view.
+What it is: for each command what it asks, and what came of it in words or tables. They show what one node goes by, the first of
+the servers that answered; `handoffs` asks every node of that view.
 Which thread runs it: the main thread; every command blocks to its budget at most (handoffs: for so long at each node).
 What it owns: nothing. What it must not know: how an answer is written.
 """
@@ -58,7 +58,7 @@ def nodes(_options: CliOptions, door: Door) -> Answer:
         }
         for name, node in view.nodes.items()
     ]
-    table = _table(("name", "incarnation", "address", "state", "since", "primaries", "backups", "register"), "rrr")
+    table = _table("name", "incarnation", "address", "state", "since", "primaries", "backups held", "register")
     for each in told:
         keeps = "keeps it" if each["register"] else ""
         counts = (f"{each['primaries']:,}", f"{each['backups']:,}")
@@ -119,7 +119,7 @@ def buckets(options: CliOptions, door: Door) -> Answer:
             for bucket, (placed, state) in enumerate(zip(view.placements, states, strict=True))
         ]
         return Answer(fields, Group(_heading(door, view), _all_buckets(view, states)))
-    by_node = _table(("node", "state", "primaries", "backups"), "rr")
+    by_node = _table("node", "state", "primaries", "backups held")
     for name, each in told.items():
         by_node.add_row(f"  {name}", str(each["state"]), f"{each['primaries']:,}", f"{each['backups']:,}")
     shown: list[RenderableType] = [_heading(door, view), by_node, Text(), _states(counts, view)]
@@ -136,14 +136,14 @@ def _states(counts: dict[str, int], view: View) -> Table:
         "lacking": "with fewer backups in step than there should be",
         "lost": "without a copy at any node",
     }
-    table = _table(("state", "buckets", ""), "r")
+    table = _table("state", "buckets", "")
     for state, count in counts.items():
         table.add_row(f"  {state}", f"{count:,}", means[state])
     return table
 
 
 def _all_buckets(view: View, states: Sequence[str]) -> Table:
-    table = _table(("bucket", "primary", "backups", "opened", "state"), "")
+    table = _table("bucket", "primary", "backups", "opened", "state")
     for bucket, (placed, state) in enumerate(zip(view.placements, states, strict=True)):
         table.add_row(f"  {bucket}", placed.primary or "-", ", ".join(placed.backups) or "-", f"epoch {placed.opened}", state)
     return table
@@ -196,8 +196,8 @@ def handoffs(_options: CliOptions, door: Door) -> Answer:
             told[name] = _cluster_stats(door, node.address)
         except (RcacheError, CliStopped) as error:
             complaints.append(f"{name}: {explain(error) if isinstance(error, RcacheError) else error}")
-    table = _table(("node", "copies under way", "frozen", "to open", "handed over", "of them lacking"), "rrrrr", first=1)
-    links = _table(("from", "to", "up", "bytes behind", "frames waiting", "filled", "rows", "sent to fill"), "rrrrr", first=3)
+    table = _table("node", "copies under way", "frozen", "to open", "handed over", "lacking")
+    links = _table("from", "to", "up", "bytes behind", "frames waiting", "filled", "rows", "sent to fill")
     for name, figures in told.items():
         counts = (f"{figures.get(each, 0):,}" for each in _UNDER_WAY)
         lacking = sum(placed.primary == name for placed in map(view.placements.__getitem__, view.lacking()))
@@ -224,13 +224,17 @@ def _link_cells(link: dict[str, Any]) -> list[str]:
     return ["yes" if up else "no", show_size(behind), f"{waiting:,}", f"{filled:,}", f"{rows:,}", show_size(sent)]
 
 
-def _table(titles: Sequence[str], justify: str, first: int | None = None) -> Table:
-    """A table as rcache-cli shows them. `justify`: r for each column of numbers, from column `first` on, or the last but for one
-    that has no number."""
+_NUMBERS = frozenset(
+    {"since", "primaries", "backups held", "buckets", "copies under way", "frozen", "to open", "handed over", "lacking"}
+    | {"bytes behind", "frames waiting", "filled", "rows", "sent to fill"}
+)
+"""Columns of numbers, which stand below each other."""
+
+
+def _table(*titles: str) -> Table:
+    """A table as rcache-cli shows them."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="cyan")
     for number, title in enumerate(titles):
-        table.add_column(f"  {title}" if number == 0 else title, no_wrap=number == 0)
-    begin = first if first is not None else len(titles) - len(justify) - (1 if titles[-1] in ("", "register") else 0)
-    for number in range(begin, begin + len(justify)):
-        table.columns[number].justify = "right"
+        shown = f"  {title}" if number == 0 else title
+        table.add_column(shown, justify="right" if title in _NUMBERS else "left", no_wrap=number == 0)
     return table

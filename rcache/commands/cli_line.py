@@ -1,11 +1,12 @@
 """A connection of rcache-cli to one node, over which it looks at the cluster and steers it.
 
-What it is: `Door`, whichever of the given servers answers first, asked one thing at a time; errors come as rcache-cli ends with them.
+What it is: `Door`, whichever of the given servers answers first, asked one thing at a time; its errors are those that
+rcache-cli ends with.
 Which thread runs it: the main thread; every call blocks to its budget at most.
 What it owns: its connection, until `close`. What it must not know: commands.
 
-Why not the client: it routes requests by the view, and sends again what came to nothing. Here one node is asked what it sees, and an
-order is given once.
+Why not the client: it routes requests by the view, and sends again what came to nothing. Here one node is asked what it sees,
+and an order is given once.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ class Door:
         try:
             line.connected()
             return self._asked(line, opcode, *values, timeout_s=timeout_s)
-        except PeerUnreachable as error:
-            raise _cause(error) from error
+        except PeerUnreachable as trouble:
+            raise _cause(trouble) from trouble
         finally:
             line.close()
 
@@ -66,13 +67,13 @@ class Door:
             line = self._line_to(server, self.budget_s)
             try:
                 line.connected()
-            except PeerUnreachable as error:
-                troubles.append(error)
+            except PeerUnreachable as trouble:
+                troubles.append(trouble)
             else:
                 return line
-        for error in troubles:
-            if error.unwelcome:
-                raise _cause(error) from error
+        for each in troubles:
+            if each.unwelcome:
+                raise _cause(each) from each
         raise ServersUnavailable("no server can be used: " + "; ".join(map(str, troubles)))
 
     def _line_to(self, address: str, timeout_s: float) -> Line:
@@ -82,11 +83,11 @@ class Door:
         server = str(line.address)
         try:
             status, answer = line.ask(opcode, *values, timeout_s=timeout_s)
-        except PeerUnreachable as error:
-            if error.not_sent:
-                raise _cause(error) from error
+        except PeerUnreachable as trouble:
+            if trouble.not_sent:
+                raise _cause(trouble) from trouble
             kind = TimedOut if opcode in READ_OPCODES else OutcomeUnknown
-            raise kind(str(error), operation=opcode_name(opcode)) from error
+            raise kind(str(trouble), operation=opcode_name(opcode)) from trouble
         if status == Status.OK:
             return answer
         reason = str(answer[-1]) if answer else ""
@@ -95,6 +96,6 @@ class Door:
         raise CliStopped(code, f"{server} refuses: {reason}" if code is CliExit.REFUSED and reason else str(error))
 
 
-def _cause(error: PeerUnreachable) -> RcacheError:
+def _cause(trouble: PeerUnreachable) -> RcacheError:
     """What the client would say of it."""
-    return error.__cause__ if isinstance(error.__cause__, RcacheError) else ServersUnavailable(str(error))
+    return trouble.__cause__ if isinstance(trouble.__cause__, RcacheError) else ServersUnavailable(str(trouble))

@@ -23,6 +23,7 @@ from typing import NoReturn
 
 from rcache.commands import option_values as values
 from rcache.commands.cli_exit import EXIT_CODES, CliExit
+from rcache.stream.policy import FsyncPolicy
 from rcache_client.arguments import COUNT_MAX, COUNT_MIN, parse_servers
 from rcache_client.budget import SECONDS_MAX
 from rcache_client.wire.opcodes import DEFAULT_PORT, TTL_MS_MAX
@@ -33,6 +34,11 @@ SECRET_VARIABLE = "RCACHE_SECRET_FILE"  # noqa: S105 - the name of a variable th
 SERVER_DEFAULT = f"127.0.0.1:{DEFAULT_PORT}"
 
 BUDGET_MIN_S = 0.001
+
+BACKUPS_MAX = 8
+LEASE_MIN_S, LEASE_MAX_S = 0.05, 60.0
+ACK_MAX_S = 600.0
+"""As `rcache.server.steering` takes them (a test holds them against each other; to import it would triple the start)."""
 
 PERSIST_WORDS = ("on", "off", "status")
 
@@ -50,6 +56,18 @@ COMMANDS = {
     "persist": "have the server save its data when it stops, or not",
     "flush": "remove everything",
     "load": "store every file of a directory, its path as the key",
+    "nodes": "show the cluster's nodes, and how much each has",
+    "buckets": "show who has the buckets, and which lack backups",
+    "view": "show the view that the nodes agreed on",
+    "handoffs": "show which copies and buckets are on their way",
+    "drain": "have a node hand over what it has, and end",
+    "pause": "have writes wait, on every node",
+    "resume": "end a pause",
+    "settings": "show what belongs to the cluster, or change it",
+    "remove": "take a node that has left, or is lost, out of the view",
+    "lost": "declare a node lost that is stopped for good",
+    "renew": "have lost buckets begin again, empty",
+    "takeover": "have this node keep the register of one that is stopped for good",
 }
 
 _DESCRIPTION = """\
@@ -69,7 +87,11 @@ examples:
   {PROGRAM} incr visits --initial 1
   {PROGRAM} load site/ --prefix www/
   {PROGRAM} --server cache1:{DEFAULT_PORT} --server cache2:{DEFAULT_PORT} ping
-  {PROGRAM} stats memory --json"""
+  {PROGRAM} stats memory --json
+  {PROGRAM} nodes
+  {PROGRAM} drain cache2
+  {PROGRAM} pause --for 30s --reason "a copy is made"
+  {PROGRAM} lost cache3 --is-stopped"""
 
 _TTL = re.compile(r"(\d{1,10}(?:\.\d{0,3})?|\.\d{1,3})([smhdw]?)", re.ASCII)
 _TTL_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -99,6 +121,18 @@ class CliOptions:
     yes: bool = False
     directory: Path = Path()
     prefix: bytes = b""
+    all: bool = False
+    raw: bool = False
+    node: str = ""
+    seconds: float = 0.0
+    reason: str = ""
+    backups: int | None = None
+    lease: float | None = None
+    ack: float | None = None
+    fsync: str | None = None
+    is_stopped: bool = False
+    stopped: tuple[str, ...] = ()
+    accept_old: bool = False
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> CliOptions:
@@ -114,8 +148,11 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> CliOptions:
         parser.error("--forever and a time were both given; one of them is allowed")
     given["servers"] = _servers(parser, given.pop("server"), environ)
     given["secret"] = _secret(parser, given.pop("secret_file"), environ)
-    if "keys" in given:
-        given["keys"] = tuple(dict.fromkeys(given["keys"]))
+    if command == "lost" and not given["is_stopped"]:
+        parser.error(f"--is-stopped is needed: say so once {given['node']} is stopped; what a running node has is not lost")
+    for name in ("keys", "stopped"):
+        if name in given:
+            given[name] = tuple(dict.fromkeys(given[name]))
     return CliOptions(command=command, **given)
 
 
@@ -156,7 +193,7 @@ def _new_parser(prog: str, usage: str, description: str, epilog: str) -> _Parser
     group.add_argument("--server", action="append", metavar="HOST:PORT", help=server.replace("%(default)s", SERVER_DEFAULT))
     secret = f"the secret that the server asks for (variable {SECRET_VARIABLE})"
     group.add_argument("--secret-file", type=values.path, metavar="FILE", help=secret)
-    budget = "the longest that a request may take (default: 5; 60 for flush and load)"
+    budget = "the longest that a request may take (default: 5; 15 to steer the cluster; 60 for flush and load)"
     group.add_argument("--budget", type=values.seconds(BUDGET_MIN_S, SECONDS_MAX), metavar="SECONDS", help=budget)
     group.add_argument("--json", action="store_true", help="answer in JSON, one object on one line, for programs")
     return parser
@@ -240,6 +277,59 @@ def _add_load(parser: _Parser) -> None:
     _add_ttl(parser)
 
 
+def _add_all(parser: _Parser) -> None:
+    parser.add_argument("--all", action="store_true", help="a line for each bucket")
+
+
+def _add_raw(parser: _Parser) -> None:
+    parser.add_argument("--raw", action="store_true", help="the very text that the nodes agreed on, on one line")
+
+
+def _add_node(parser: _Parser) -> None:
+    parser.add_argument("node", type=values.node_name, metavar="NODE", help="the node's name")
+
+
+def _add_pause(parser: _Parser) -> None:
+    time = "how long, at most: 90, 0.5, 30s, 10m; writes go on by themselves then"
+    parser.add_argument("--for", dest="seconds", type=_ttl, required=True, metavar="TIME", help=time)
+    parser.add_argument("--reason", required=True, metavar="TEXT", help="why; others see it in 'nodes' and in the logs")
+
+
+def _add_settings(parser: _Parser) -> None:
+    backups = "how many copies there are to be beside each primary"
+    parser.add_argument("--backups", type=values.whole(0, BACKUPS_MAX), metavar="N", help=backups)
+    lease = "how long a primary may count on a backup that it does not hear of"
+    parser.add_argument("--lease", type=values.seconds(LEASE_MIN_S, LEASE_MAX_S), metavar="SECONDS", help=lease)
+    ack = "how long a backup may owe an acknowledgement (without it: goes along with the lease)"
+    parser.add_argument("--ack", type=values.seconds(LEASE_MIN_S, ACK_MAX_S), metavar="SECONDS", help=ack)
+    policies = [policy.value for policy in FsyncPolicy]
+    fsync = "when the append logs are made durable; a node's log follows when it starts"
+    parser.add_argument("--fsync", type=values.word(*policies), metavar="|".join(policies), help=fsync)
+
+
+def _add_lost(parser: _Parser) -> None:
+    _add_node(parser)
+    stopped = "you know that the node is stopped and will not come back; needed"
+    parser.add_argument("--is-stopped", action="store_true", help=stopped)
+    parser.add_argument("--yes", action="store_true", help="do not ask before buckets lose their only copy")
+
+
+def _add_renew(parser: _Parser) -> None:
+    parser.add_argument("--yes", action="store_true", help="do not ask first")
+
+
+def _add_takeover(parser: _Parser) -> None:
+    stopped = "a node that you know is stopped and will not come back; repeatable"
+    kind, name = values.node_name, "--is-stopped"
+    parser.add_argument(name, dest="stopped", type=kind, action="append", required=True, metavar="NODE", help=stopped)
+    old = "go on from backups that may lack what a stopped primary acknowledged alone"
+    parser.add_argument("--accept-old", action="store_true", help=old)
+
+
+_TAKEOVER_NOTES = """The first
+--server keeps the register from then on. Every node must answer, or be
+named with --is-stopped."""
+
 _LOAD_NOTES = """A file's key is its
 path below DIR, with '/' between its parts. Files that fail are named, and the
 rest goes on. Running it again is safe: it stores the same again."""
@@ -258,6 +348,26 @@ _ARGUMENTS: dict[str, tuple[str, str, Callable[[_Parser], None]]] = {
     "persist": ("[on|off|status] ", "It lasts\nuntil the server stops.", _add_mode),
     "flush": ("", "", _add_yes),
     "load": ("DIR ", _LOAD_NOTES, _add_load),
+    "nodes": ("", "", _add_nothing),
+    "buckets": ("", "", _add_all),
+    "view": ("", "", _add_raw),
+    "handoffs": ("", "Every\nnode of the view is asked.", _add_nothing),
+    "drain": ("NODE ", "", _add_node),
+    "pause": (
+        "--for TIME --reason TEXT ",
+        "Reads are\nanswered. It returns once every node confirmed that no write runs.",
+        _add_pause,
+    ),
+    "resume": ("", "", _add_nothing),
+    "settings": ("", "Without an\noption it shows them.", _add_settings),
+    "remove": ("NODE ", "", _add_node),
+    "lost": (
+        "NODE --is-stopped ",
+        "Buckets\nthat it had with others go to their backups; what only it had is lost.",
+        _add_lost,
+    ),
+    "renew": ("", "", _add_renew),
+    "takeover": ("--is-stopped NODE ", _TAKEOVER_NOTES, _add_takeover),
 }
 """For each command: its arguments in the usage line, what else is to be said, and what adds them."""
 

@@ -12,9 +12,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from rcache.commands import cli_keys, cli_service
+from rcache.commands import cli_cluster, cli_keys, cli_service, cli_steer
 from rcache.commands.cli_answer import Answer, complain, write
 from rcache.commands.cli_exit import INTERRUPTED, CliExit, CliStopped, code_of, explain
+from rcache.commands.cli_line import Door
 from rcache.commands.cli_load import load
 from rcache.commands.cli_options import PROGRAM, CliOptions, parse
 from rcache_client import Client, RcacheError, Role
@@ -22,6 +23,9 @@ from rcache_client.client import BUDGET, CONNECT_TIMEOUT
 
 LONG_BUDGET_S = 60.0
 """For commands that work through all items, or carry large values."""
+
+STEER_BUDGET_S = 15.0
+"""For orders: nodes that do not answer are waited for, one after the other."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,6 +53,12 @@ def _run(options: CliOptions) -> Answer:
     try:
         if options.command == "ping":
             return cli_service.ping(options, open_client)
+        if options.command in _LOOK:
+            with Door(options) as door:
+                return _LOOK[options.command](options, door)
+        if options.command in _STEER:
+            with Door(options, STEER_BUDGET_S) as door:
+                return _STEER[options.command](options, door)
         with open_client(options, options.servers) as client:
             return _RUN[options.command](options, client)
     except CliStopped as stopped:
@@ -84,6 +94,24 @@ _RUN: dict[str, Callable[[CliOptions, Client[bytes]], Answer]] = {
     "persist": cli_service.persist,
     "flush": cli_service.flush,
     "load": load,
+}
+
+_LOOK: dict[str, Callable[[CliOptions, Door], Answer]] = {
+    "nodes": cli_cluster.nodes,
+    "buckets": cli_cluster.buckets,
+    "view": cli_cluster.view,
+    "handoffs": cli_cluster.handoffs,
+}
+
+_STEER: dict[str, Callable[[CliOptions, Door], Answer]] = {
+    "drain": cli_steer.drain,
+    "pause": cli_steer.pause,
+    "resume": cli_steer.resume,
+    "settings": cli_steer.settings,
+    "remove": cli_steer.remove,
+    "lost": cli_steer.lost,
+    "renew": cli_steer.renew,
+    "takeover": cli_steer.takeover,
 }
 
 if __name__ == "__main__":

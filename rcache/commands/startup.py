@@ -36,9 +36,10 @@ from rcache.commands.start_failed import StartFailed
 from rcache.engine.bodies import NATIVE, make_engine
 from rcache.engine.clock import NodeClock
 from rcache.engine.contract import ConnectionLimits, Engine, EngineConfig, RequestRefused
+from rcache.member.board import MemberParts
+from rcache.member.member import Member
 from rcache.records.reader import DataDamaged
 from rcache.server.listener import bind
-from rcache.server.member import Member, MemberParts
 from rcache.server.node_answers import Standing
 from rcache.server.notify import Notifier, watchdog_interval_s
 from rcache.server.service import CONNECTIONS_RESERVED, EXTEND_S, Parts, Service
@@ -229,8 +230,8 @@ def _assemble(
         log,
         applied,
         next_incarnation,
-        lambda seen: keep_seen_view(options.data_dir, seen),
     )
+    service.keep_view = lambda seen: keep_seen_view(options.data_dir, seen)
     service.admit(Member(member, joined), own if found.where == EMBEDDED else None)
     return service
 

@@ -203,7 +203,8 @@ class Engine(Protocol):
         ...
 
     def flush(self, deadline_ns: int) -> int:
-        """Remove all items, bucket by bucket, and wait until that is committed. Returns how many. Raises RequestRefused."""
+        """Remove all items of the buckets that this node is primary of, one after the other, and wait until that is committed.
+        Returns how many. Raises RequestRefused."""
         ...
 
     def expire_due(self, items_max: int) -> int:

@@ -56,6 +56,10 @@ class HeartbeatHost(Protocol):
     @property
     def lease_s(self) -> float: ...
 
+    def makes_progress(self) -> bool:
+        """Whether this node serves: if not, it sends no heartbeats, and its leases run out."""
+        ...
+
     def was_granted(self, peer: Peer) -> None:
         """A lease was renewed; the books have it."""
         ...
@@ -112,7 +116,8 @@ class Heartbeats:
         while not self._stopping:
             began = time.monotonic()
             try:
-                self._beat()
+                if self._host.makes_progress():
+                    self._beat()
                 self.trouble, self.refused = "", False
                 if self._wants_sequences:
                     self._wants_sequences = False

@@ -1,11 +1,13 @@
 """What a node answers to the other nodes, and to whoever asks for the view.
 
-What it is: the node opcodes of `docs/protocol.md`: heartbeats, records, sequences, and the register's three verbs; VIEW and STEER.
-Which thread runs it: the worker of the connection that asks. It blocks where the opcode does: for a view, for the log, for a watch.
+What it is: the node opcodes of `docs/protocol.md`: heartbeats, records, sequences, and the register's three verbs; VIEW and
+STEER.
+Which thread runs it: the worker of the connection that asks. It blocks where the opcode does: for a view, for the log, for a
+watch.
 What it owns: nothing. What it must not know: sockets; how views are carried out.
 
-Before this node is a member (it starts, or waits for its register) it answers VIEW, and the register's verbs if it keeps the register;
-what needs a member is to be asked again later.
+Before this node is a member (it starts, or waits for its register) it answers VIEW, and the register's verbs if it keeps the
+register; what needs a member is to be asked again later.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ from typing import Any
 
 from rcache.cluster.register import Register, RegisterFailed, RegisterUnreachable, Revised
 from rcache.cluster.view import BadView, View, decode_view, encode_view
-from rcache.server.member import Member
+from rcache.member.member import Member
 from rcache_client.wire.grammar import REQUESTS, Layout
-from rcache_client.wire.opcodes import Opcode, Role, Status
+from rcache_client.wire.opcodes import NODE_OPCODES, Opcode, Role, Status
 
 WATCH_S_MAX = 10.0
 """How long a watch may last; whoever wants to know more asks again."""
@@ -37,8 +39,8 @@ class Refusal(Exception):
 @dataclass(slots=True)
 class Standing:
     """What this node is in its cluster so far. `view`: the newest it knows, None before the first; `member`: once it is one;
-    `register`: the one it keeps itself, while it may answer for it; `where`: where views are agreed, for those who join; `steer`:
-    what an operator's order does."""
+    `register`: the one it keeps itself, while it may answer for it; `where`: where views are agreed, for those who join;
+    `steer`: what an operator's order does."""
 
     where: str = ""
     view: View | None = None
@@ -74,7 +76,7 @@ class NodeAnswers:
         values = layout.decode(payload)
         if opcode == Opcode.STEER and role not in (Role.ADMIN, Role.NODE):
             raise Refusal(Status.NOT_ALLOWED, "only an administrator may steer; say HELLO as one")
-        if opcode not in (Opcode.VIEW, Opcode.STEER) and role not in (Role.NODE, Role.LOGGER):
+        if opcode in NODE_OPCODES and role is not Role.NODE:  # these block, and only a node's connection has its own thread
             raise Refusal(Status.NOT_ALLOWED, "only nodes ask for this; say HELLO as one")
         return self._answers[opcode](name, budget_s, *values)
 
@@ -91,9 +93,9 @@ class NodeAnswers:
         if steer is None:
             raise Refusal(Status.VIEW_AHEAD, "this node is no member of its cluster yet; try again")
         try:
-            wanted = json.loads(order)
+            wanted = json.loads(order.decode())  # of bytes it would take UTF-16 too
             if not isinstance(wanted, dict):
-                raise ValueError("it is no object")
+                raise ValueError("it is no object")  # noqa: TRY004 - nobody's mistake in calling
         except (ValueError, RecursionError) as error:
             raise Refusal(Status.BAD_ARGUMENT, f"an order is a JSON object: {error}") from None
         return (json.dumps(steer(wanted, budget_s), separators=(",", ":")).encode(),)
@@ -121,13 +123,18 @@ class NodeAnswers:
         if receiver != member.incarnation:
             raise Refusal(Status.WRONG_NODE, f"this is incarnation {member.incarnation}, not {receiver}")
 
+    @staticmethod
+    def _await_epoch(member: Member, epoch: int) -> None:
+        """Until that view was taken in here; the wait also ends where the node stops."""
+        if epoch > member.epoch and not (member.await_epoch(epoch) and epoch <= member.epoch):
+            raise Refusal(Status.VIEW_AHEAD, f"this node goes by epoch {member.epoch}")
+
     def _records(
         self, name: str, _budget_s: float, epoch: int, sender: int, receiver: int, generation: int, records: bytes
     ) -> tuple[Any, ...]:
         member = self._member()
         self._demand_incarnation(member, receiver)
-        if epoch > member.epoch and not member.await_epoch(epoch):
-            raise Refusal(Status.VIEW_AHEAD, f"this node goes by epoch {member.epoch}")
+        self._await_epoch(member, epoch)
         neighbour = member.neighbour(name, sender)
         if neighbour is None:
             raise Refusal(Status.STALE_VIEW, encode_view(member.view))
@@ -141,8 +148,7 @@ class NodeAnswers:
     def _sequences(self, name: str, _budget_s: float, epoch: int, sender: int, receiver: int) -> tuple[Any, ...]:
         member = self._member()
         self._demand_incarnation(member, receiver)
-        if not member.await_epoch(epoch):
-            raise Refusal(Status.VIEW_AHEAD, f"this node goes by epoch {member.epoch}")
+        self._await_epoch(member, epoch)
         if member.neighbour(name, sender) is None or member.epoch > epoch:
             raise Refusal(Status.STALE_VIEW, encode_view(member.view))
         return (member.sequences_for(name),)
@@ -164,7 +170,19 @@ class NodeAnswers:
     def _register_read(self, _name: str, _budget_s: float) -> tuple[Any, ...]:
         return _told(self._asked(lambda register: register.read()))
 
+    def _demand_ours(self) -> None:
+        """A register that was given to another, or taken over, agrees to nothing any more: two nodes would keep one each. Who
+        asks goes by an older view. (Reading and watching tell it of the newer one.)"""
+        member = self._standing.member
+        if member is None:
+            return
+        held = self._asked(lambda register: register.read())
+        for view in (member.view, held.view if held is not None else member.view):
+            if view.manager != member.name:
+                raise Refusal(Status.REGISTER_UNAVAILABLE, f"{view.manager} keeps the register, not {member.name}")
+
     def _register_set(self, _name: str, _budget_s: float, revision: int, text: bytes) -> tuple[Any, ...]:
+        self._demand_ours()
         try:
             kept, now = self._register().compare_and_set(revision, decode_view(text))
         except (RegisterFailed, RegisterUnreachable) as error:

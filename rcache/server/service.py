@@ -29,12 +29,13 @@ from loguru import logger
 
 from rcache.cluster.bucket_state import BucketState
 from rcache.cluster.register import Register
+from rcache.cluster.view import View
 from rcache.engine.clock import NodeClock
 from rcache.engine.contract import ConnectionLimits, Engine, RequestRefused
+from rcache.member.member import Member
 from rcache.records.files import FileKind
 from rcache.server.housekeeper import Housekeeper, Task
 from rcache.server.listener import Listener
-from rcache.server.member import Member
 from rcache.server.node_answers import NodeAnswers, Standing
 from rcache.server.notify import Notifier
 from rcache.server.session import Welcome
@@ -52,6 +53,9 @@ CONNECTIONS_RESERVED = 16
 """Places beyond the limit that only nodes and administrators get: whoever must look at a full server can."""
 
 EXPIRE_EVERY_S = 0.25
+TRIM_EVERY_S = 0.25
+"""How often room is made for what came in as copies."""
+
 EXPIRE_ITEMS_MAX = 5000
 """Expired items removed in one round: at most 20,000 a second, so that a mass expiry does not starve requests."""
 
@@ -114,6 +118,8 @@ class Service:
         self.next_segment = 1
         self.recovery: dict[str, Any] = {}
         self.answers = NodeAnswers(parts.standing)
+        self.keep_view: Callable[[View], None] = lambda _view: None
+        self._kept_epoch = 0
         self._started = False
         self.connections = Connections(parts.connections_max, CONNECTIONS_RESERVED)
         self._housekeeper = Housekeeper(self._tasks(watchdog_s))
@@ -141,6 +147,8 @@ class Service:
             Task("expiry", EXPIRE_EVERY_S, self._expire),
             Task("clock", 1.0, self._watch_clock),
             Task("buckets", 1.0, self._reopen_exhausted),
+            Task("view", 1.0, self._keep_newest_view),
+            Task("room", TRIM_EVERY_S, self._make_room_for_copies),
         ]
         if watchdog_s is not None:
             tasks.append(Task("watchdog", watchdog_s, self._show_life))
@@ -175,9 +183,8 @@ class Service:
         return self.parts.standing.member
 
     def node_session(self, name: str, *, began: bool) -> None:
-        member = self.member
-        if member is not None:
-            (member.session_began if began else member.session_ended)(name)
+        if self.member is not None:
+            self.member.note_session(name, began=began)
 
     def wait(self) -> str:
         """Block until a stop is asked for. Returns why."""
@@ -241,6 +248,21 @@ class Service:
     def _expire(self) -> None:
         self.parts.engine.expire_due(EXPIRE_ITEMS_MAX)
 
+    def _keep_newest_view(self) -> None:
+        """Whom to look for after a restart."""
+        member = self.member
+        if member is not None and member.epoch != self._kept_epoch:
+            view = member.view
+            self.keep_view(view)
+            self._kept_epoch = view.epoch
+
+    def _make_room_for_copies(self) -> None:
+        """What was applied as a backup may have gone over the memory limit: what this node is primary of gives way."""
+        if self.member is not None and len(self.member.view.nodes) > 1:
+            evicted = self.parts.engine.trim()
+            if evicted:
+                logger.debug("evicted {} items to make room for copies", evicted)
+
     def _show_life(self) -> None:
         """The watchdog's sign of life; withheld where the log's thread has gone without a word."""
         log = self.parts.log
@@ -300,7 +322,7 @@ class Service:
             return
         member.leave()
         deadline = time.monotonic() + self.parts.drain_timeout_s
-        while not member.left.wait(LEAVE_LOOK_S):
+        while not member.departure.left.wait(LEAVE_LOOK_S):
             self.parts.notifier.extend_timeout(EXTEND_S)
             progress(f"stopping: {member.view.copies_of(member.name)} copies to hand over")
             if time.monotonic() > deadline or self.parts.stops.signals > 1:
@@ -314,6 +336,7 @@ class Service:
     def _end_membership(self, stopped: Stopped) -> None:
         if self.member is not None:
             stopped.stuck += self.member.stop(JOIN_S)
+            self.keep_view(self.member.view)
 
     def _end_upkeep(self, stopped: Stopped) -> None:
         parts = self.parts

@@ -268,7 +268,8 @@ class Session:
                 request, *self._control.answers.answer(request.opcode, request.payload, self.role, self.name, budget_s)
             )
         except Refusal as refusal:
-            return Response(self._encode(request, refusal.status, *refusal.values))
+            values = [_shorten(value) if isinstance(value, str) else value for value in refusal.values]
+            return Response(self._encode(request, refusal.status, *values))
 
     def ended(self) -> None:
         """The connection is gone."""

@@ -13,14 +13,15 @@ What it owns: nothing. What it must not know: sockets; how orders are written on
 | settings | backups, lease, ack, fsync (each may be left out) | what belongs to the cluster is changed |
 | remove | node | one that has left, or is lost, is none of the cluster any more |
 | lost | node, stopped, lose_max, dry_run | a node that is stopped for good loses its roles, and with them what only it had |
+| renew | | lost buckets begin again, empty, at this node; they are spread from there |
 | takeover | stopped, accept_old | this node keeps the register of a holder that is stopped for good |
 
-Every order may say `by`: who gives it. Refused with the reason: BAD_ARGUMENT for an order that is none, NOT_ALLOWED for one that
-may not be carried out as things are. VIEW_UNSETTLED: not agreed in time; it may still come, but is not begun any more.
+Every order may say `by`: who gives it. Refused with the reason: BAD_ARGUMENT for an order that is none, NOT_ALLOWED for one
+that may not be carried out as things are. VIEW_UNSETTLED: not agreed in time; it may still come, but is not begun any more.
 
-A takeover, and what it does not do. It asks every node of the newest view that it can find, and goes on from the newest that any
-of them knows, in the next term. Whoever does not answer must be named as stopped, and whoever is named so must not answer. It
-does not have the others promise to follow nobody else meanwhile: two takeovers at once, at two nodes, are for operators to avoid.
+A takeover, and what it does not do. It asks every node of the newest view that it can find, and goes on from the newest that
+any of them knows, in the next term. Whoever does not answer must be named as stopped, and whoever is named so must not answer.
+It does not have the others promise to follow nobody else meanwhile: two takeovers at once are for operators to avoid.
 Once views can change again, backups take over from a primary that is silent by themselves. So what a stopped node may have
 changed without its backup (it parted from it, and nobody who is left heard of that) is not promoted only if nothing is: such a
 takeover is not begun without `accept_old`.
@@ -40,12 +41,13 @@ from typing import Any, NamedTuple
 from loguru import logger
 
 from rcache.cluster import wishes
+from rcache.cluster.leases import Peer
 from rcache.cluster.register import RegisterFailed, Revised
 from rcache.cluster.view import BadView, Node, NodeState, Settings, View, decode_view
 from rcache.cluster.wishes import Asker, WishRefused
+from rcache.member.member import Member
 from rcache.peers.books import boot_ns
 from rcache.peers.line import Line, PeerUnreachable
-from rcache.server.member import Member
 from rcache.server.node_answers import Refusal
 from rcache.stream.policy import FsyncPolicy
 from rcache_client.address import parse_address
@@ -61,7 +63,7 @@ ASK_S = 2.0
 """How long another node has to take a connection, and again to answer. One that is slower counts as one that does not."""
 
 ROUNDS_MAX = 5
-"""How often a newer view, found while nodes are asked, begins the asking anew. Nothing changes it while the register is gone."""
+"""How often a newer view that is found begins the asking anew. Nothing changes it while the register is gone."""
 
 TEXT_MAX = 200
 """Characters of a reason, or of a name: they stand in every view, and in one line of the log."""
@@ -71,6 +73,8 @@ LEASE_MIN_S, LEASE_MAX_S = 0.05, 60.0
 """As rcached's own options take them."""
 ACK_MAX_S = 600.0
 GRACE_OF_LEASE = 1.5
+LATE_ACK_S = 5.0
+"""What logs that are fsynced at an interval (1 s unless a node was told otherwise) answer within."""
 
 Order = dict[str, Any]
 
@@ -104,11 +108,11 @@ def _not_now(why: str) -> Refusal:
 
 
 class Steering:
-    """See the module. `stop`: have this process stop in order, for that reason."""
+    """See the module. `stop`: have this process stop in order, for that reason; also where another node was given the order."""
 
-    def __init__(self, member: Member, stop: Callable[[str], object]) -> None:
+    def __init__(self, member: Member, stop: Callable[[str], None]) -> None:
         self._member = member
-        self._stop = stop
+        member.departure.on_told = stop
         self._verbs: dict[str, tuple[frozenset[str], Callable[[_Ordered], Order]]] = {
             "drain": (frozenset({"node"}), self._drain),
             "pause": (frozenset({"seconds", "reason"}), self._pause),
@@ -116,6 +120,7 @@ class Steering:
             "settings": (frozenset({"backups", "lease", "ack", "fsync"}), self._settings),
             "remove": (frozenset({"node"}), self._remove),
             "lost": (frozenset({"node", "stopped", "lose_max", "dry_run"}), self._lost),
+            "renew": (frozenset(), self._renew),
             "takeover": (frozenset({"stopped", "accept_old"}), self._takeover),
         }
 
@@ -146,19 +151,8 @@ class Steering:
             raise _not_now(f"{name} is lost: there is nothing to hand over; `remove` takes it out of the view")
         if node.state is not NodeState.LEAVING:
             epoch = self._agree(order, f"drain {name}", lambda view, asker: wishes.leave(view, asker, name)).epoch
-        answer: Order = {"node": name, "epoch": epoch, "copies": self._member.view.copies_of(name)}
-        if name == self._member.name:
-            self._stop(f"drained by {order.by}")
-            return {**answer, "told": True}
-        return {**answer, "told": self._tell_to_stop(name, node, order)}
-
-    def _tell_to_stop(self, name: str, node: Node, order: _Ordered) -> bool:
-        """Have the node itself carry the order out: it is leaving by then, and what is left of the order is to stop."""
-        if order.left_s() < ASK_S:
-            return False
-        text = json.dumps({"verb": "drain", "node": name, "by": order.by}).encode()
-        status, _ = self._ask(node, name, order, Opcode.STEER, text)
-        return status == Status.OK
+        copies = self._member.view.copies_of(name)
+        return {"node": name, "epoch": epoch, "copies": copies, "behind": self._await_all(epoch, order, only=name)}
 
     def _pause(self, order: _Ordered) -> Order:
         seconds = _number(order.fields, "seconds", 0.0, wishes.PAUSE_S_MAX)
@@ -182,7 +176,7 @@ class Steering:
         if not given:
             raise _bad("settings: nothing to change was named; there are: backups, lease, ack, fsync")
         if given.get("fsync") == FsyncPolicy.ALWAYS.value:
-            self._demand_logs(order)
+            self._demand_logs(order, changed_settings(self._member.view.settings, given).ack_s)
 
         def make(view: View, asker: Asker) -> View:
             changed = changed_settings(view.settings, given)
@@ -196,15 +190,26 @@ class Steering:
         lacking = len(agreed.lacking())
         return {"epoch": agreed.epoch, "settings": told, "lacking": lacking, "behind": self._await_all(agreed.epoch, order)}
 
-    def _demand_logs(self, order: _Ordered) -> None:
-        """With fsync always answers wait for the log, which keeps to the policy it was started with: one that is never on the disk
-        would hold up every write, and one that is not there would have them acknowledged too early."""
+    def _demand_logs(self, order: _Ordered, ack_s: float) -> None:
+        """With fsync always answers wait for the log, which keeps to the policy it was started with. One that is never on the
+        disk would hold up every write, one that is not there would have them acknowledged too early, and behind one that goes
+        by its interval a backup would be taken for dead."""
+        late = []
         for name, node in self._member.view.nodes.items():
             if node.state is NodeState.LOST:
                 continue
             policy = self._log_policy(name, node, order)
             if policy in ("off", FsyncPolicy.NEVER.value):
-                raise _not_now(f"fsync always: the append log of {name} runs with fsync {policy}; restart {name} with another first")
+                raise _not_now(
+                    f"fsync always: the append log of {name} runs with fsync {policy}; restart {name} with another first"
+                )
+            if policy != FsyncPolicy.ALWAYS.value:
+                late.append(name)
+        if late and ack_s < LATE_ACK_S:
+            raise _not_now(
+                f"fsync always: until they are restarted the append logs of {', '.join(late)} go by their interval, and answer"
+                f" late; an ack of {LATE_ACK_S:g} s or more is needed until then"
+            )
 
     def _log_policy(self, name: str, node: Node, order: _Ordered) -> str:
         if name == self._member.name:
@@ -248,21 +253,42 @@ class Steering:
 
         agreed = self._agree(order, f"declare {name} lost", make)
         if losing["lost"]:
-            logger.error("LOST: {} buckets had their only copy at {}, which {} declared lost", len(losing["lost"]), name, order.by)
+            logger.error(
+                "LOST: {} buckets had their only copy at {}, which {} declared lost", len(losing["lost"]), name, order.by
+            )
         return {"node": name, "epoch": agreed.epoch, "dry_run": False, **losing}
 
     def _sign_of_life(self, name: str, node: Node, order: _Ordered) -> str:
         """Why it cannot be stopped; "" where nothing is heard of it."""
         if name == self._member.name:
             return "it answers this"
-        neighbour = self._member.neighbour(name, node.incarnation)
-        if neighbour is not None:
-            books = self._member.books
-            with books.lock:
-                if books.held.holds(neighbour.peer, boot_ns()):
-                    return "it answers heartbeats"
-        heard = self._hear(name, node, order)
-        return f"it answers at {node.address}" if heard.answers else ""
+        if self._hear(name, node, order).answers:
+            return f"it answers at {node.address}"
+        until = min(order.deadline, time.monotonic() + self._member.view.settings.grace_s)
+        while self._holds_lease(name, node):  # of a node that has just stopped it runs out
+            if time.monotonic() >= until:
+                return "it answers heartbeats"
+            time.sleep(LOOK_S)
+        return ""
+
+    def _holds_lease(self, name: str, node: Node) -> bool:
+        books = self._member.books
+        with books.lock:
+            return books.held.holds(Peer(name, node.incarnation), boot_ns())
+
+    def _renew(self, order: _Ordered) -> Order:
+        renewed: list[int] = []
+
+        def make(view: View, asker: Asker) -> View:
+            renewed[:] = [bucket for bucket, placed in enumerate(view.placements) if placed.primary is None]
+            if not renewed:
+                raise WishRefused("no bucket is lost")
+            if view.nodes[asker.by].state is not NodeState.UP:
+                raise WishRefused(f"{asker.by} is {view.nodes[asker.by].state}, not up")
+            return wishes.offer(view, asker, renewed)
+
+        agreed = self._agree(order, "begin lost buckets anew", make)
+        return {"epoch": agreed.epoch, "renewed": renewed}
 
     # --- the register, after its holder
 
@@ -291,12 +317,12 @@ class Steering:
             return {**answer, "taken": False, "epoch": newest.epoch, "behind": []}
         taken = self._keep_register(newest, manager)
         logger.warning(
-            "TAKEOVER by {}: this node keeps the register in place of {}, in term {} from epoch {} on; {} buckets may be old, {}"
-            " have no copy at a node that runs",
+            "TAKEOVER by {}: this node keeps the register in place of {}, in term {} from epoch {} on; {} buckets may be old,"
+            " {} have no copy at a node that runs",
             *(order.by, manager, taken.term, taken.epoch, len(old), len(away)),
         )
         self._member.agreement.learn(Revised(taken.epoch, taken))
-        behind = self._await_all(taken.epoch, order, stopped)
+        behind = self._await_all(taken.epoch, order, without=stopped)
         return {**answer, "taken": True, "epoch": taken.epoch, "behind": behind}
 
     def _newest_of_all(self, stopped: Collection[str], order: _Ordered) -> View:
@@ -375,22 +401,22 @@ class Steering:
             raise _not_now(f"{what}: {refusals[0]}")
         return made[-1]
 
-    def _await_all(self, epoch: int, order: _Ordered, without: Collection[str] = ()) -> list[str]:
+    def _await_all(self, epoch: int, order: _Ordered, *, without: Collection[str] = (), only: str = "") -> list[str]:
         """Wait until every node that is not lost goes by that view, or a later one. Returns the names of those that do not."""
-        while (behind := [name for name in self._behind(epoch) if name not in without]) and order.left_s():
+
+        def names() -> list[str]:
+            return [name for name in self._behind(epoch) if name not in without and only in ("", name)]
+
+        while (behind := names()) and order.left_s():
             time.sleep(LOOK_S)
         return behind
 
     def _behind(self, epoch: int) -> list[str]:
-        member, view = self._member, self._member.view
-        return [
-            name
-            for name, node in view.nodes.items()
-            if node.state is not NodeState.LOST and self._heard_epoch(member, name, node) < epoch
-        ]
+        nodes = self._member.view.nodes.items()
+        return [name for name, node in nodes if node.state is not NodeState.LOST and self._heard_epoch(name, node) < epoch]
 
-    @staticmethod
-    def _heard_epoch(member: Member, name: str, node: Node) -> int:
+    def _heard_epoch(self, name: str, node: Node) -> int:
+        member = self._member
         if name == member.name:
             return member.epoch
         neighbour = member.neighbour(name, node.incarnation)
@@ -488,6 +514,9 @@ def _losses(view: View, name: str) -> Order:
     }
 
 
+_BUCKETS = frozenset({"lost", "promoted", "renewed", "old", "away"})
+
+
 def _shortened(answer: Order) -> Order:
     """For the log: how many buckets, not which."""
-    return {name: len(value) if name in ("lost", "promoted", "old", "away") else value for name, value in answer.items()}
+    return {name: len(value) if name in _BUCKETS else value for name, value in answer.items()}

@@ -129,6 +129,7 @@ class AppendLog:
         self._lock = threading.Lock()
         self._sync_up_to = 0
         self._linger_s = LINGER_S
+        self._round_began = 0.0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=APPEND_LOG_THREAD)
         self.failure: LogFailure | None = None
@@ -183,6 +184,11 @@ class AppendLog:
             self.failure = self._late(timeout_s)
             return False
         return True
+
+    def hangs(self, seconds: float) -> bool:
+        """Whether one call to the disk has been under way for longer than this."""
+        began = self._round_began
+        return began > 0.0 and time.monotonic() - began > seconds
 
     def is_alive(self) -> bool:
         """Whether the thread runs."""
@@ -240,6 +246,7 @@ class AppendLog:
         applied = self._applied.take(BATCH_BYTES)
         if self._segment_is_over():
             self._next_segment()
+        self._round_began = time.monotonic()
         if batch.count:
             self._write(batch)
             with self._passed:
@@ -251,6 +258,7 @@ class AppendLog:
             self._applied.set_written(applied.position)
         if self._sync_is_due():
             self._sync()
+        self._round_began = 0.0
         if batch.count:
             self._reader.release(batch.position)
         if batch.count + applied.count == 0:

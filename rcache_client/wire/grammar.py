@@ -1,7 +1,8 @@
 """The payload grammar: for every opcode and status, the one definition that both encodes and decodes its payload.
 
 What it is: the inner grammar of `docs/protocol.md`. A payload is its fixed-width fields first (the lengths of its strings
-among them), then the bytes of its strings, in the order of the definition. Nothing else and nothing after.
+among them), then the bytes of its strings, in the order of the definition. Nothing else and nothing after. A string that is
+the `rest` takes what is left of the payload, to its end.
 Which thread runs it: any; everything here is constant.
 What it owns: nothing.
 What it must not know: frames, sockets, what the server does with a value.
@@ -46,7 +47,7 @@ class Field:
     """One field: a number or fixed bytes (`code` is its struct code), or a string whose length has that code.
 
     `low` and `high` bound the number or, for a string, its length in bytes. A string that is the `rest` of its payload has no
-    length of its own, and is the last field.
+    length of its own (a code of no bytes), and is the last field.
     """
 
     name: str
@@ -110,6 +111,7 @@ def text16(name: str, low: int = 0, high: int = 0xFFFF) -> Field:
 
 
 def rest(name: str) -> Field:
+    """What is left of the payload: only as the last field, and never in a group, where one entry would take the next."""
     return Field(name, "0s", 0, 0xFFFF_FFFF, string=True, rest=True)
 
 
@@ -117,6 +119,7 @@ class Layout:
     """A payload made of fields. `decode` returns their values as a tuple, in the order they were declared."""
 
     def __init__(self, name: str, *fields: Field) -> None:
+        assert not any(field.rest for field in fields[:-1]), f"{name}: what is left of a payload is its end"
         self.name = name
         self.fields = fields
         self._struct = Struct(">" + "".join(f.code for f in fields))
@@ -181,6 +184,7 @@ class Group:
     """A payload that is a u16 count and then that many groups of one layout. `decode` returns a list of tuples."""
 
     def __init__(self, name: str, entry: Layout) -> None:
+        assert not any(field.rest for field in entry.fields), f"{name}: an entry would take those behind it"
         self.name = name
         self.entry = entry
 
@@ -299,7 +303,7 @@ REQUESTS: dict[int, Layout | Group] = {
     Opcode.VIEW: Layout("view", u32("epoch known")),
     Opcode.STEER: Layout("steer", rest("order")),
     Opcode.HEARTBEAT: Layout("heartbeat", *_FROM_TO, u64("heartbeat")),
-    Opcode.RECORDS: Layout("records", *_FROM_TO, u32("generation"), rest("records")),
+    Opcode.RECORDS: Layout("records", *_FROM_TO, u32("generation", 1), rest("records")),
     Opcode.SEQUENCES: Layout("sequences", *_FROM_TO),
     Opcode.REGISTER_READ: EMPTY,
     Opcode.REGISTER_SET: Layout("register set", u64("revision"), rest("view")),

@@ -153,7 +153,6 @@ class Status(IntEnum):
 
     NOT_PRIMARY = 0x30
     STALE_VIEW = 0x31
-    NOT_MANAGER = 0x32
 
     NOT_COMMITTED = 0x40
     APPEND_LOG_FAILED = 0x41

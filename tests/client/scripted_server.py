@@ -40,7 +40,14 @@ class Line:
         self._reader = RequestReader(1 << 30)
 
     def request(self) -> Request:
-        """The next request; remembered by the server. Raises `Gone` at the end."""
+        """The next request but VIEW, which is answered; remembered by the server. Raises `Gone` at the end."""
+        while (request := self.any_request()).opcode == Opcode.VIEW:
+            self.server.answer_view(self, request)
+        self.server.remember(request)
+        return request
+
+    def any_request(self) -> Request:
+        """The next request, whatever it is. Raises `Gone` at the end."""
         while (request := self._reader.next()) is None:
             try:
                 data = self.socket.recv(1 << 16)
@@ -49,11 +56,10 @@ class Line:
             if not data:
                 raise Gone
             self._reader.feed(data)
-        self.server.remember(request)
         return request
 
     def reply(self, request: Request, status: int, payload: bytes) -> None:
-        self.raw(encode_reply(request.opcode, status, request.request_id, 1, payload))
+        self.raw(encode_reply(request.opcode, status, request.request_id, self.server.epoch, payload))
 
     def raw(self, data: bytes) -> None:
         try:
@@ -146,6 +152,10 @@ class ScriptedServer:
         self.service = service or FakeService()
         self.cluster_id = cluster_id
         self.requests: list[Request] = []
+        self.view_requests: list[Request] = []
+        self.view: bytes | None = None
+        """The text of a view, for a server of a cluster; None for one that knows no VIEW."""
+        self.epoch = 1
         self.connections = 0
         self.open_now = 0
         self.changed = Condition()
@@ -200,6 +210,19 @@ class ScriptedServer:
         with self.changed:
             self.requests.append(request)
             self.changed.notify_all()
+
+    def answer_view(self, line: Line, request: Request) -> None:
+        """As a node would, or a server from before there were clusters."""
+        with self.changed:
+            self.view_requests.append(request)
+            view = self.view
+            self.changed.notify_all()
+        if view is None:
+            line.refuse(request, Status.UNKNOWN_OPCODE)
+        else:
+            (known,) = REQUESTS[Opcode.VIEW].decode(request.payload)
+            text = b"" if self.epoch <= known else view
+            line.reply(request, Status.OK, reply_layout(Opcode.VIEW, Status.OK).encode("embedded", text))
 
     def wait_for(self, condition: Callable[[], bool], what: str = "it") -> None:
         """Wait until something about this server is so."""

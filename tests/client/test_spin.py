@@ -138,12 +138,13 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 @pytest.fixture
 def hopes(monkeypatch: pytest.MonkeyPatch) -> list[Connection]:
-    """Each connection that hoped for its answer to come soon, once for each request."""
+    """Each connection that hoped for its answer to come soon, once for each request but VIEW."""
     found: list[Connection] = []
     original = Connection._receive_soon
 
     def receive_soon(self: Connection) -> bytes:
-        found.append(self)
+        if self._opcode != Opcode.VIEW:
+            found.append(self)
         return original(self)
 
     monkeypatch.setattr(Connection, "_receive_soon", receive_soon)
@@ -302,7 +303,7 @@ def test_a_server_far_away_is_waited_for_asleep(looks: list[bool]) -> None:
         for _ in range(20):
             cache.get("key")
         (connection,) = cache._doors._doors[0].pool._idle
-        assert looks == [False] * 20  # nor was any of them there at once
+        assert looks[-20:] == [False] * 20  # nor was any of them there at once
         assert connection._spin._pause == 15  # it looked in calls 0, 2, 6 and 14
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import socket
 from collections.abc import Iterator
 from struct import pack
 from threading import Event, Thread
+from typing import Any
 
 import pytest
 
+from rcache.records.record import EPOCH_MAX, Cause, Kind, Record, encode, make_sequence
 from rcache_client import Client
 from rcache_client.wire.frames import HEADER_BYTES, encode_request
 from rcache_client.wire.grammar import decode_reply
@@ -89,6 +92,16 @@ LIES: dict[str, tuple[bytes, Status]] = {
         Status.WRONG_CLUSTER,
     ),
     "AUTH: half a proof": (lie(Opcode.AUTH, bytes(16)), Status.BAD_PAYLOAD),
+    "VIEW: half an epoch": (lie(Opcode.VIEW, bytes(2)), Status.BAD_PAYLOAD),
+    "VIEW: a view in place of an epoch": (lie(Opcode.VIEW, b'{"format":1}'), Status.BAD_PAYLOAD),
+    "HEARTBEAT: cut in its number": (lie(Opcode.HEARTBEAT, pack(">IQQ", 1, 1, 1) + bytes(7)), Status.BAD_PAYLOAD),
+    "HEARTBEAT: with more behind its number": (lie(Opcode.HEARTBEAT, pack(">IQQQ", 1, 1, 1, 1) + b"x"), Status.BAD_PAYLOAD),
+    "RECORDS: cut in its generation": (lie(Opcode.RECORDS, pack(">IQQ", 1, 1, 1) + bytes(3)), Status.BAD_PAYLOAD),
+    "RECORDS: generation 0": (lie(Opcode.RECORDS, pack(">IQQI", 1, 1, 1, 0)), Status.BAD_PAYLOAD),
+    "SEQUENCES: with sequences": (lie(Opcode.SEQUENCES, pack(">IQQ", 1, 1, 1) + bytes(12)), Status.BAD_PAYLOAD),
+    "REGISTER_READ: with a revision": (lie(Opcode.REGISTER_READ, bytes(8)), Status.BAD_PAYLOAD),
+    "REGISTER_SET: half a revision": (lie(Opcode.REGISTER_SET, bytes(4)), Status.BAD_PAYLOAD),
+    "REGISTER_WATCH: with a view": (lie(Opcode.REGISTER_WATCH, bytes(8) + b"{}"), Status.BAD_PAYLOAD),
 }
 
 
@@ -198,13 +211,145 @@ def test_a_frame_that_ends_early_is_not_answered_and_its_connection_closed(serve
         assert cache.get("cut") is None
 
 
-@pytest.mark.parametrize("opcode", [0x00, 0x05, 0x1E, 0x43, 0x7F, 0xFF])
+UNKNOWN = [0x00, 0x05, 0x1E, 0x45, 0x4F, 0x56, 0x7F, 0xFF]
+
+
+@pytest.mark.parametrize("opcode", UNKNOWN)
 def test_an_unknown_opcode_is_answered_and_the_connection_lives(server: ServerProcess, opcode: int) -> None:
     with Wire(server.address) as wire:
         wire.send(encode_request(opcode, 5, 0, b"whatever it means"))
         reply = wire.reply()
         assert reply is not None
         assert (reply.opcode, reply.status, reply.request_id) == (opcode, Status.UNKNOWN_OPCODE, 5)
+        assert wire.is_alive()
+
+
+def test_the_unknown_opcodes_are_unknown() -> None:
+    assert not set(UNKNOWN) & set(Opcode)
+
+
+# --- frames between nodes, of which every byte is as it should be, from those who have no business to send them
+
+
+def record(bucket: int = 0, value: bytes = b"forged") -> bytes:
+    """A SET of the key, far ahead of all that the bucket has."""
+    return encode(Record(Kind.SET, Cause.SET, bucket, 0, make_sequence(EPOCH_MAX, 1), 1 << 40, 0, KEY, value))
+
+
+def between_nodes(
+    epoch: int = 1, sender: int = 1, receiver: int = 1, records: bytes = b""
+) -> list[tuple[Opcode, tuple[Any, ...]]]:
+    ends = epoch, sender, receiver
+    return [
+        (Opcode.HEARTBEAT, (*ends, 1)),
+        (Opcode.RECORDS, (*ends, 1, records)),
+        (Opcode.SEQUENCES, ends),
+        (Opcode.REGISTER_READ, ()),
+        (Opcode.REGISTER_SET, (1, b"{}")),
+        (Opcode.REGISTER_WATCH, (0,)),
+    ]
+
+
+@pytest.fixture
+def kept(server: ServerProcess) -> Iterator[None]:
+    """What the server has and goes by is after the test what it was before."""
+
+    def told() -> tuple[int, Any]:
+        with Wire(server.address) as wire:
+            return wire.ask(request(Opcode.VIEW, 0))
+
+    before = told()
+    assert before[0] == Status.OK
+    yield
+    assert told() == before
+    with Client(server.address) as cache:
+        assert cache.get(KEY) == MARKER
+
+
+@pytest.mark.parametrize("role", [None, Role.CLIENT, Role.LOGGER, Role.ADMIN])
+def test_who_is_no_node_learns_nothing_of_what_nodes_ask(server: ServerProcess, kept: None, role: Role | None) -> None:
+    with Wire(server.address) as wire:
+        if role is not None:
+            assert wire.ask(hello(role))[0] == Status.OK
+        for opcode, values in between_nodes(records=record()):
+            status, (reason,) = wire.ask(request(opcode, *values))
+            assert (status, "nodes" in reason) == (Status.NOT_ALLOWED, True)
+        assert wire.is_alive()
+        assert MARKER not in wire.received
+
+
+def incarnation(server: ServerProcess) -> int:
+    return int(stats(server, "server")["incarnation"])
+
+
+@pytest.mark.parametrize("wrong", ["sender", "receiver", "epoch"])
+@pytest.mark.parametrize("name", ["stranger", "the server's own"])
+def test_a_node_that_the_view_does_not_have_changes_nothing(server: ServerProcess, kept: None, name: str, wrong: str) -> None:
+    mine = incarnation(server)
+    said = hello(Role.NODE, stats(server, "server")["name"] if name != "stranger" else name)
+    ends = {"epoch": stats(server, "server")["epoch"], "sender": mine, "receiver": mine}
+    ends[wrong] += 1
+    refused = {Status.WRONG_NODE, Status.STALE_VIEW, Status.VIEW_AHEAD}
+    with Wire(server.address) as wire:
+        assert wire.ask(said)[0] == Status.OK
+        for opcode, values in between_nodes(**ends, records=record() + record(1))[:3]:
+            assert wire.ask(request(opcode, *values))[0] in refused
+        assert wire.is_alive()
+        assert MARKER not in wire.received
+
+
+def forged_views(text: bytes) -> dict[str, bytes]:
+    """What must not become the view, made of the one that is."""
+    facts = json.loads(text)
+    next_one = {**facts, "epoch": facts["epoch"] + 1}
+    return {
+        "nothing": b"",
+        "no JSON": b"{",
+        "deep": b"[" * 100_000,
+        "no object": b"[]",
+        "another format": json.dumps({**next_one, "format": 2}).encode(),
+        "the same epoch": text,
+        "another cluster": json.dumps({**next_one, "cluster_id": "00" * 16}).encode(),
+        "no nodes": json.dumps({**next_one, "nodes": {}}).encode(),
+        "a stranger has it all": json.dumps({**next_one, "buckets": [[1, "stranger", [], 1]]}).encode(),
+        "more buckets than there can be": json.dumps({**next_one, "buckets": [[1 << 40, None, [], 1]]}).encode(),
+        "half a pair of surrogates": json.dumps({**next_one, "manager": "\ud800"}).encode(),
+        "half a pair where it is kept": json.dumps({**next_one, "nonce": "\ud800"}).encode(),
+        "a name of 100,000 letters": json.dumps({**next_one, "manager": "n" * 100_000}).encode(),
+    }
+
+
+def test_a_view_that_must_not_be_is_not_kept(server: ServerProcess, kept: None) -> None:
+    with Wire(server.address) as wire:
+        assert wire.ask(hello(Role.NODE))[0] == Status.OK
+        status, (revision, text) = wire.ask(request(Opcode.REGISTER_READ))
+        assert status == Status.OK
+        for name, forged in forged_views(text).items():
+            status, (reason,) = wire.ask(request(Opcode.REGISTER_SET, revision, forged))
+            assert (name, status) == (name, Status.BAD_VIEW)
+            assert reason
+        assert wire.ask(request(Opcode.REGISTER_SET, revision + 1, text)) == (Status.OK, (0, revision, text))
+        assert wire.ask(request(Opcode.REGISTER_WATCH, revision, budget_ms=20)) == (Status.OK, (0, b""))
+        assert wire.is_alive()
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        *(b"", b"[]", b"{", b"\xff", b"[" * 100_000),
+        *(b"{}", b'{"verb":"\\ud800"}', b'{"verb":{}}', b'{"verb":"resume","\\ud800":1}'),
+        b'{"verb":"drain","node":"' + b"n" * 150_000 + b'"}',
+        b'{"verb":"pause","reason":"r","seconds":1e999}',
+    ],
+    ids=lambda order: repr(order[:24]),
+)
+def test_an_order_that_is_none_is_refused(server: ServerProcess, kept: None, order: bytes) -> None:
+    with Wire(server.address) as wire:
+        assert wire.ask(request(Opcode.STEER, order))[0] == Status.NOT_ALLOWED
+        assert wire.ask(hello(Role.ADMIN))[0] == Status.OK
+        status, (reason,) = wire.ask(request(Opcode.STEER, order))
+        assert status == Status.BAD_ARGUMENT
+        assert reason
         assert wire.is_alive()
 
 
@@ -217,12 +362,18 @@ def test_the_truth_is_answered_however_it_arrives(server: ServerProcess, bytewis
         assert [(reply.status, reply.request_id) for reply in replies if reply] == [(Status.OK, n) for n in (1, 2, 3, 4)]
 
 
+def noise_between_nodes() -> list[tuple[Any, ...]]:
+    """Without the watch, which waits."""
+    return [(opcode, *values) for opcode, values in between_nodes(records=record()) if opcode is not Opcode.REGISTER_WATCH]
+
+
 def test_random_bytes_never_bring_out_anything(server: ServerProcess, neighbour: Neighbour) -> None:
     """Frames of which some bytes were changed at random: an answer or FIN, never silence, never others' bytes."""
     seed = 20_261
     print(f"seed {seed}")
     chance = random.Random(seed)
     frames = [hello(), get(KEY), store(KEY, b"v"), request(Opcode.STATS, ""), request(Opcode.GET_MANY, (KEY,), (b"x",))]
+    frames += [request(Opcode.VIEW, 0), *(hello(Role.NODE) + request(*asked) for asked in noise_between_nodes())]
     before = neighbour.rounds
     for number, good in zip(range(300), itertools.cycle(frames), strict=False):
         frame = bytearray(good)

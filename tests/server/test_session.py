@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
 from rcache.engine.contract import RequestRefused
 from rcache.engine.sockets import Ended
+from rcache.server.node_answers import NodeAnswers, Refusal, Standing
 from rcache.server.session import REASON_BYTES_MAX, Response, Session, Stage, Welcome
 from rcache_client.wire import proof
 from rcache_client.wire.frames import BadFrame, Reply, ReplyReader, Request
-from rcache_client.wire.grammar import REQUESTS, decode_reply
-from rcache_client.wire.opcodes import ANY_CLUSTER, DATA_OPCODES, Opcode, PersistMode, Role, Status
+from rcache_client.wire.grammar import REQUESTS, Layout, decode_reply
+from rcache_client.wire.opcodes import ANY_CLUSTER, DATA_OPCODES, NODE_OPCODES, Opcode, PersistMode, Role, Status
 
 SECRET = b"a secret of some length"
 CLUSTER = b"c" * 16
@@ -37,11 +38,28 @@ class FakeConnection:
         raise AssertionError("a session sends nothing")
 
 
+class FakeAnswers:
+    """Notes what it is asked, and answers with `values`, or refuses."""
+
+    def __init__(self, values: tuple[Any, ...] = (), refusal: Refusal | None = None) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+        self.values = values
+        self.refusal = refusal
+
+    def answer(self, opcode: int, payload: bytes, role: Role, name: str, budget_s: float) -> tuple[Any, ...]:
+        self.asked.append((opcode, payload, role, name, budget_s))
+        if self.refusal is not None:
+            raise self.refusal
+        return self.values
+
+
 class FakeControl:
-    """What the control opcodes act on."""
+    """What the control opcodes act on. `sessions`: of which nodes sessions began and ended, in order."""
 
     def __init__(self) -> None:
         self.epoch = 9
+        self.answers: NodeAnswers | FakeAnswers = NodeAnswers(Standing())
+        self.sessions: list[tuple[str, bool]] = []
         self.on = False
         self.refusal: RequestRefused | None = None
         self.deadline_ns = 0
@@ -51,6 +69,9 @@ class FakeControl:
         if self.refusal:
             raise self.refusal
         return 42
+
+    def node_session(self, name: str, *, began: bool) -> None:
+        self.sessions.append((name, began))
 
     def stats_json(self, section: str) -> bytes:
         if section not in ("", "items"):
@@ -69,7 +90,11 @@ class Visitor:
     def __init__(self, secret: bytes | None = None, *, reserved: bool = False) -> None:
         self.connection = FakeConnection()
         self.control = FakeControl()
-        self.session = Session(self.connection, self.control, WELCOME, secret, reserved=reserved)  # type: ignore[arg-type]
+        self.welcome = WELCOME
+        self.session = Session(
+            *(self.connection, self.control, lambda: self.welcome, secret),  # type: ignore[arg-type]
+            reserved=reserved,
+        )
         self._next = 0
 
     def ask(self, opcode: int, *values: Any, budget_ms: int = 0) -> tuple[Status, Any, bool]:
@@ -111,6 +136,15 @@ def test_hello_is_welcomed() -> None:
     assert visitor.session.stage is Stage.OPEN
     assert (visitor.session.role, visitor.session.name) == (Role.CLIENT, "me")
     assert visitor.connection.greeted
+
+
+def test_the_welcome_is_made_when_it_is_said() -> None:
+    """A node learns its incarnation, and may learn its cluster, while it listens already."""
+    visitor = Visitor()
+    visitor.welcome = replace(WELCOME, incarnation=4, cluster_id=b"d" * 16)
+    assert visitor.hello(cluster=CLUSTER)[::2] == (Status.WRONG_CLUSTER, True)
+    status, values, _ = visitor.hello(cluster=b"d" * 16)
+    assert (status, values) == (Status.OK, visitor.welcome.values())
 
 
 def test_hello_is_said_once() -> None:
@@ -180,14 +214,122 @@ def test_an_unknown_opcode_is_answered_and_the_connection_lives() -> None:
     assert "0x7f" in reason
 
 
-@pytest.mark.parametrize(
-    "opcode", [Opcode.HELLO, Opcode.AUTH, Opcode.PING, Opcode.GOODBYE, Opcode.FLUSH, Opcode.STATS, Opcode.PERSIST]
-)
+@pytest.mark.parametrize("opcode", [op for op in Opcode if op not in {*DATA_OPCODES, Opcode.STEER}])
 def test_a_payload_that_does_not_come_out_even_closes(opcode: Opcode) -> None:
     visitor = Visitor()
     status, _, close = visitor.ask_raw(opcode, b"\xff" * 3)
     assert (status, close) == (Status.BAD_PAYLOAD, True)
     assert visitor.connection.last_executed == 0
+
+
+# --- what nodes ask
+
+
+@pytest.mark.parametrize("role", [Role.CLIENT, Role.LOGGER, Role.ADMIN])
+def test_who_is_no_node_is_not_counted_as_one(role: Role) -> None:
+    visitor = Visitor()
+    visitor.hello(role)
+    assert not visitor.session.is_node
+    visitor.session.ended()
+    assert visitor.control.sessions == []
+
+
+def test_a_nodes_session_is_told_of_when_it_opens_and_when_it_is_gone() -> None:
+    visitor = Visitor()
+    assert not visitor.session.is_node
+    visitor.hello(Role.NODE)
+    assert visitor.session.is_node
+    assert visitor.hello(Role.NODE)[0] is Status.NOT_ALLOWED
+    assert visitor.control.sessions == [("me", True)], "once"
+    visitor.session.ended()
+    assert visitor.control.sessions == [("me", True), ("me", False)]
+
+
+def test_with_a_secret_a_node_is_one_only_after_its_proof() -> None:
+    visitor = Visitor(SECRET)
+    visitor.hello(Role.NODE)
+    visitor.session.ended()
+    assert visitor.control.sessions == []
+    assert not visitor.session.is_node
+    visitor = Visitor(SECRET)
+    answer_challenge(visitor, b"another secret, as long", Role.NODE)
+    assert visitor.control.sessions == []
+    visitor = Visitor(SECRET)
+    answer_challenge(visitor, role=Role.NODE)
+    assert visitor.control.sessions == [("me", True)]
+    assert visitor.session.is_node
+
+
+def test_nobody_becomes_a_node_by_a_second_hello() -> None:
+    visitor = Visitor()
+    visitor.hello(Role.CLIENT)
+    assert visitor.ask(Opcode.HELLO, 1, 1, Role.NODE, ANY_CLUSTER, OWN_NONCE, "n2")[0] is Status.NOT_ALLOWED
+    assert (visitor.session.role, visitor.session.name, visitor.session.is_node) == (Role.CLIENT, "me", False)
+    assert visitor.ask(Opcode.REGISTER_READ)[0] is Status.NOT_ALLOWED
+    assert visitor.control.sessions == []
+
+
+@pytest.mark.parametrize("opcode", sorted(DATA_OPCODES))
+def test_data_is_not_for_nodes(opcode: Opcode) -> None:
+    """The engine hands their requests back; whatever they hold, nothing of it is executed."""
+    visitor = Visitor()
+    visitor.hello(Role.NODE)
+    status, (reason,), close = visitor.ask_raw(opcode, b"anything")
+    assert (status, close) == (Status.NOT_ALLOWED, False)
+    assert "clients" in reason
+
+
+@pytest.mark.parametrize("opcode", sorted(NODE_OPCODES))
+def test_without_a_hello_nobody_is_a_node(opcode: Opcode) -> None:
+    visitor = Visitor()
+    status, _, close = visitor.ask(opcode, *sample_values(opcode))
+    assert (status, close) == (Status.NOT_ALLOWED, False)
+
+
+def sample_values(opcode: Opcode) -> list[Any]:
+    """Values for any opcode whose payload is no group."""
+    layout = REQUESTS[opcode]
+    assert isinstance(layout, Layout)
+    return [b"" if field.string else max(field.low, 1) for field in layout.fields]
+
+
+@pytest.mark.parametrize("opcode", [*sorted(NODE_OPCODES), Opcode.VIEW, Opcode.STEER])
+def test_what_is_answered_elsewhere_gets_the_frame_and_who_asks(opcode: Opcode) -> None:
+    visitor = Visitor()
+    answers = visitor.control.answers = FakeAnswers(refusal=Refusal(Status.VIEW_AHEAD, "not yet"))
+    visitor.hello(Role.NODE)
+    values = sample_values(opcode)
+    assert visitor.ask(opcode, *values, budget_ms=1500) == (Status.VIEW_AHEAD, ("not yet",), False)
+    assert answers.asked == [(opcode, REQUESTS[opcode].encode(*values), Role.NODE, "me", 1.5)]
+    assert visitor.connection.last_executed == 2
+
+
+@pytest.mark.parametrize(
+    ("budget_ms", "budget_s"), [(0, 30.0), (1, 0.001), (60_000, 60.0), (60_001, 60.0), (0xFFFF_FFFF, 60.0)]
+)
+def test_a_node_opcode_has_the_callers_budget_within_bounds(budget_ms: int, budget_s: float) -> None:
+    visitor = Visitor()
+    answers = visitor.control.answers = FakeAnswers((7, b"{}"))
+    assert visitor.ask(Opcode.REGISTER_WATCH, 6, budget_ms=budget_ms) == (Status.OK, (7, b"{}"), False)
+    assert answers.asked[0][-1] == budget_s
+
+
+def test_a_refusal_has_the_payload_of_its_status() -> None:
+    """A view where the caller's is older: bytes, and not cut like a reason."""
+    view = b"v" * (REASON_BYTES_MAX * 3)
+    visitor = Visitor()
+    visitor.control.answers = FakeAnswers(refusal=Refusal(Status.STALE_VIEW, view))
+    assert visitor.ask(Opcode.HEARTBEAT, 1, 2, 3, 4) == (Status.STALE_VIEW, (view,), False)
+
+
+@pytest.mark.parametrize("why", ["\N{SNOWMAN}" * 100_000, "a name with half a pair, \ud800, in it"])
+def test_a_refusal_says_why_whatever_it_quotes(why: str) -> None:
+    """Reasons quote what came: it may be long, and JSON can name characters that UTF-8 has no bytes for."""
+    visitor = Visitor()
+    visitor.control.answers = FakeAnswers(refusal=Refusal(Status.BAD_VIEW, why))
+    status, (reason,), close = visitor.ask(Opcode.REGISTER_SET, 1, b"{}")
+    assert (status, close) == (Status.BAD_VIEW, False)
+    assert 0 < len(reason.encode()) <= REASON_BYTES_MAX
 
 
 # --- goodbye

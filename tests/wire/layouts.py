@@ -37,6 +37,11 @@ LAYOUTS = _all_layouts()
 """Every layout once, under the name of the first place it is used in."""
 
 
+def has_rest(layout: AnyLayout) -> bool:
+    """Whether its last field is what is left of the payload."""
+    return isinstance(layout, Layout) and any(field.rest for field in layout.fields)
+
+
 def text_of(low: int, high: int) -> st.SearchStrategy[str]:
     """Text whose UTF-8 form has `low` to `high` bytes."""
     texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=low, max_size=min(high, low + SPAN))

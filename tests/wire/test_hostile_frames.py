@@ -20,7 +20,7 @@ from rcache_client.wire.frames import (
     encode_reply,
     encode_request,
 )
-from rcache_client.wire.grammar import REQUESTS, BadPayload, decode_reply
+from rcache_client.wire.grammar import REQUESTS, BadPayload, decode_reply, reply_layout
 from rcache_client.wire.opcodes import (
     CLUSTER_ID_BYTES,
     NONCE_BYTES,
@@ -34,6 +34,7 @@ from rcache_client.wire.opcodes import (
 )
 
 from .conftest import Arrive, FrameReader
+from .layouts import LAYOUTS, has_rest
 
 FRAME_BYTES_MAX = 1 << 20
 OVER = FRAME_BYTES_MAX - HEADER_BYTES + 1
@@ -138,6 +139,11 @@ def hello(low: int = 1, high: int = 1, role: int = 1, name: bytes = b"me") -> by
     return pack(">BBB", low, high, role) + bytes(CLUSTER_ID_BYTES + NONCE_BYTES) + pack(">H", len(name)) + name
 
 
+def from_to(*numbers: int) -> bytes:
+    """What a frame between nodes begins with, and these u64 behind it."""
+    return pack(f">IQQ{len(numbers)}Q", 7, 3, 5, *numbers)
+
+
 REQUEST_LIES: dict[str, tuple[Opcode, bytes]] = {
     "no payload where a key is due": (Opcode.GET, b""),
     "half a length": (Opcode.GET, b"\x00"),
@@ -193,6 +199,23 @@ REQUEST_LIES: dict[str, tuple[Opcode, bytes]] = {
     "section that is not UTF-8": (Opcode.STATS, b"\x00\x01\xff"),
     "persist mode nobody knows": (Opcode.PERSIST, b"\x03"),
     "persist without a mode": (Opcode.PERSIST, b""),
+    "view without the epoch that is known": (Opcode.VIEW, b""),
+    "view with an epoch of three bytes": (Opcode.VIEW, bytes(3)),
+    "view with a view": (Opcode.VIEW, pack(">I", 7) + b"{}"),
+    "heartbeat without its number": (Opcode.HEARTBEAT, from_to()),
+    "heartbeat cut off in its number": (Opcode.HEARTBEAT, from_to(9)[:-1]),
+    "heartbeat with records behind it": (Opcode.HEARTBEAT, from_to(9) + b"records"),
+    "records without a generation": (Opcode.RECORDS, from_to()),
+    "records whose generation is cut off": (Opcode.RECORDS, from_to() + bytes(3)),
+    "records of generation 0": (Opcode.RECORDS, from_to() + pack(">I", 0) + b"records"),
+    "records with nothing at all": (Opcode.RECORDS, b""),
+    "sequences with one incarnation": (Opcode.SEQUENCES, from_to()[:-8]),
+    "sequences that bring some": (Opcode.SEQUENCES, from_to() + pack(">IQ", 1, 9)),
+    "register read with a revision": (Opcode.REGISTER_READ, pack(">Q", 1)),
+    "register set without a revision": (Opcode.REGISTER_SET, b""),
+    "register set with half a revision": (Opcode.REGISTER_SET, bytes(7)),
+    "register watch without a revision": (Opcode.REGISTER_WATCH, b""),
+    "register watch with a view": (Opcode.REGISTER_WATCH, pack(">Q", 1) + b"{}"),
 }
 
 
@@ -250,6 +273,19 @@ REPLY_LIES: dict[str, tuple[int, int, bytes]] = {
     "persist reply that asks": (Opcode.PERSIST, Status.OK, b"\x02\x00\x00"),
     "statistics longer than the frame": (Opcode.STATS, Status.OK, pack(">I", 3) + b"{}"),
     "flush reply cut off": (Opcode.FLUSH, Status.OK, bytes(4)),
+    "view reply whose register is longer than the frame": (Opcode.VIEW, Status.OK, pack(">H", 9) + b"embedded"),
+    "view reply without a register's length": (Opcode.VIEW, Status.OK, b"\x00"),
+    "view reply whose register is not UTF-8": (Opcode.VIEW, Status.OK, pack(">H", 1) + b"\xff{}"),
+    "heartbeat reply without a grant": (Opcode.HEARTBEAT, Status.OK, pack(">Q", 9)),
+    "heartbeat reply with a view": (Opcode.HEARTBEAT, Status.OK, pack(">QQ", 9, 10**9) + b"{}"),
+    "records reply cut off": (Opcode.RECORDS, Status.OK, bytes(7)),
+    "records reply with more than its room": (Opcode.RECORDS, Status.OK, bytes(9)),
+    "register read reply with half a revision": (Opcode.REGISTER_READ, Status.OK, bytes(7)),
+    "register set reply that is neither kept nor not": (Opcode.REGISTER_SET, Status.OK, pack(">BQ", 2, 9) + b"{}"),
+    "register set reply cut off": (Opcode.REGISTER_SET, Status.OK, pack(">BQ", 1, 9)[:-1]),
+    "register watch reply with nothing": (Opcode.REGISTER_WATCH, Status.OK, b""),
+    "view that is ahead with a view": (Opcode.RECORDS, Status.VIEW_AHEAD, b"{}"),
+    "broken chain without a reason": (Opcode.RECORDS, Status.BROKEN_CHAIN, b""),
     "success of an opcode that does not exist": (0xEE, Status.OK, b""),
     "success of opcode 0": (0, Status.OK, bytes(8)),
 }
@@ -266,4 +302,52 @@ def test_a_lying_reply_is_refused(arrive: Arrive, lie: str, secret: bytes) -> No
 
 
 def test_every_request_layout_has_a_liar() -> None:
-    assert {opcode for opcode, _ in REQUEST_LIES.values()} == set(REQUESTS)
+    """All but STEER's: it is nothing but a rest, so every payload is one."""
+    assert {opcode for opcode, _ in REQUEST_LIES.values()} == set(REQUESTS) - {Opcode.STEER}
+    assert [field.rest for field in REQUESTS[Opcode.STEER].fields] == [True]  # type: ignore[union-attr]
+
+
+REPLIES_WITHOUT_LIES = {Opcode.STEER, Opcode.SEQUENCES}
+"""Nothing but a rest."""
+
+
+def test_every_reply_layout_has_a_liar() -> None:
+    lied = {id(reply_layout(opcode, status)) for opcode, status, _ in REPLY_LIES.values() if opcode in set(Opcode)}
+    for opcode in Opcode:
+        assert id(reply_layout(opcode, Status.OK)) in lied or opcode in REPLIES_WITHOUT_LIES, opcode.name
+
+
+RESTS: dict[str, tuple[int, int | None, bytes]] = {
+    # name: opcode, status (None: a request), what comes before the rest
+    "an order": (Opcode.STEER, None, b""),
+    "records": (Opcode.RECORDS, None, from_to() + pack(">I", 1)),
+    "a view to be kept": (Opcode.REGISTER_SET, None, pack(">Q", 7)),
+    "a view": (Opcode.VIEW, Status.OK, pack(">H", 8) + b"embedded"),
+    "an order's answer": (Opcode.STEER, Status.OK, b""),
+    "sequences": (Opcode.SEQUENCES, Status.OK, b""),
+    "a view that was read": (Opcode.REGISTER_READ, Status.OK, pack(">Q", 7)),
+    "a view that was kept": (Opcode.REGISTER_SET, Status.OK, pack(">BQ", 1, 7)),
+    "a view that was waited for": (Opcode.REGISTER_WATCH, Status.OK, pack(">Q", 7)),
+    "a newer view": (Opcode.RECORDS, Status.STALE_VIEW, b""),
+}
+
+
+@pytest.mark.parametrize("what", RESTS)
+@pytest.mark.parametrize("rest", [b"", b"{}", b"\xca\x01\x03\x00" + bytes(12), bytes(70_000)], ids=len)
+def test_a_rest_ends_with_its_frame(arrive: Arrive, what: str, rest: bytes, secret: bytes) -> None:
+    """It has no length that could lie, and of what lies behind its frame it gets nothing."""
+    opcode, status, before = RESTS[what]
+    payload = before + rest
+    if status is None:
+        request = arrive(RequestReader(FRAME_BYTES_MAX), encode_request(opcode, 7, 0, payload))
+        values = REQUESTS[request.opcode].decode(request.payload)
+    else:
+        reply = arrive(ReplyReader(FRAME_BYTES_MAX), encode_reply(opcode, status, 7, 1, payload))
+        values = decode_reply(reply.opcode, reply.status, reply.payload)
+    assert values[-1] == rest
+    assert secret not in values[-1]
+
+
+def test_every_rest_is_among_them() -> None:
+    named = {id(REQUESTS[opcode] if status is None else reply_layout(opcode, status)) for opcode, status, _ in RESTS.values()}
+    assert named == {id(layout) for layout in LAYOUTS.values() if has_rest(layout)}

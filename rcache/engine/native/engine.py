@@ -131,6 +131,8 @@ class NativeEngine:
             count, refused = self._core.flush(bucket, deadline_ns)
             if refused is not None:
                 refusal = _refusal(refused)
+                if refusal.status is Status.NOT_PRIMARY:
+                    continue  # whoever is primary of it is told by itself
                 if not removed:
                     raise refusal
                 why = f"{removed} items were removed, the rest was not: {refusal.reason}"

@@ -116,6 +116,8 @@ class ReferenceEngine:
             try:
                 removed += self._store.flush(bucket, deadline_ns)
             except RequestRefused as refusal:
+                if refusal.status is Status.NOT_PRIMARY:
+                    continue  # whoever is primary of it is told by itself
                 if not removed:
                     raise
                 why = f"{removed} items were removed, the rest was not: {refusal.reason}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -55,6 +55,7 @@ class Neighbour:
     down_since_refused: bool = False
     ever_held: bool = False
     known_since: float = field(default_factory=time.monotonic)
+    heard_at: float = field(default_factory=time.monotonic)
 
 
 class Neighbours:
@@ -81,12 +82,19 @@ class Neighbours:
         self._ending: list[Neighbour] = []
         self.errors = 0
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[Neighbour]:
         with self._lock:
             return iter(list(self._known.values()))
 
     def get(self, name: str) -> Neighbour | None:
         return self._known.get(name)
+
+    def note_session(self, name: str, *, began: bool) -> None:
+        """Any thread: a connection from that node was opened, or is gone."""
+        with self._lock:
+            neighbour = self._known.get(name)
+            if neighbour is not None:
+                neighbour.sessions += 1 if began else -1
 
     def source_of(self, name: str) -> int:
         """The number that buckets follow this node by; 0 where it is not known here."""

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from loguru import logger
 
 from rcache.cluster.bucket_state import BucketState
-from rcache.cluster.view import View
+from rcache.cluster.view import NodeState, View
 from rcache.engine.change_stream import CommitPoint
 from rcache.engine.contract import Engine
 from rcache.records.record import Cause, Kind, Record, encode, epoch_of
@@ -114,14 +114,14 @@ class Roles:
         gone = turn.deposed + turn.dropped
         for bucket in gone:
             self.engine.set_state(bucket, BucketState.ABSENT)
-        self.record_drops(gone)
+        self._record_drops(gone)
 
     def pass_by(self) -> None:
         """Wait until the log has written what both of its streams hold."""
         if self._log is not None and self._log.failure is None and not self._log.pass_by(PASS_BY_S):
             logger.error("the append log did not come by within {} s; buckets change their stream all the same", PASS_BY_S)
 
-    def record_drops(self, buckets: Collection[int]) -> None:
+    def _record_drops(self, buckets: Collection[int]) -> None:
         """The log says that these buckets are not here any more."""
         if self._applied is None or not buckets:
             return
@@ -150,11 +150,10 @@ class Roles:
     def _served_before(self, old: View, new: View, bucket: int) -> frozenset[str]:
         """Who may be serving this bucket under an earlier view (invariant 3)."""
         was, placed = old.placements[bucket], new.placements[bucket]
-        if was.primary == self.name or (was.primary is None and old.epoch == placed.opened - 1):
-            return frozenset()
         if old.epoch != placed.opened - 1:  # views in between were not seen here: it may have been anybody
             return frozenset(name for name in {*old.nodes, *new.nodes} if name != self.name)
-        assert was.primary is not None
+        if was.primary in (None, self.name):
+            return frozenset()
         if new.epoch == placed.opened and new.proposer == was.primary:
             return frozenset()  # it said so itself: it froze the bucket before it asked for this view
         return frozenset({was.primary})
@@ -180,6 +179,28 @@ class Roles:
             self.engine.open_buckets(opened, epoch, incarnation, self.name)
             for bucket in opened:
                 del self.openings[bucket]
+
+    def follow_newcomers(self, view: View, source_of: Callable[[str], int]) -> None:
+        """Buckets of nodes that were not known when the view was fenced."""
+        for bucket, placed in enumerate(view.placements):
+            if placed.primary not in (None, self.name) and not self.following[bucket]:
+                self.following[bucket] = source_of(placed.primary or "")
+                self.engine.follow(bucket, self.following[bucket])
+
+    def is_member(self, view: View) -> bool:
+        """Whether this node has, or may have, anything to do in a view."""
+        node = view.nodes.get(self.name)
+        return node is not None and node.state is not NodeState.LOST
+
+    def forget_all(self, buckets: Collection[int]) -> None:
+        """This node is no member any more: nothing of what it had is here."""
+        self.openings.clear()
+        self.following = [NOBODY] * self.engine.config.buckets
+        self.pass_by()
+        for bucket in buckets:
+            if self.engine.state(bucket) is not BucketState.ABSENT:  # an intake may have cleared it meanwhile
+                self.engine.set_state(bucket, BucketState.ABSENT)
+        self._record_drops(buckets)
 
     def freeze(self, buckets: Iterable[int]) -> None:
         """Give up what this node is primary of: nothing changes in it any more."""

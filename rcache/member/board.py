@@ -1,0 +1,205 @@
+"""What the parts of the control plane share: the view, this node, its neighbours, the lease books, and how to wish for something.
+
+What it is: the state that copies, handovers, openings, leases and departure all look at, and the few steps that several of them take.
+Which thread runs it: the control plane's, but for `post`, and for what is read: the view, which is replaced as a whole.
+What it owns: nothing by itself. It may lock: the lease books, for moments. What it must not know: what a part does with it.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from loguru import logger
+
+from rcache.agreement.agreement import Agreement, Wish
+from rcache.cluster.leases import Peer
+from rcache.cluster.register import Register, Revised
+from rcache.cluster.view import Node, View
+from rcache.cluster.wishes import Asker, WishRefused
+from rcache.engine.change_stream import CommitPoint
+from rcache.engine.contract import Engine
+from rcache.member.neighbours import Neighbours
+from rcache.member.roles import Roles
+from rcache.peers.books import LeaseBooks, boot_ns
+from rcache.peers.link import Link
+from rcache.stream.append_log import AppendLog
+from rcache.stream.applied import AppliedStream
+from rcache.stream.policy import FsyncPolicy
+from rcache_client.handshake import Greeter
+
+
+@dataclass(frozen=True, slots=True)
+class MemberParts:
+    """What a member is made of. `own_register`: the one in this node's files, which it may be given; `next_incarnation` begins the
+    next one and returns the node as it is then."""
+
+    name: str
+    node: Node
+    engine: Engine
+    register: Register
+    own_register: Register
+    greeter: Greeter
+    log: AppendLog | None
+    applied: AppliedStream | None
+    next_incarnation: Callable[[], Node]
+
+
+@dataclass(slots=True)
+class MemberCounts:
+    """What happened since the start."""
+
+    views: int = 0
+    peers_parted: int = 0
+    fell_out: int = 0
+    handed_over: int = 0
+    broken_chains: int = 0
+    errors: int = 0
+    last_change: str = ""
+
+
+class Board:
+    """See the module. `coming`: the view that is being carried out, or the one that was last; `adding`: copies that are whole and
+    waited for: the link, and the position from which on they may be counted."""
+
+    def __init__(self, parts: MemberParts, first: Revised) -> None:
+        self.parts = parts
+        self.name = parts.name
+        self.engine = parts.engine
+        self.node = parts.node
+        self.view = self.coming = first.view
+        self.books = LeaseBooks(first.view.settings)
+        self.counts = MemberCounts()
+        self.roles = Roles(parts.engine, parts.name, parts.log, parts.applied)
+        self.adding: dict[int, tuple[Link, int]] = {}
+        self.plan_due_at = 0.0
+        self.neighbours: Neighbours
+        self.agreement: Agreement
+        self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._wished: set[str] = set()
+
+    # --- events
+
+    def post(self, event: Callable[[], None]) -> None:
+        """Any thread: have the control plane do this, and look at everything after it."""
+        self._events.put(event)
+
+    def next_events(self, timeout_s: float) -> None:
+        """Do what was posted; blocks up to `timeout_s` for the first."""
+        try:
+            self._events.get(timeout=timeout_s)()
+            while True:
+                self._events.get_nowait()()
+        except queue.Empty:
+            pass
+
+    # --- wishes
+
+    def wish_once(
+        self,
+        key: str,
+        what: str,
+        make: Callable[[View, Asker], View],
+        done: Callable[[str], None] = lambda _refused: None,
+    ) -> bool:
+        """Propose this, unless a wish of that key is not settled yet. `done` is called on the agreement's thread, after the view
+        that settled it was posted, and after the key was let go of."""
+        if key in self._wished:
+            return False
+        self._wished.add(key)
+        incarnation = self.incarnation
+
+        def make_as_asked(view: View, asker: Asker) -> View:
+            """Not for another incarnation than the one that asked: what it knew is not so any more."""
+            me = view.nodes.get(self.name)
+            if me is not None and me.incarnation > incarnation:
+                raise WishRefused(f"{self.name} is incarnation {me.incarnation} by now")
+            return make(view, asker)
+
+        def settled(refused: str) -> None:
+            if refused:
+                logger.debug("the wish to {} was refused: {}", what, refused)
+            self.post(lambda: self._let_go_of(key))
+            done(refused)
+
+        self.agreement.propose(Wish(what, make_as_asked, settled))
+        return True
+
+    def is_wished(self, key: str) -> bool:
+        return key in self._wished
+
+    def _let_go_of(self, key: str) -> None:
+        self._wished.discard(key)
+        self.plan_due_at = 0.0
+
+    # --- this node
+
+    @property
+    def incarnation(self) -> int:
+        return self.node.incarnation
+
+    def is_holder(self, bucket: int) -> bool:
+        """By the view that is being carried out, if one is: what it takes from this node is let go of before it is shown."""
+        return self.name in self.coming.placements[bucket].holders
+
+    def is_open(self, bucket: int) -> bool:
+        """Whether this node is primary of a bucket and has opened it."""
+        return self.view.placements[bucket].primary == self.name and bucket not in self.roles.openings
+
+    def opened(self, buckets: Iterable[int]) -> dict[int, int]:
+        """Since which epoch each of these is its primary's: a wish about them is for that time only (`demand_opened`)."""
+        return {bucket: self.view.placements[bucket].opened for bucket in buckets}
+
+    def incarnation_of(self, name: str) -> int:
+        neighbour = self.neighbours.get(name)
+        return neighbour.peer.incarnation if neighbour is not None else 0
+
+    def links_of(self, names: Sequence[str]) -> list[Link]:
+        return [neighbour.link for name in names if (neighbour := self.neighbours.get(name)) is not None]
+
+    # --- leases and commit points
+
+    def holds_lease(self, peer: Peer) -> bool:
+        with self.books.lock:
+            return self.books.held.holds(peer, boot_ns())
+
+    def pass_lease_on(self, peer: Peer) -> None:
+        """Any thread: what is left of a peer's lease is its commit point's."""
+        neighbour = self.neighbours.get(peer.name)
+        if neighbour is not None and neighbour.peer == peer:
+            with self.books.lock:
+                now_ns = boot_ns()
+                until_ns = now_ns + self.books.held.left_ns(peer, now_ns)
+            neighbour.link.point.lease(until_ns)
+
+    @staticmethod
+    def is_durable(view: View) -> bool:
+        """Whether nothing is acknowledged before it is on disk."""
+        return view.settings.fsync == FsyncPolicy.ALWAYS.value
+
+    def points_of(self, bucket: int, view: View | None = None) -> list[CommitPoint]:
+        """What the answers of a bucket wait for: its backups in the view, and those that are about to be (invariant 6)."""
+        view = view or self.view
+        points: list[CommitPoint] = [self.engine.stream.disk] if self.is_durable(view) and self.parts.log else []
+        points += [link.point for link in self.links_of(view.placements[bucket].backups)]
+        adding = self.adding.get(bucket)
+        if adding is not None and adding[0].point not in points:
+            points.append(adding[0].point)
+        return points
+
+    def set_points(self, bucket: int, view: View | None = None) -> int:
+        """Have a bucket wait for these; the stream's head of that moment."""
+        return self.engine.set_commit_points(bucket, self.points_of(bucket, view))
+
+    def now(self) -> float:
+        return time.monotonic()
+
+
+def demand_opened(view: View, opened: Mapping[int, int]) -> None:
+    """Raise `WishRefused` where a bucket was opened since: what was known of it then is not so any more. (A copy is counted in
+    that was whole for a former time of this primary, or a bucket handed over that is frozen no more.)"""
+    for bucket, epoch in opened.items():
+        if view.placements[bucket].opened != epoch:
+            raise WishRefused(f"bucket {bucket} was opened in epoch {view.placements[bucket].opened}, not {epoch}")

@@ -1,0 +1,158 @@
+"""Copies: what the view lacks, and of that what is this node's to do.
+
+What it is: carries out the plan of `rcache.cluster.balance` for the buckets that this node is primary of: copies are made, counted in
+once they are whole and waited for, and let go of where there is one too many.
+Which thread runs it: the control plane's.
+What it owns: nothing; what is under way is the links', and `Board.adding`. What it must not know: how a copy is made.
+
+Invariant, by the number of `design`, section 5:
+- 6: a copy that is whole is waited for (`set_points`) and has come past the stream's head of that moment, and this node holds its
+  lease, before it asks for it to be counted; and it is waited for until that is settled. (A backup is counted in, misses a change
+  that was acknowledged without it, and is promoted.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from loguru import logger
+
+from rcache.cluster import wishes
+from rcache.cluster.balance import plan_for
+from rcache.cluster.bucket_state import BucketState
+from rcache.cluster.view import View
+from rcache.cluster.wishes import Asker
+from rcache.member.board import Board, demand_opened
+from rcache.member.handovers import Handovers
+from rcache.peers.link import Link
+
+PLAN_EVERY_S = 1.0
+"""How often it is planned anew where nothing happened: a peer may have come up."""
+
+ADD_BUCKETS = 64
+ADD_S = 0.25
+"""Copies are counted in by so many in one view, or after so long, while more are being made."""
+
+
+class Copies:
+    """See the module."""
+
+    def __init__(self, board: Board, handovers: Handovers) -> None:
+        self._board = board
+        self._handovers = handovers
+        self._ready_since = 0.0
+
+    def look(self) -> None:
+        """One round."""
+        if self._board.now() >= self._board.plan_due_at:
+            self.plan()
+        self._count_in()
+
+    # --- planning
+
+    def plan(self) -> None:
+        """Begin what is to be done, and give up what is not wanted any more."""
+        board, view = self._board, self._board.view
+        board.plan_due_at = board.now() + PLAN_EVERY_S
+        if not board.roles.is_member(view):
+            return
+        filling = {bucket: neighbour.peer.name for neighbour in board.neighbours for bucket in neighbour.link.filling()}
+        plan = plan_for(view, filling)
+        wanted = {bucket: name for bucket, name in plan.fills if view.placements[bucket].primary == board.name}
+        for bucket, name in filling.items():
+            if wanted.get(bucket) != name and bucket not in board.adding:
+                for link in board.links_of([name]):
+                    link.cancel(bucket)
+        for bucket, name in wanted.items():
+            opened = board.is_open(bucket) and board.engine.state(bucket) is BucketState.PRIMARY
+            if opened and not self._handovers.has(bucket):
+                for link in board.links_of([name]):
+                    link.fill(bucket)
+        drops = {bucket: name for bucket, name in plan.drops.items() if view.placements[bucket].primary == board.name}
+        if drops:
+            board.wish_once("drops", f"drop {len(drops)} spare copies", lambda now, asker: _drop_spare(now, asker, drops))
+        heirs = {bucket: heir for bucket, heir in plan.handovers.items() if view.placements[bucket].primary == board.name}
+        self._handovers.begin({b: heir for b, heir in heirs.items() if b not in drops and b not in board.adding})
+
+    # --- counting in
+
+    def has_filled(self, link: Link, bucket: int) -> None:
+        """A copy is whole: from now on it is waited for."""
+        board = self._board
+        if link not in board.links_of([link.peer.name]) or not board.is_open(bucket) or bucket not in link.filling():
+            return
+        board.adding[bucket] = (link, 0)
+        head = board.set_points(bucket)
+        board.adding[bucket] = (link, head)
+        link.watch()
+
+    def _count_in(self) -> None:
+        """Copies that have come past what was there when they began to be waited for."""
+        board = self._board
+        if not board.adding or board.is_wished("add"):
+            return
+        ready: dict[int, str] = {}
+        for bucket, (link, head) in board.adding.items():
+            if link.acknowledged >= head and board.holds_lease(link.peer):
+                ready[bucket] = link.peer.name
+            else:
+                link.watch()
+        if not ready:
+            self._ready_since = 0.0
+            return
+        self._ready_since = self._ready_since or board.now()
+        more_come = any(not done for neighbour in board.neighbours for done in neighbour.link.filling().values())
+        if more_come and len(ready) < ADD_BUCKETS and board.now() < self._ready_since + ADD_S:
+            return
+        self._ready_since = 0.0
+        opened = board.opened(ready)
+        incarnations = {name: board.incarnation_of(name) for name in ready.values()}
+
+        def make(view: View, asker: Asker) -> View:
+            demand_opened(view, opened)
+            for name, incarnation in incarnations.items():
+                if name not in view.nodes or view.nodes[name].incarnation != incarnation:
+                    raise wishes.WishRefused(f"{name} is another by now")
+            return wishes.add_backups(view, asker, ready)
+
+        board.wish_once(
+            "add", f"count {len(ready)} copies in", make, lambda _refused: board.post(lambda: self._counted(list(ready)))
+        )
+
+    def _counted(self, buckets: Collection[int]) -> None:
+        """The wish is settled, and the view that settled it was carried out: what it counts in is waited for by it."""
+        board = self._board
+        for bucket in buckets:
+            adding = board.adding.pop(bucket, None)
+            if adding is None:
+                continue
+            if board.is_open(bucket):
+                board.set_points(bucket)
+            if adding[0].peer.name not in board.view.placements[bucket].backups:
+                adding[0].cancel(bucket)
+        self.plan()
+
+    # --- trouble
+
+    def are_broken(self, link: Link, why: str) -> None:
+        """A backup says that what it was sent does not fit: its copies are made anew."""
+        board, name = self._board, link.peer.name
+        if link not in board.links_of([name]):
+            return
+        board.counts.broken_chains += 1
+        logger.error("the copies at {} are broken and are made anew: {}", name, why)
+        for bucket in link.filling():
+            link.cancel(bucket)
+            board.adding.pop(bucket, None)
+
+        def make(view: View, asker: Asker) -> View:
+            held = {bucket: name for bucket in view.primaries_of(asker.by) if name in view.placements[bucket].backups}
+            return wishes.drop_backups(view, asker, held)
+
+        board.wish_once(f"drop all {name}", f"drop the copies at {name}", make)
+
+
+def _drop_spare(view: View, asker: Asker, drops: Mapping[int, str]) -> View:
+    """Only while they are spare."""
+    still = plan_for(view).drops
+    return wishes.drop_backups(view, asker, {bucket: name for bucket, name in drops.items() if still.get(bucket) == name})
