@@ -1,7 +1,7 @@
 """The commands of rcache-cli that steer the cluster: drain, pause, resume, settings, remove, lost, renew, takeover.
 
 What it is: for each command the order that it gives (`rcache.server.steering` has the table), and what came of it in words.
-Which thread runs it: the main thread; every command blocks to its budget at most (lost, renew: once more, and for their question).
+Which thread runs it: the main thread; every command blocks to its budget at most (lost, renew: longer, for a question).
 What it owns: standard input, for the answer to that question.
 What it must not know: how an order is carried out, or an answer written.
 

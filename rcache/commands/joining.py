@@ -90,9 +90,10 @@ class Finder:
 
     # --- finding
 
-    def find(self) -> Found:
-        """Whoever answers first says what the cluster is. Raises `StartFailed`, with NO_NODE_ANSWERED where nodes were given and
-        none did, and this disk and etcd know of no register either."""
+    def find(self, *, joined: bool) -> Found:
+        """Whoever answers first says what the cluster is. `joined`: this data directory is of a cluster that was born elsewhere.
+        Raises `StartFailed`, with NO_NODE_ANSWERED where nodes were given, or are known, and none did, and this disk and etcd
+        know of no register either. (A second cluster is born from the files of a node of the first.)"""
         options = self._options
         held = self._held()
         seen = _newest([held, read_seen_view(options.data_dir)])
@@ -105,14 +106,13 @@ class Finder:
             return self._found(where, heard=True)
         if options.etcd:
             return self._found(_etcd_words(options), heard=False)
-        if options.node and held is None:
+        if options.node and (held is None or _code_of(troubles) is ExitCode.WRONG_USE):
             raise StartFailed(_code_of(troubles), "no node could be joined: " + "; ".join(map(str, troubles)))
         if options.node:
             logger.warning("no node answered ({}); this node keeps the register itself", "; ".join(map(str, troubles)))
-        if held is None and seen is not None:
-            names = ", ".join(str(address) for address in _addresses(seen, options.name))
-            why = "; ".join(map(str, troubles))
-            raise StartFailed(_code_of(troubles), f"this node is of a cluster of which nobody answers ({names}): {why}")
+        if held is None and (seen is not None or joined):
+            why = "; ".join(map(str, troubles)) or "it knows no address of another node; give --node"
+            raise StartFailed(_code_of(troubles), f"this node is of a cluster of which nobody answers: {why}")
         return self._found(EMBEDDED, heard=False)
 
     def _held(self) -> View | None:

@@ -153,7 +153,7 @@ def _assemble(
     here = options.advertise or Address(*sock.getsockname()[:2])
     greeter = _greeter(options, data_dir.identity)
     finder = Finder(options, own, greeter, standing, here, watch.look)
-    found = finder.find()
+    found = finder.find(joined=data_dir.identity is not None and data_dir.identity.joined)
     if found.view is not None:
         finder.demand_fit(found.view)
     identity = _be_somebody(options, data_dir, found.view)
@@ -200,6 +200,7 @@ def _assemble(
     joined, recovered = _come_in(options, finder, found, node, returns, data_dir, watch)
     view = joined.view
     standing.view = view
+    keep_seen_view(options.data_dir, view)
     _feed(options, recovered, engine, watch)
     epoch = view.epoch
     mine = view.primaries_of(options.name)

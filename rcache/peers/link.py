@@ -165,9 +165,11 @@ class Link:
     def stop(self, timeout_s: float) -> bool:
         """End both threads, and let go of the reader; the commit point is the caller's to close. False if that took too long."""
         self._stopping.set()
-        self._break()
         with self._lock:
             self._connected.set()  # for good: nothing clears it from now on
+            if self._sock is not None:
+                with contextlib.suppress(OSError):
+                    self._sock.shutdown(socket.SHUT_RDWR)  # closing is the sender's: it may be using it
         with self._lock:
             self._noted.notify_all()
         self._engine.stream.wake_readers()

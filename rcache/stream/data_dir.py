@@ -43,7 +43,8 @@ class Identity:
     """Who the node of a data directory is. Ids are 16 bytes, in hex; epochs and incarnation count up from 0.
 
     `epoch` is the highest ever used, so that none is used twice. `start_epoch` is the one in which the last start began to
-    serve: a history on disk that ends before it is not the present. `restoring`: a --restore has begun and not ended.
+    serve: a history on disk that ends before it is not the present. `restoring`: a --restore has begun and not ended. `joined`:
+    the cluster was not born here, so no other may be.
     """
 
     cluster_id: str
@@ -54,6 +55,7 @@ class Identity:
     start_epoch: int = 0
     incarnation: int = 0
     restoring: bool = False
+    joined: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,8 @@ class DataDir:
         """This directory's identity; a new one, on disk, where there was none yet (`cluster_id` None: of a cluster that is born).
         Raises ValueError where it is another's."""
         if self.identity is None:
-            self.write(Identity(cluster_id or os.urandom(16).hex(), os.urandom(16).hex(), node, buckets))
+            own_id, joined = os.urandom(16).hex(), cluster_id is not None
+            self.write(Identity(cluster_id or os.urandom(16).hex(), own_id, node, buckets, joined=joined))
         identity = self.identity
         assert identity is not None
         if cluster_id not in (None, identity.cluster_id):

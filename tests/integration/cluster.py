@@ -85,7 +85,11 @@ class Cluster:
             assert view is not None
             return len(view.names(NodeState.UP)) == count and not view.lacking() and _is_even(view)
 
-        until("the cluster settles", is_settled, patience_s)
+        try:
+            until("the cluster settles", is_settled, patience_s)
+        except AssertionError as error:
+            said = "\n".join(f"--- {node.name}\n{node.stderr_text[-3000:]}" for node in self.nodes.values())
+            raise AssertionError(f"{error}: {self.view()}\n{said}") from None
         return self.view()
 
     # --- data

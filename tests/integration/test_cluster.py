@@ -178,8 +178,9 @@ def test_all_are_killed_and_come_back(cluster_of: MakeCluster) -> None:
     for node in cluster.nodes.values():
         node.kill()
     for name in NAMES:
-        cluster.nodes[name].arguments = []
-        cluster.nodes[name].launch()
+        node = cluster.nodes[name]
+        node.arguments = ["--listen", node.address]  # where the others look for it
+        node.launch()
     deadline = time.monotonic() + 30
     waiting = set(NAMES)
     while waiting:  # who comes before the register's holder answers ends with exit code 3, and is started again
@@ -219,7 +220,7 @@ def test_2_another_cluster(cluster_of: MakeCluster) -> None:
     two.nodes["b"].arguments = ["--node", one.nodes["a"].address]
     two.nodes["b"].launch()
     assert two.nodes["b"].wait() == 2
-    assert "it is of cluster" in two.nodes["b"].stderr_text
+    assert "WRONG_CLUSTER: this is cluster" in two.nodes["b"].stderr_text
 
 
 @pytest.mark.parametrize(
