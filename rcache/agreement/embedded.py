@@ -50,6 +50,9 @@ class EmbeddedRegister:
 
     def compare_and_set(self, revision: int, view: View) -> tuple[bool, Revised]:
         if self._is_ours():
+            held = self._own.read()
+            if held is not None and held.view.manager != self._name:  # ceded, and the view that says so is on its way here
+                raise RegisterUnreachable(f"the register was given to {held.view.manager}")
             return self._own.compare_and_set(revision, view)
         kept, now, text = self._ask("ask", Opcode.REGISTER_SET, revision, encode_view(view), timeout_s=ASK_S)
         revised = _revised(now, text)

@@ -205,11 +205,11 @@ def encode_view(view: View) -> bytes:
 def decode_view(text: bytes) -> View:
     """Raises `BadView`, also for a view whose invariants do not hold."""
     try:
-        facts = json.loads(text)
+        facts = json.loads(text.decode())  # UTF-8 and no other
         if facts["format"] != FORMAT:
             raise BadView(f"a view of format {facts['format']}; this version reads {FORMAT}")
         view = _view_of(facts)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         if isinstance(error, BadView):
             raise
         raise BadView(f"no view: {error!r}") from None
@@ -249,14 +249,14 @@ def _view_of(facts: dict[str, Any]) -> View:
         nodes=nodes,
         placements=tuple(placements),
         manager=_text_or_none(facts["manager"]),
-        pause=Pause(_text(pause["by"]), _text(pause["reason"]), float(pause["seconds"]), _whole(pause["epoch"]))
+        pause=Pause(_text(pause["by"]), _text(pause["reason"]), _seconds(pause["seconds"]), _whole(pause["epoch"]))
         if pause
         else None,
         settings=Settings(
             _whole(settings["backups"]),
-            float(settings["lease_s"]),
-            float(settings["grace_s"]),
-            float(settings["ack_s"]),
+            _seconds(settings["lease_s"]),
+            _seconds(settings["grace_s"]),
+            _seconds(settings["ack_s"]),
             _text(settings["fsync"]),
         ),
     )
@@ -265,7 +265,18 @@ def _view_of(facts: dict[str, Any]) -> View:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise BadView(f"{value!r} is no text")
+    value.encode()  # what JSON may escape need not be text: a surrogate alone raises
     return value
+
+
+SECONDS_MAX = 366 * 24 * 3600.0
+"""A year: whoever writes more means something else."""
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= SECONDS_MAX:
+        raise BadView(f"{value!r} are no seconds")
+    return float(value)
 
 
 def _text_or_none(value: object) -> str | None:
@@ -273,6 +284,6 @@ def _text_or_none(value: object) -> str | None:
 
 
 def _whole(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 64:
         raise BadView(f"{value!r} is no whole number")
     return value

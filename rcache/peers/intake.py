@@ -88,7 +88,7 @@ class Intake:
                 self._generation = generation
                 self._repeats = True
             taken, position = self._apply(body, follows)
-        if taken.status is Status.OK and self.durable and position is not None and self._applied is not None:
+        if taken.status is Status.OK and self.durable and body:
             return self._await_disk(position)
         return taken
 
@@ -179,8 +179,11 @@ class Intake:
                 return None  # the node stops for it
         return None
 
-    def _await_disk(self, position: int) -> Taken:
-        assert self._applied is not None
+    def _await_disk(self, position: int | None) -> Taken:
+        """Invariant 4. A frame that brought nothing new is on the disk with what came before it."""
+        if self._applied is None or (position is None and (self._stopping or self._applied.failure)):
+            return Taken(Status.APPEND_LOG_FAILED, "this node's log does not take it in")
+        position = self._applied.head if position is None else position
         end = self._applied.wait_durable(position, time.monotonic_ns() + int(DURABLE_S * 1e9))
         return TAKEN if end is StreamEnd.REACHED else Taken(Status.APPEND_LOG_FAILED, "not on the disk here")
 

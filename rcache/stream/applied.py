@@ -51,6 +51,11 @@ class AppliedStream:
         return self._head
 
     @property
+    def failure(self) -> str:
+        """Why the log that reads this failed; "" while it has not."""
+        return self._failure
+
+    @property
     def durable(self) -> int:
         """The position up to which it is on disk."""
         return self._durable

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from rcache.cluster.bucket_state import BucketState
 from rcache.records.files import FileHeader, FileKind
 from rcache.records.reader import DataDamaged
 from rcache.stream.append_log import day_of
@@ -43,8 +44,15 @@ LOOK_EVERY_RECORDS = 1000
 MS_A_DAY = 24 * 3600 * 1000
 
 
+IMPORT_WAIT_S = 60.0
+IMPORT_LOOK_S = 0.05
+"""How long a copy waits for a bucket that is being filled, and how often it looks."""
+
+
 class Copyable(Protocol):
     """What is copied: an engine, as far as this module needs it."""
+
+    def state(self, bucket: int) -> BucketState: ...
 
     def copy_bucket(self, bucket: int) -> Iterator[bytes]: ...
 
@@ -99,7 +107,7 @@ def write_copy(
     try:
         for bucket in range(header.buckets):
             bucket_began = time.monotonic()
-            for record in engine.copy_bucket(bucket):
+            for record in _whole_bucket(engine, bucket, hooks):
                 writer.add(record)
                 if writer.records % LOOK_EVERY_RECORDS == 0:
                     hooks.look()
@@ -111,6 +119,21 @@ def write_copy(
         raise
     items = writer.records - 2 * header.buckets
     return Copied(path, items, writer.bytes, time.monotonic() - began)
+
+
+def _whole_bucket(engine: Copyable, bucket: int, hooks: CopyHooks) -> list[bytes]:
+    """The records of a bucket, all of it. One that is being filled is waited for: a part of it would pass for the whole, and the
+    beginning of its import lies in a segment that this copy lets go of. Raises OSError where that takes too long."""
+    deadline = time.monotonic() + IMPORT_WAIT_S
+    while True:
+        if engine.state(bucket) is not BucketState.IMPORTING:
+            records = list(engine.copy_bucket(bucket))
+            if engine.state(bucket) is not BucketState.IMPORTING:
+                return records
+        if time.monotonic() > deadline:
+            raise OSError(f"bucket {bucket} is still being filled after {IMPORT_WAIT_S:.0f} s")
+        hooks.look()
+        time.sleep(IMPORT_LOOK_S)
 
 
 def copy_header(kind: FileKind, identity: Identity, epoch: int, number: int, first_segment: int, now_ms: int) -> FileHeader:

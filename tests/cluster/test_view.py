@@ -113,6 +113,22 @@ def test_text_that_is_no_view(facts: dict[str, Any], key: str, value: object) ->
         decode_view(json.dumps({**facts, key: value}).encode())
 
 
+@pytest.mark.parametrize("value", [-1.0, 0, float("nan"), float("inf"), 10**400, True, "1", None])
+def test_lengths_of_time_that_are_none(facts: dict[str, Any], value: object) -> None:
+    text = json.dumps({**facts, "settings": {**facts["settings"], "lease_s": value}})
+    with pytest.raises(BadView):
+        decode_view(text.encode())
+
+
+def test_text_that_cannot_be_sent(facts: dict[str, Any]) -> None:
+    with pytest.raises(BadView):
+        decode_view(json.dumps({**facts, "proposer": "\ud800"}).encode())
+    with pytest.raises(BadView):
+        decode_view(json.dumps(facts).encode("utf-16"))
+    with pytest.raises(BadView):
+        decode_view(json.dumps({**facts, "epoch": 1 << 64}).encode())
+
+
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000])
 def test_text_that_is_nothing(text: bytes) -> None:
     with pytest.raises(BadView):
