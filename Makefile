@@ -10,10 +10,10 @@ COMPILED := $(shell find rcache rcache_client -name "*.pyx" -o -name "*.pxd")
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run serve cluster test check format bench soak sanitize clean
+.PHONY: help setup run serve cluster test check format bench soak soak-loops sanitize clean
 
 help: ## Say what there is
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
 
 setup: $(STAMP) ## Create the environment in .venv (done by the others when it is needed)
 
@@ -42,7 +42,10 @@ format: $(STAMP) ## Bring the source into the house's format
 bench: $(STAMP) ## Measure beside Redis and memcached, about 20 minutes (ARGS="--quick", ARGS="--parts shapes log"); needs gcc
 	$(BIN)/python -m soak.bench $(ARGS)
 
-soak: $(STAMP) ## kill -9 and stop under load, 50 rounds of each (ARGS="--rounds 5 --seed 1")
+soak: $(STAMP) ## Break a cluster of real processes for a minute, and check every answer (ARGS="--nodes 5 --manager etcd --seconds 3600")
+	$(BIN)/python -m soak.cluster $(ARGS)
+
+soak-loops: $(STAMP) ## One server: kill -9 and stop under load, 50 rounds of each (ARGS="--rounds 5 --seed 1")
 	$(BIN)/python -m soak.kill_loop --rounds 50 $(ARGS)
 	$(BIN)/python -m soak.stop_loop --rounds 50 $(ARGS)
 

@@ -44,7 +44,7 @@ class _Line(NamedTuple, Generic[K]):
 
 
 class _Again(Generic[K]):
-    """What of a round was surely not executed: whole frames, frames behind them, and single keys of frames that were answered."""
+    """What of a round was surely not executed: frames, those behind them, and single keys of frames that were answered."""
 
     def __init__(self) -> None:
         self.frames: list[tuple[Sequence[K], Failed]] = []
@@ -70,7 +70,7 @@ class _Again(Generic[K]):
 class Asking(Generic[K]):
     """One many-key call. `encode` makes of keys what `frames_of` takes; `gathering` is told of what fails."""
 
-    def __init__(  # noqa: PLR0913 - one of them has a default
+    def __init__(
         self,
         caller: Caller,
         opcode: Opcode,
@@ -103,7 +103,7 @@ class Asking(Generic[K]):
                 newest = max(newest, epoch)
                 yield part, values
             if len(lines) > 1 or self._again is not None:
-                self.gathering.in_order = keys
+                self.gathering.scattered = True
             if self._again is None:
                 return
             retries = retries or self._caller.retries(self._deadline)

@@ -129,7 +129,7 @@ class Caller:
             door = table.door_of(key)
         return self.try_at(opcode, payload, door, table, deadline)
 
-    def try_at(  # noqa: PLR0913 - what is asked, and where
+    def try_at(
         self, opcode: int, payload: bytes, door: Door | None, table: Table, deadline: float, *, by_key: bool = True
     ) -> Answer | Failed:
         """One try through that door; through any where nothing is known of the view. Raises what no other try would mend."""
@@ -192,13 +192,18 @@ class Caller:
             self._doors.fail(door, status_name(status))
         error = _error_of_status(opcode, status, reason_of(values), door.name)
         if status_class(status) is StatusClass.ELSEWHERE:
-            return Failed(error, door, elsewhere=True, used=table.epoch, wanted=epoch)
+            knows_more = epoch > table.epoch  # else nobody is known to, and it may be the one who never will
+            return Failed(error, door if knows_more else None, elsewhere=True, used=table.epoch, wanted=epoch)
         return Failed(error, door, elsewhere=leaving and table.is_shared, used=table.epoch)
 
     def failed(self, opcode: int, setback: Setback, door: Door, table: Table, wait_s: float) -> Failed:
         """What a setback means for the call and for the door. The connection is gone."""
         in_full = setback.waited_in_full
-        setback.name_limit(f"read_timeout of {self._read_timeout:g} s", in_full=in_full and wait_s >= self._read_timeout)
+        if in_full and wait_s < self._read_timeout:
+            setback.name_limit("its share of the call's budget", in_full=True)
+            setback.waited_in_full = False  # that the budget is small is not the server's fault
+        else:
+            setback.name_limit(f"read_timeout of {self._read_timeout:g} s", in_full=in_full)
         if setback.trouble is Trouble.SILENT:
             self._doors.fell_silent(door, setback)
         elif setback.status in _LEAVING:

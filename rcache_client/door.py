@@ -1,7 +1,7 @@
 """One door: an address, the connections through it, and how it stands.
 
 What it is: where a connection is made: the name resolved, connected, greeted.
-Which thread runs it: any; what a door is said to be is guarded by the lock of `servers.Doors`, but for what the fast path reads.
+Which thread runs it: any; the lock of `servers.Doors` guards how a door stands, but for what the fast path reads.
 What it owns: its pool.
 What it must not know: the other doors, and what a request says.
 """

@@ -36,7 +36,8 @@ class Answered(NamedTuple):
 def try_all(caller: Caller, opcode: int, requests: Sequence[Request], table: Table, deadline: float) -> list[Answered | Failed]:
     """One try of each request; what it came to, in the same order. Blocks to the deadline at most. Raises no `RcacheError`."""
     wait_s = caller.wait_seconds(opcode, table.is_shared, deadline)
-    tries = [_Try(caller, opcode, door, payload, table, deadline, wait_s) for door, payload in requests]
+    question = _Question(caller, opcode, table, deadline, wait_s)
+    tries = [_Try(question, door, payload) for door, payload in requests]
     try:
         if len(tries) > 1:
             for one in tries:
@@ -50,21 +51,25 @@ def try_all(caller: Caller, opcode: int, requests: Sequence[Request], table: Tab
             one.drop()
 
 
+class _Question(NamedTuple):
+    """What all tries have in common; `wait_s` is the longest wait for the next bytes of an answer."""
+
+    caller: Caller
+    opcode: int
+    table: Table
+    deadline: float
+    wait_s: float
+
+
 class _Try:
     """One request, from its door to its answer."""
 
-    __slots__ = ("_caller", "_connection", "_deadline", "_door", "_failed", "_opcode", "_payload", "_table", "_wait_s")
+    __slots__ = ("_connection", "_door", "_failed", "_payload", "_question")
 
-    def __init__(  # noqa: PLR0913 - one for each field, and one caller
-        self, caller: Caller, opcode: int, door: Door | None, payload: bytes, table: Table, deadline: float, wait_s: float
-    ) -> None:
-        self._caller = caller
-        self._opcode = opcode
+    def __init__(self, question: _Question, door: Door | None, payload: bytes) -> None:
+        self._question = question
         self._door = door
         self._payload = payload
-        self._table = table
-        self._deadline = deadline
-        self._wait_s = wait_s
         self._connection: Connection | None = None
         self._failed: Failed | None = None
 
@@ -79,10 +84,11 @@ class _Try:
         """Send it if it was not yet, making a connection if need be."""
         if self._connection is not None or self._failed is not None:
             return
+        caller, opcode, table, deadline, _ = self._question
         try:
-            self._door, self._connection = self._caller.open(self._door, self._table, True, self._deadline)
+            self._door, self._connection = caller.open(self._door, table, True, deadline)
         except (Unreached, RcacheError) as trouble:
-            self._failed = not_sent(self._opcode, trouble, self._table, self._door)
+            self._failed = not_sent(opcode, trouble, table, self._door)
         else:
             self._begin(self._door, self._connection)
 
@@ -90,18 +96,19 @@ class _Try:
         """What it came to. `until`: when the wait for all of them ends, but each gets an instant."""
         if self._failed is not None:
             return self._failed
+        caller, opcode, table, deadline, wait_s = self._question
         door, connection = self._door, self._connection
         assert door is not None
         assert connection is not None
-        connection.cut_wait(max(until - monotonic(), min(UNDIVIDED_SECONDS, self._wait_s)))
+        connection.cut_wait(max(until - monotonic(), min(UNDIVIDED_SECONDS, wait_s)))
         try:
             answer = connection.finish()
         except Setback as setback:
             self.drop()
-            return self._caller.failed(self._opcode, setback, door, self._table, self._wait_s)
+            return caller.failed(opcode, setback, door, table, wait_s)
         self._connection = None
         epoch = connection.epoch
-        outcome = self._caller.settled(self._opcode, answer, door, connection, self._table, self._deadline)
+        outcome = caller.settled(opcode, answer, door, connection, table, deadline)
         return outcome if isinstance(outcome, Failed) else Answered(*outcome, epoch, door)
 
     def drop(self) -> None:
@@ -111,11 +118,12 @@ class _Try:
             self._connection = None
 
     def _begin(self, door: Door, connection: Connection) -> None:
+        caller, opcode, table, deadline, wait_s = self._question
         try:
-            connection.begin(self._opcode, self._payload, self._deadline, self._wait_s)
+            connection.begin(opcode, self._payload, deadline, wait_s)
         except Setback as setback:
             self.drop()
-            self._failed = self._caller.failed(self._opcode, setback, door, self._table, self._wait_s)
+            self._failed = caller.failed(opcode, setback, door, table, wait_s)
         except RcacheError as error:  # before anything was sent
             self._connection = None
             door.pool.give(connection)

@@ -54,7 +54,7 @@ class Greeter:
     """Greets servers on behalf of one client. Thread-safe."""
 
     def __init__(self, name: str | None, role: Role, secret: bytes | None, cluster_id: bytes = ANY_CLUSTER) -> None:
-        """`cluster_id`: the only one that is taken, where it is known. Raises `TypeError` or `ValueError` naming the argument."""
+        """`cluster_id`: the only one that is taken, if it is known. Raises `TypeError` or `ValueError` naming the argument."""
         _check_name(name)
         _check_secret(secret)
         self._name = name

@@ -1,6 +1,7 @@
 """Many-key calls: how keys are cut into frames, and how the parts' results become one.
 
-What it is: `by_door`, which sorts, `parts`, which cuts, and `Gathering`, which collects results and failures by the user's own keys.
+What it is: `by_door`, which sorts, `parts`, which cuts, and `Gathering`, which collects results and failures by the user's
+own keys.
 Which thread runs it: the caller's; a `Gathering` lives for one call.
 What it owns: what it has gathered.
 What it must not know: connections, opcodes, values.
@@ -96,11 +97,12 @@ def frames_of(keys: Sequence[K], encoded: bytes | list[bytes], room: Room) -> It
 class Gathering(Generic[K, R]):
     """The results of one many-key call so far: what was done, and what failed key by key or as a whole frame."""
 
-    def __init__(self, operation: str) -> None:
+    def __init__(self, operation: str, asked: Sequence[K]) -> None:
         self.done: dict[K, R] = {}
         self.failed: dict[K, RcacheError] = {}
-        self.in_order: Sequence[K] = ()
-        """All keys, where those of different nodes are answered one node after the other."""
+        self.scattered = False
+        """Whether the results came node by node, or in several rounds, and so not in the order of the keys."""
+        self._asked = asked
         self._operation = operation
         self._frames_answered = 0
         self._first_failure: RcacheError | None = None
@@ -122,8 +124,8 @@ class Gathering(Generic[K, R]):
 
     def result(self) -> dict[K, R]:
         """All results. Raises `SomeKeysFailed`; or, where no frame was answered at all, the error of the first."""
-        if self.in_order:
-            self.done = {key: self.done[key] for key in self.in_order if key in self.done}
+        if self.scattered:
+            self.done = {key: self.done[key] for key in self._asked if key in self.done}
         if not self.failed:
             return self.done
         if self._first_failure is not None and not self._frames_answered:

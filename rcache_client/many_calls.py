@@ -15,9 +15,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 from rcache_client.arguments import Key, key_bytes
+from rcache_client.asking import Asking
 from rcache_client.budget import ttl_in_ms
 from rcache_client.calls import Caller
-from rcache_client.asking import Asking
 from rcache_client.errors import RcacheError, WrongFormat
 from rcache_client.many import Gathering, encode_keys
 from rcache_client.serializers import Serializer
@@ -40,7 +40,7 @@ class ManyCalls(Generic[V]):
         """The values of those keys that have one."""
         deadline = self._caller.deadline(budget)
         asked = _distinct(keys)
-        gathering: Gathering[K, V] = Gathering("GET_MANY")
+        gathering: Gathering[K, V] = Gathering("GET_MANY", asked)
         entries_max = MANY_KEYS_MAX
         while asked:
             full = self._get_round(asked, gathering, entries_max, deadline)
@@ -67,7 +67,7 @@ class ManyCalls(Generic[V]):
             places = {key: place for place, key in enumerate(keys)}
             return [entries[places[key]] for key in part]
 
-        gathering: Gathering[K, int] = Gathering("SET_MANY")
+        gathering: Gathering[K, int] = Gathering("SET_MANY", keys)
         asking = Asking(self._caller, Opcode.SET_MANY, encode, gathering, deadline)
         for part, changes in asking.answers(keys):
             for key, (status, version) in zip(part, changes, strict=True):
@@ -81,7 +81,7 @@ class ManyCalls(Generic[V]):
         """Remove all values; return for each key whether there was one. Not atomic over the keys."""
         deadline = self._caller.deadline(budget)
         asked = _distinct(keys)
-        gathering: Gathering[K, bool] = Gathering("DELETE_MANY")
+        gathering: Gathering[K, bool] = Gathering("DELETE_MANY", asked)
         asking = Asking(self._caller, Opcode.DELETE_MANY, encode_keys, gathering, deadline)
         for part, changes in asking.answers(asked):
             for key, (status, _) in zip(part, changes, strict=True):

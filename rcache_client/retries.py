@@ -46,7 +46,7 @@ class Failed:
 
     __slots__ = ("door", "elsewhere", "error", "no_way", "used", "wanted")
 
-    def __init__(  # noqa: PLR0913 - a record, made by name
+    def __init__(
         self,
         error: RcacheError,
         door: Door | None = None,

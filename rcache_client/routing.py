@@ -55,7 +55,7 @@ SHARE_OF_FETCH = 0.125
 @dataclass(frozen=True, slots=True, eq=False)
 class Table:
     """For each bucket the door of its primary. `doors` has as many as there are buckets, `mask` is one less. `only`: the door,
-    where it is the same for all keys; `is_shared`: whether the view has more than one node, so that a key's primary may change."""
+    where it is the same for all keys; `is_shared`: whether the view has several nodes, so that a key's primary may change."""
 
     view: View | None = None
     epoch: int = 0
@@ -172,12 +172,11 @@ class Router:
             if self._under_way:
                 self._changed.wait_for(lambda: self._closed or not self._under_way, seconds_left(deadline))
                 return self.table.epoch > used
-            if not is_first and monotonic() < self._not_before:
-                return False
+            pause_s = 0.0 if is_first else max(self._jitter(0.0, JITTER_SECONDS), self._not_before - monotonic())
             self._under_way = True
         try:
-            if not is_first:
-                time.sleep(min(self._jitter(0.0, JITTER_SECONDS), seconds_left(deadline)))
+            if pause_s:
+                time.sleep(min(pause_s, seconds_left(deadline)))
             self._fetch(used, wanted, deadline, door, is_first)
         finally:
             self._end_fetch()

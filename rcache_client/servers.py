@@ -72,8 +72,8 @@ class Doors:
         make_door: Callable[[Address], Door],
         jitter: Callable[[float, float], float] = random.uniform,
     ):
-        """`make_door` makes the door of a node. `jitter(low, high)` picks a number between, so that clients that failed together
-        do not probe together."""
+        """`make_door` makes the door of a node. `jitter(low, high)` picks a number between, so that clients that failed
+        together do not probe together."""
         self._seeds = tuple(seeds)
         self._doors = self._seeds
         self._wait_for_servers = wait_for_servers

@@ -106,7 +106,7 @@ def parse_view(text: bytes) -> View:
     except BadView:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise BadView(f"no view: {type(error).__name__}: {str(error):.100}") from None
+        raise BadView(f"no view: {type(error).__name__}: {error!s:.100}") from None
 
 
 def _nodes_of(facts: Any) -> dict[str, Node]:

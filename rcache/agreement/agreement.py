@@ -1,7 +1,8 @@
 """The agreement: this node's wishes, brought to the register one at a time, and what the register says.
 
-What it is: a wish is a function from a view to the next one. It is made of the newest view that is known, brought to the register
-by compare-and-set, and made anew if somebody was quicker; until it is settled: agreed, or refused by the view that there is.
+What it is: a wish is a function from a view to the next one. It is made of the newest view that is known, brought to the
+register by compare-and-set, and made anew if somebody was quicker; until it is settled: agreed, or refused by the view that
+there is.
 Which thread runs it: two of its own: `agreement` proposes, `agreement-watch` watches. Started and joined by the service.
 What it owns: its two threads, and the wishes that wait. It may lock: its own lock, for moments; never with I/O.
 What it must not know: what a wish is for, and what a view means to this node.

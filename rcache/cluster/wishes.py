@@ -29,7 +29,7 @@ class Asker(NamedTuple):
     nonce: str
 
 
-def born(
+def born(  # noqa: PLR0913  the facts of a first view
     cluster_id: str, buckets: int, asker: Asker, node: Node, settings: Settings, *, embedded: bool, epoch: int = 1
 ) -> View:
     """The first view: one node has everything."""

@@ -1,13 +1,13 @@
 """Coming into a cluster: finding it, settling who keeps its register, and the view that this node joins by.
 
 What it is: what a start does between locking its data directory and serving anything.
-Which thread runs it: the main thread. It blocks: for each node that is asked (ASK_S), for a majority that knows the register's term,
-and for the register to answer; a signal ends each of these waits.
+Which thread runs it: the main thread. It blocks: for each node that is asked (ASK_S), for a majority that knows the register's
+term, and for the register to answer; a signal ends each of these waits.
 What it owns: nothing that lasts. What it must not know: engines, logs.
 
-A node that finds nobody and keeps no register begins nothing by itself if it was told of others: exit code 3. The register's holder
-answers for it after a restart only when a majority of its last view's nodes know no newer one (an operator may have given it to
-another meanwhile); while it waits it answers VIEW, so a cluster that starts from cold in any order comes together.
+A node that finds nobody and keeps no register begins nothing by itself if it was told of others: exit code 3. The register's
+holder answers for it after a restart only when a majority of its last view's nodes know no newer one (an operator may have
+given it to another meanwhile); while it waits it answers VIEW, so a cluster that starts from cold in any order comes together.
 """
 
 from __future__ import annotations
@@ -91,9 +91,9 @@ class Finder:
     # --- finding
 
     def find(self, *, joined: bool) -> Found:
-        """Whoever answers first says what the cluster is. `joined`: this data directory is of a cluster that was born elsewhere.
-        Raises `StartFailed`, with NO_NODE_ANSWERED where nodes were given, or are known, and none did, and this disk and etcd
-        know of no register either. (A second cluster is born from the files of a node of the first.)"""
+        """Whoever answers first says what the cluster is. `joined`: this data directory is of a cluster that was born
+        elsewhere. Raises `StartFailed`, with NO_NODE_ANSWERED where nodes were given, or are known, and none did, and this
+        disk and etcd know of no register either. (A second cluster is born from the files of a node of the first.)"""
         options = self._options
         held = self._held()
         seen = _newest([held, read_seen_view(options.data_dir)])
@@ -177,7 +177,7 @@ class Finder:
         told_at = time.monotonic()
         while (view := self._standing.view) is not None and view.manager == self._options.name:
             heard = 1
-            for name, address in _others(view, self._options.name):
+            for _, address in _others(view, self._options.name):
                 self._look()
                 with contextlib.suppress(PeerUnreachable):
                     _, theirs = self._ask_view(address)
@@ -291,8 +291,8 @@ class Finder:
         alone = sum(placed.holders == (name,) for placed in view.placements)
         if alone:
             why = (
-                f"the node {name} of this cluster has another data directory, with the only copy of {alone} buckets: start it from"
-                f" that one, or say `rcache-cli lost {name}`"
+                f"the node {name} of this cluster has another data directory, with the only copy of {alone} buckets: start it"
+                f" from that one, or say `rcache-cli lost {name}`"
             )
             raise StartFailed(ExitCode.WRONG_USE, why)
         return False
@@ -301,11 +301,11 @@ class Finder:
         line = Line(address, self._greeter, ASK_S)
         try:
             line.connected()
-            return line.welcome is not None and line.welcome.node_name == name
         except PeerUnreachable:
             return False
         finally:
             line.close()
+        return line.welcome is not None and line.welcome.node_name == name
 
 
 def settings_of(options: ServerOptions) -> Settings:

@@ -312,15 +312,16 @@ def _add_cluster(group: Any) -> None:
         type=values.address,
         action="append",
         metavar="HOST:PORT",
-        help="a node of the cluster to join; may be given several times, tried in order (default: begin a cluster, or go on with"
-        " the one in the data directory)",
+        help="a node of the cluster to join; may be given several times, tried in order (default: begin a cluster, or go on"
+        " with the one in the data directory)",
     )
     group.add_argument(
         "--etcd",
         type=values.etcd_url,
         action="append",
         metavar="URL",
-        help="an etcd that keeps the view; may be given several times (default: the first node keeps it, or what the cluster has)",
+        help="an etcd that keeps the view; may be given several times (default: the first node keeps it, or what the cluster"
+        " has)",
     )
     _add(
         group, "--etcd-key", values.etcd_key, "rcache/view", "KEY", "the key that etcd keeps the view under, one for a cluster"

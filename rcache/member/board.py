@@ -1,6 +1,8 @@
-"""What the parts of the control plane share: the view, this node, its neighbours, the lease books, and how to wish for something.
+"""What the parts of the control plane share: the view, this node, its neighbours, the lease books, and how to wish for
+something.
 
-What it is: the state that copies, handovers, openings, leases and departure all look at, and the few steps that several of them take.
+What it is: the state that copies, handovers, openings, leases and departure all look at, and the few steps that several of
+them take.
 Which thread runs it: the control plane's, but for `post`, and for what is read: the view, which is replaced as a whole.
 What it owns: nothing by itself. It may lock: the lease books, for moments. What it must not know: what a part does with it.
 """
@@ -33,8 +35,8 @@ from rcache_client.handshake import Greeter
 
 @dataclass(frozen=True, slots=True)
 class MemberParts:
-    """What a member is made of. `own_register`: the one in this node's files, which it may be given; `next_incarnation` begins the
-    next one and returns the node as it is then."""
+    """What a member is made of. `own_register`: the one in this node's files, which it may be given; `next_incarnation` begins
+    the next one and returns the node as it is then."""
 
     name: str
     node: Node
@@ -61,8 +63,8 @@ class MemberCounts:
 
 
 class Board:
-    """See the module. `coming`: the view that is being carried out, or the one that was last; `adding`: copies that are whole and
-    waited for: the link, and the position from which on they may be counted."""
+    """See the module. `coming`: the view that is being carried out, or the one that was last; `adding`: copies that are whole
+    and waited for: the link, and the position from which on they may be counted."""
 
     def __init__(self, parts: MemberParts, first: Revised) -> None:
         self.parts = parts
@@ -104,8 +106,8 @@ class Board:
         make: Callable[[View, Asker], View],
         done: Callable[[str], None] = lambda _refused: None,
     ) -> bool:
-        """Propose this, unless a wish of that key is not settled yet. `done` is called on the agreement's thread, after the view
-        that settled it was posted, and after the key was let go of."""
+        """Propose this, unless a wish of that key is not settled yet. `done` is called on the agreement's thread, after the
+        view that settled it was posted, and after the key was let go of."""
         if key in self._wished:
             return False
         self._wished.add(key)

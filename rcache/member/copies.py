@@ -1,14 +1,14 @@
 """Copies: what the view lacks, and of that what is this node's to do.
 
-What it is: carries out the plan of `rcache.cluster.balance` for the buckets that this node is primary of: copies are made, counted in
-once they are whole and waited for, and let go of where there is one too many.
+What it is: carries out the plan of `rcache.cluster.balance` for the buckets that this node is primary of: copies are made,
+counted in once they are whole and waited for, and let go of where there is one too many.
 Which thread runs it: the control plane's.
 What it owns: nothing; what is under way is the links', and `Board.adding`. What it must not know: how a copy is made.
 
 Invariant, by the number of `design`, section 5:
-- 6: a copy that is whole is waited for (`set_points`) and has come past the stream's head of that moment, and this node holds its
-  lease, before it asks for it to be counted; and it is waited for until that is settled. (A backup is counted in, misses a change
-  that was acknowledged without it, and is promoted.)
+- 6: a copy that is whole is waited for (`set_points`) and has come past the stream's head of that moment, and this node holds
+  its lease, before it asks for it to be counted; and it is waited for until that is settled. (A backup is counted in, misses a
+  change that was acknowledged without it, and is promoted.)
 """
 
 from __future__ import annotations

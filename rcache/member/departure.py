@@ -1,7 +1,7 @@
 """Departure: this node leaves its cluster, because it was told to stop, or because an operator drains it.
 
-What it is: the steps of leaving, whichever is next in the view there is: say so, wait until everything was handed over, cede the
-register, be removed. The last node hands nothing over: what it has stays its own, in its files.
+What it is: the steps of leaving, whichever is next in the view there is: say so, wait until everything was handed over, cede
+the register, be removed. The last node hands nothing over: what it has stays its own, in its files.
 Which thread runs it: the control plane's; `begin` any, by an event.
 What it owns: whether this node leaves, and `left`. What it must not know: how buckets move (`copies` and `handovers` see that a
 leaving node is to have nothing).

@@ -1,14 +1,14 @@
 """Handovers: buckets that this node gives up to backups that have all of them.
 
-What it is: freeze, wait until every backup has all of it, ask for the view in which it is the heirs'; or, if that comes to nothing,
-open it again in a later view.
+What it is: freeze, wait until every backup has all of it, ask for the view in which it is the heirs'; or, if that comes to
+nothing, open it again in a later view.
 Which thread runs it: the control plane's.
 What it owns: which buckets are on their way. What it must not know: why a bucket is to be handed over.
 
 Invariant, by the number of `design`, section 5:
-- 3: a bucket is frozen before the view is asked for, and stays so until a view says whose it is: the wish for the handover is this
-  node's word that it gave the bucket up. What comes to nothing is opened again in an epoch of its own. (The answer to the wish is
-  lost, the bucket is thawed, and the heir, for whom it was agreed after all, serves it too.)
+- 3: a bucket is frozen before the view is asked for, and stays so until a view says whose it is: the wish for the handover is
+  this node's word that it gave the bucket up. What comes to nothing is opened again in an epoch of its own. (The answer to the
+  wish is lost, the bucket is thawed, and the heir, for whom it was agreed after all, serves it too.)
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
 """The control plane: takes in views, one after the other, and has its parts see to what follows from them.
 
 What it is: the thread that carries a view out, and the place where links, heartbeats and sessions bring what they hear.
-Which thread runs it: its own, `control`, from `start` to `stop`; what others call only posts an event, or reads the view, which is
-replaced as a whole. Started and joined by the service.
-What it owns: the board and its parts. It may lock: the lease books, then one stripe, then the stream; the books are not held while
-it waits for anything.
+Which thread runs it: its own, `control`, from `start` to `stop`; what others call only posts an event, or reads the view,
+which is replaced as a whole. Started and joined by the service.
+What it owns: the board and its parts. It may lock: the lease books, then one stripe, then the stream; the books are not held
+while it waits for anything.
 What it must not know: sockets; how a register works; options.
 
 Invariants, by the numbers of `design`, section 5, with what each prevents:
-- 2: answers of a bucket wait for the commit points of its backups, and leave only while the leases of those hold (the engine looks,
-  last of all). So a node whose lease ran out is silent, whatever this thread is doing.
-- 4: a heartbeat of an older view is answered with the newer one and grants nothing; the view is shown and grants are made under the
-  one lock of the books. (A grant of yesterday lets the old primary answer beside the new one.)
+- 2: answers of a bucket wait for the commit points of its backups, and leave only while the leases of those hold (the engine
+  looks, last of all). So a node whose lease ran out is silent, whatever this thread is doing.
+- 4: a heartbeat of an older view is answered with the newer one and grants nothing; the view is shown and grants are made
+  under the one lock of the books. (A grant of yesterday lets the old primary answer beside the new one.)
 The others are kept by the parts: 3 by `roles`, `openings` and `handovers`, 5 and 10 by `watch`, 6 by `copies`, 7 by `roles`,
 `openings` and `rcache.peers.intake`.
 """
@@ -387,8 +387,8 @@ class Member:
         self._fall_out(view)
 
     def _fall_out(self, view: View) -> None:
-        """This node was silent for too long: it comes back as a new incarnation, empty. Frozen first: what is still primary when
-        its points are abandoned would answer alone."""
+        """This node was silent for too long: it comes back as a new incarnation, empty. Frozen first: what is still primary
+        when its points are abandoned would answer alone."""
         board, engine = self.board, self.parts.engine
         board.counts.fell_out += 1
         why = "FELL OUT: in the view of epoch {} by {} this node is no member any more; it joins anew"

@@ -41,8 +41,8 @@ class Host(LinkHost, HeartbeatHost, Protocol):
 
 @dataclass(slots=True)
 class Neighbour:
-    """One incarnation of one other node. `sessions`: connections from it that are open now; `heard_epoch`: the newest view that it
-    has said it goes by."""
+    """One incarnation of one other node. `sessions`: connections from it that are open now; `heard_epoch`: the newest view
+    that it has said it goes by."""
 
     peer: Peer
     address: str

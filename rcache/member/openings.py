@@ -6,8 +6,8 @@ What it owns: what other backups have said of their copies. What it must not kno
 
 Invariants, by the numbers of `design`, section 5:
 - 3: nobody of `Opening.after` can be serving it any more (`Roles` says who; here it is looked whether they can).
-- 7: a backup whose copy does not end where this node's does is dropped in a view before the bucket is opened. (It would be told to
-  go on from a point that it has not come to.)
+- 7: a backup whose copy does not end where this node's does is dropped in a view before the bucket is opened. (It would be
+  told to go on from a point that it has not come to.)
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class Openings:
             return not self._board.books.given.has_run_out(name, boot_ns())
 
     def _backups_match(self, bucket: int) -> bool:
-        """Whether each backup stands where this node's OPEN will go on from (invariant 7); who gave it up for this view does."""
+        """Whether each backup stands where this node's OPEN will go on from (invariant 7); who gave it up for this view
+        does."""
         board = self._board
         opening, placed = board.roles.openings[bucket], board.view.placements[bucket]
         gave_up = board.view.proposer if board.view.epoch == opening.epoch else None

@@ -1,15 +1,15 @@
 """What a view says of this node's buckets, carried out in the engine.
 
-What it is: the step from one view to the next for every bucket: what is given up, what is let go of, whom each bucket follows, what
-may be opened, and which commit points its answers wait for.
+What it is: the step from one view to the next for every bucket: what is given up, what is let go of, whom each bucket follows,
+what may be opened, and which commit points its answers wait for.
 Which thread runs it: the control plane's. It blocks for the log (bounded), and for room in the stream.
 What it owns: the table of whom each bucket follows, and what is waiting to be opened. It may lock: one stripe at a time.
 What it must not know: how views are agreed; sockets; when leases run out (it is told).
 
 The order within a view, and why. First what is not this node's any more: nothing is answered or changed under the new view that
-belongs to another. Then whom buckets follow, and only then is the view shown to others: a frame of it finds everything in place.
-What changes from the applied stream to this node's own, or the other way, waits until the log has written all of the first
-(`AppendLog.pass_by`): so the log has every bucket's records in their order. Opening comes last.
+belongs to another. Then whom buckets follow, and only then is the view shown to others: a frame of it finds everything in
+place. What changes from the applied stream to this node's own, or the other way, waits until the log has written all of the
+first (`AppendLog.pass_by`): so the log has every bucket's records in their order. Opening comes last.
 
 Invariants, by the numbers of `design`, section 5:
 - 3: a bucket is opened only once nobody of `Opening.after` can be serving it: each has said itself that it goes by a view in
@@ -50,8 +50,8 @@ class Opening:
 
 @dataclass(slots=True)
 class Turn:
-    """What one view did to this node's buckets. `abandoned`: the backups of what this node had not given up itself: what was still
-    waited for there is not known to be committed."""
+    """What one view did to this node's buckets. `abandoned`: the backups of what this node had not given up itself: what was
+    still waited for there is not known to be committed."""
 
     given_up: list[int] = field(default_factory=list)
     deposed: list[int] = field(default_factory=list)

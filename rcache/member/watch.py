@@ -5,8 +5,8 @@ Which thread runs it: the control plane's.
 What it owns: nothing; the books are the board's. What it must not know: what a bucket holds.
 
 Invariants, by the numbers of `design`, section 5:
-- 5: `decide` comes before a wish that takes a peer's buckets, under the lock under which grants are made, and is lifted only when
-  that wish is settled. (The peer hears a grant meanwhile, and serves beside its heir.)
+- 5: `decide` comes before a wish that takes a peer's buckets, under the lock under which grants are made, and is lifted only
+  when that wish is settled. (The peer hears a grant meanwhile, and serves beside its heir.)
 - 10: a backup that owes an acknowledgement for longer than `ack_s` is treated as one whose lease ran out.
 """
 

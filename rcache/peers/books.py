@@ -1,9 +1,9 @@
 """The lease books of this node, under one lock, by the boot clock; and the heartbeats that keep them.
 
-What it is: `LeaseBooks` puts the two books of `rcache.cluster.leases` under the lock under which grants are made and views change;
-`Heartbeats` asks one peer for its grant again and again.
-Which thread runs it: the books any; `Heartbeats` one of its own for each peer, `heartbeat-NAME`. Started and joined by the control
-plane.
+What it is: `LeaseBooks` puts the two books of `rcache.cluster.leases` under the lock under which grants are made and views
+change; `Heartbeats` asks one peer for its grant again and again.
+Which thread runs it: the books any; `Heartbeats` one of its own for each peer, `heartbeat-NAME`. Started and joined by the
+control plane.
 What it owns: the books and their lock; each heartbeat its line. It may lock: the books, for moments; never with I/O.
 What it must not know: who is primary of what.
 """
@@ -48,7 +48,8 @@ class LeaseBooks:
 
 
 class HeartbeatHost(Protocol):
-    """What a heartbeat tells, and asks: the control plane, as far as it is needed. On the heartbeat's thread; none may block."""
+    """What a heartbeat tells, and asks: the control plane, as far as it is needed. On the heartbeat's thread; none may
+    block."""
 
     @property
     def epoch(self) -> int: ...

@@ -1,13 +1,13 @@
 """A copy of one bucket that is being made at a peer, portion by portion, while the bucket goes on.
 
 What it is: where such a copy stands, and the records of each portion: IMPORT_BEGIN before the first rows, IMPORT_END behind the
-last. The link sends the stream up to a portion's position before its rows, and on from there after them, so a row is never older
-than what was sent before it.
-Which thread runs it: the link's sender makes portions, its receiver acknowledges them; never both at once, because one portion is
-under way at a time. What it owns: where the copy stands. What it must not know: sockets, views.
+last. The link sends the stream up to a portion's position before its rows, and on from there after them, so a row is never
+older than what was sent before it.
+Which thread runs it: the link's sender makes portions, its receiver acknowledges them; never both at once, because one portion
+is under way at a time. What it owns: where the copy stands. What it must not know: sockets, views.
 
-A portion that took so long to be made, sent and taken in is followed by a rest of PACE times as long: the requests of both nodes
-hardly feel it, and however much is written meanwhile it comes to its end, because it waits for nothing else.
+A portion that took so long to be made, sent and taken in is followed by a rest of PACE times as long: the requests of both
+nodes hardly feel it, and however much is written meanwhile it comes to its end, because it waits for nothing else.
 """
 
 from __future__ import annotations

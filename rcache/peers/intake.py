@@ -10,7 +10,8 @@ What it must not know: sockets; how views are agreed.
 
 Invariants:
 1. A record is applied only to a bucket that follows this peer in the view that was taken in here (the engine looks, under the
-   stripe lock); a frame of a newer view waits until that was taken in. (A node that was away sends on in what is not its any more.)
+   stripe lock); a frame of a newer view waits until that was taken in. (A node that was away sends on in what is not its any
+   more.)
 2. Records go to the log in the order in which they were applied, and once each.
 3. After a frame of a generation was refused no other of it is taken. (The bucket would have a hole.)
 4. What is answered with OK was applied; with fsync always it is on the disk here.
@@ -52,8 +53,8 @@ OF_OLD = Taken(Status.STALE_VIEW)
 
 
 class Intake:
-    """See the module. `source` is the number that buckets follow this peer by; `applied` None: no log is kept; `is_holder`: whether
-    this node has a whole copy of a bucket in the view."""
+    """See the module. `source` is the number that buckets follow this peer by; `applied` None: no log is kept; `is_holder`:
+    whether this node has a whole copy of a bucket in the view."""
 
     def __init__(
         self,
@@ -157,8 +158,8 @@ class Intake:
         return Taken(Status.BROKEN_CHAIN, str(error)), None
 
     def _is_of_old(self, head: Head, follows: Callable[[int], int]) -> bool:
-        """Whether a record is for a bucket that is not this peer's, or not here, in the view that was taken in: the peer goes by
-        an older one, or its link does for a moment."""
+        """Whether a record is for a bucket that is not this peer's, or not here, in the view that was taken in: the peer goes
+        by an older one, or its link does for a moment."""
         if follows(head.bucket) != self.source:
             return True
         absent = self._engine.state(head.bucket) is BucketState.ABSENT

@@ -2,14 +2,14 @@
 
 What it is: a reader of the change stream that sends the records of the chosen buckets straight from the ring, takes in the
 peer's acknowledgements, and fills new copies while writes go on (`rcache.peers.filling`).
-Which thread runs it: two of its own for each peer: `link-NAME` sends, `link-acks-NAME` receives. Started and joined by the control
-plane; its orders (`choose`, `fill`, `cancel`) come from any thread.
+Which thread runs it: two of its own for each peer: `link-NAME` sends, `link-acks-NAME` receives. Started and joined by the
+control plane; its orders (`choose`, `fill`, `cancel`) come from any thread.
 What it owns: its connection, its reader, its commit point. It may lock: its own lock, for moments; never with I/O.
 What it must not know: views and roles; how many backups a bucket is to have.
 
 Invariants:
-1. A position is acknowledged to the commit point only when the peer answered for all records before it that are for the peer; what
-   is not for it is passed by, once nothing of its own lies before (decision 0023).
+1. A position is acknowledged to the commit point only when the peer answered for all records before it that are for the peer;
+   what is not for it is passed by, once nothing of its own lies before (decision 0023).
 2. Whatever was sent and not acknowledged stays in the ring (the reader releases only what was acknowledged). After a lost
    connection, or where the peer refused a frame because its view had changed, everything from the last acknowledged position
    on is sent again under the next generation; the peer passes by what it has. (A frame is refused, the next one is taken: the
@@ -42,7 +42,8 @@ from rcache_client.wire.grammar import REQUESTS, BadPayload, Layout, decode_repl
 from rcache_client.wire.opcodes import Opcode, Status, status_name
 
 SEND_BYTES = 512 << 10
-"""About the most in one frame: large enough that its cost is the bytes', small enough that an acknowledgement is not far off."""
+"""About the most in one frame: large enough that its cost is the bytes', small enough that an acknowledgement is not far
+off."""
 
 IDLE_S = 0.25
 """How long the sender waits for a record before it looks at its orders; an order wakes it."""
@@ -163,7 +164,8 @@ class Link:
             thread.start()
 
     def stop(self, timeout_s: float) -> bool:
-        """End both threads, and let go of the reader; the commit point is the caller's to close. False if that took too long."""
+        """End both threads, and let go of the reader; the commit point is the caller's to close. False if that took too
+        long."""
         self._stopping.set()
         with self._lock:
             self._connected.set()  # for good: nothing clears it from now on
@@ -184,10 +186,10 @@ class Link:
         return ended
 
     def choose(self, buckets: Collection[int], epoch: int) -> None:
-        """The buckets that the peer has a copy of by the view of `epoch`; what is being filled comes to these by itself. Once this
-        returns nothing that is placed from now on is passed by for another choice, or leaves under an earlier epoch (which the
-        peer, being behind, would take for a record that does not fit). Blocks for moments; a sender that is held up by its peer
-        loses its connection instead, and sends all of it again."""
+        """The buckets that the peer has a copy of by the view of `epoch`; what is being filled comes to these by itself. Once
+        this returns nothing that is placed from now on is passed by for another choice, or leaves under an earlier epoch
+        (which the peer, being behind, would take for a record that does not fit). Blocks for moments; a sender that is held up
+        by its peer loses its connection instead, and sends all of it again."""
         chosen = frozenset(buckets)
         with self._lock:
             if chosen == self._chosen and epoch == self._epoch:
@@ -222,8 +224,8 @@ class Link:
                 self._order += 1
 
     def replace_point(self) -> CommitPoint:
-        """A new commit point in place of the present one, which the caller is to abandon once no bucket of its own waits for it: it
-        goes on from what is acknowledged, and has no lease yet."""
+        """A new commit point in place of the present one, which the caller is to abandon once no bucket of its own waits for
+        it: it goes on from what is acknowledged, and has no lease yet."""
         with self._lock:
             old = self.point
             self.point = self._engine.open_commit_point(self.peer.name, self._acknowledged, 0)

@@ -62,6 +62,9 @@ EXPIRE_ITEMS_MAX = 5000
 JOIN_S = 5.0
 """How long any thread but the workers has to end; each needs one round of its loop."""
 
+FAILED_DRAIN_S = 30.0
+"""How long a node whose log failed tries to hand over what it has: it takes no writes any more."""
+
 LEAVE_LOOK_S = 0.5
 """How often a leaving node says how far it is."""
 
@@ -317,20 +320,22 @@ class Service:
 
     def _leave(self, stopped: Stopped, progress: Callable[[str], object]) -> None:
         """Hand over what this node has, where there is anybody to take it."""
-        member = self.member
-        if member is None or (self.parts.log is not None and self.parts.log.failure is not None):
+        member, parts = self.member, self.parts
+        if member is None:
+            return
+        failed = parts.log is not None and parts.log.failure is not None
+        if failed and len(member.view.nodes) == 1:
             return
         member.leave()
-        deadline = time.monotonic() + self.parts.drain_timeout_s
+        deadline = time.monotonic() + (FAILED_DRAIN_S if failed else parts.drain_timeout_s)
         while not member.departure.left.wait(LEAVE_LOOK_S):
-            self.parts.notifier.extend_timeout(EXTEND_S)
-            progress(f"stopping: {member.view.copies_of(member.name)} copies to hand over")
-            if time.monotonic() > deadline or self.parts.stops.signals > 1:
-                left = member.view.copies_of(member.name)
-                stopped.problems.append(f"{left} copies could not be handed over in time")
-                stopped.not_handed_over = len(
-                    [b for b in member.view.primaries_of(member.name) if not member.view.placements[b].backups]
-                )
+            parts.notifier.extend_timeout(EXTEND_S)
+            view = member.view
+            progress(f"stopping: {view.copies_of(member.name)} copies to hand over")
+            if time.monotonic() > deadline or parts.stops.signals > 1:
+                stopped.not_handed_over = sum(not view.placements[b].backups for b in view.primaries_of(member.name))
+                why = "{} copies could not be handed over in time, {} of them the only ones; the files here keep theirs"
+                logger.error(why, view.copies_of(member.name), stopped.not_handed_over)
                 return
 
     def _end_membership(self, stopped: Stopped) -> None:

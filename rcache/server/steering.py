@@ -13,7 +13,6 @@ What it owns: nothing. What it must not know: sockets; how orders are written on
 | settings | backups, lease, ack, fsync (each may be left out) | what belongs to the cluster is changed |
 | remove | node | one that has left, or is lost, is none of the cluster any more |
 | lost | node, stopped, lose_max, dry_run | a node that is stopped for good loses its roles, and with them what only it had |
-| renew | | lost buckets begin again, empty, at this node; they are spread from there |
 | takeover | stopped, accept_old | this node keeps the register of a holder that is stopped for good |
 
 Every order may say `by`: who gives it. Refused with the reason: BAD_ARGUMENT for an order that is none, NOT_ALLOWED for one
@@ -120,7 +119,6 @@ class Steering:
             "settings": (frozenset({"backups", "lease", "ack", "fsync"}), self._settings),
             "remove": (frozenset({"node"}), self._remove),
             "lost": (frozenset({"node", "stopped", "lose_max", "dry_run"}), self._lost),
-            "renew": (frozenset(), self._renew),
             "takeover": (frozenset({"stopped", "accept_old"}), self._takeover),
         }
 
@@ -275,20 +273,6 @@ class Steering:
         books = self._member.books
         with books.lock:
             return books.held.holds(Peer(name, node.incarnation), boot_ns())
-
-    def _renew(self, order: _Ordered) -> Order:
-        renewed: list[int] = []
-
-        def make(view: View, asker: Asker) -> View:
-            renewed[:] = [bucket for bucket, placed in enumerate(view.placements) if placed.primary is None]
-            if not renewed:
-                raise WishRefused("no bucket is lost")
-            if view.nodes[asker.by].state is not NodeState.UP:
-                raise WishRefused(f"{asker.by} is {view.nodes[asker.by].state}, not up")
-            return wishes.offer(view, asker, renewed)
-
-        agreed = self._agree(order, "begin lost buckets anew", make)
-        return {"epoch": agreed.epoch, "renewed": renewed}
 
     # --- the register, after its holder
 
@@ -514,7 +498,7 @@ def _losses(view: View, name: str) -> Order:
     }
 
 
-_BUCKETS = frozenset({"lost", "promoted", "renewed", "old", "away"})
+_BUCKETS = frozenset({"lost", "promoted", "old", "away"})
 
 
 def _shortened(answer: Order) -> Order:

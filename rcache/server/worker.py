@@ -240,8 +240,8 @@ class WorkerRun:
         self._connections.leave(worker, how)
 
     def _serve_node(self, worker: Worker) -> str:
-        """A node's connection has a thread of its own to its end: what it brings may wait for the log, and nobody is to wait for
-        it. Nothing of it is the engine's business, so the engine does not read it."""
+        """A node's connection has a thread of its own to its end: what it brings may wait for the log, and nobody is to wait
+        for it. Nothing of it is the engine's business, so the engine does not read it."""
         reader = RequestReader(self._engine.config.frame_bytes_max)
         sock = worker.sock
         sock.setblocking(True)

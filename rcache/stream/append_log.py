@@ -99,13 +99,14 @@ class _Segment:
 class AppendLog:
     """Writes the change stream to segments. `now_ms` is the node's clock."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  what it writes, for whom, and two that are for tests and backups
         self,
         config: AppendLogConfig,
         stream: ChangeStream,
         identity: Identity,
         now_ms: Callable[[], int],
         hooks: LogHooks,
+        *,
         disk: Disk | None = None,
         applied: AppliedStream | None = None,
     ) -> None:
@@ -160,7 +161,8 @@ class AppendLog:
         return end is StreamEnd.REACHED
 
     def pass_by(self, timeout_s: float) -> bool:
-        """Block until everything that both streams hold now is written, on disk or not. False if that failed or took too long."""
+        """Block until everything that both streams hold now is written, on disk or not. False if that failed or took too
+        long."""
         deadline = time.monotonic() + timeout_s
         position = self._stream.head
         if self._applied.wait_written(self._applied.head, int(deadline * 1e9)) is not StreamEnd.REACHED:

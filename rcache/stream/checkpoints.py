@@ -122,8 +122,8 @@ def write_copy(
 
 
 def _whole_bucket(engine: Copyable, bucket: int, hooks: CopyHooks) -> list[bytes]:
-    """The records of a bucket, all of it. One that is being filled is waited for: a part of it would pass for the whole, and the
-    beginning of its import lies in a segment that this copy lets go of. Raises OSError where that takes too long."""
+    """The records of a bucket, all of it. One that is being filled is waited for: a part of it would pass for the whole, and
+    the beginning of its import lies in a segment that this copy lets go of. Raises OSError where that takes too long."""
     deadline = time.monotonic() + IMPORT_WAIT_S
     while True:
         if engine.state(bucket) is not BucketState.IMPORTING:

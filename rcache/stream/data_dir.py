@@ -104,8 +104,8 @@ class DataDir:
             raise DataDamaged(path, 0, f"not a node's identity: {error}") from None
 
     def be(self, node: str, buckets: int, cluster_id: str | None = None) -> Identity:
-        """This directory's identity; a new one, on disk, where there was none yet (`cluster_id` None: of a cluster that is born).
-        Raises ValueError where it is another's."""
+        """This directory's identity; a new one, on disk, where there was none yet (`cluster_id` None: of a cluster that is
+        born). Raises ValueError where it is another's."""
         if self.identity is None:
             own_id, joined = os.urandom(16).hex(), cluster_id is not None
             self.write(Identity(cluster_id or os.urandom(16).hex(), own_id, node, buckets, joined=joined))

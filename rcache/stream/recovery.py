@@ -64,7 +64,7 @@ class Walks:
     rebuilding: Progress = no_progress
 
 
-def recover(
+def recover(  # noqa: PLR0913  whose files, which of them, and who watches
     directory: Path,
     savefile: Path,
     identity: Identity,

@@ -18,7 +18,8 @@ BIN_S = 0.5
 
 @dataclass(slots=True)
 class Bin:
-    """Calls that ended within BIN_S: how many, by outcome; latencies in ms of those that are ok, those that ended in the bin."""
+    """Calls that ended within BIN_S: how many, by outcome; latencies in ms of those that are ok, those that ended in the
+    bin."""
 
     ok: int = 0
     fail: int = 0

@@ -3,8 +3,8 @@
 What it is: `python -m soak.cluster.clients SPEC`, where SPEC is a `Spec` as JSON. On standard output, one line of JSON each:
 `{"done": ROUND, "client": NAME}` when a client has left a round, and at the end `{"ended": NAME, ...}` with what it counted.
 Which thread runs it: the main thread waits for the end of standard input; one thread for each client.
-What it owns: one `rcache_client.Client`, shared by its threads, as an application would; a file of the history for each client and
-round, and one of its waits. What it must not know: what is broken, and when.
+What it owns: one `rcache_client.Client`, shared by its threads, as an application would; a file of the history for each client
+and round, and one of its waits. What it must not know: what is broken, and when.
 
 A *wait* is the time from one good answer of a client to its next, where that is longer than WAIT_S: what a fault costs whoever
 does one thing after the other.
@@ -59,7 +59,8 @@ class Spec:
 
 @dataclass(slots=True)
 class Counts:
-    """What a client counted. `outcomes` by the history's words; `errors` by class; `strange`, what no fault explains, and `failed`,
+    """What a client counted. `outcomes` by the history's words; `errors` by class; `strange`, what no fault explains, and
+    `failed`,
     the calls that did not succeed: the first few of each."""
 
     outcomes: dict[str, int] = field(default_factory=lambda: defaultdict(int))
@@ -146,7 +147,9 @@ def main() -> int:
 
     process = f"soak-clients-{spec.first}"
     with Client(spec.addresses, budget=spec.budget_s, name=process, wait_for_servers=True) as cache:
-        clients = {f"c{spec.first + index}": OneClient(spec, f"c{spec.first + index}", cache, say) for index in range(spec.count)}
+        clients = {
+            f"c{spec.first + index}": OneClient(spec, f"c{spec.first + index}", cache, say) for index in range(spec.count)
+        }
         threads = [threading.Thread(target=each.run, args=(over,), name=name) for name, each in clients.items()]
         for thread in threads:
             thread.start()

@@ -34,7 +34,7 @@ ASK_S = 1.0
 LOOK_S = 0.05
 """How often the cluster is looked at while its recovery is waited for: so exact is the wait that is measured."""
 
-RECOVERY_S = 90.0
+RECOVERY_S = 60.0
 """Until every bucket must have its backups again. It takes a second or two; a machine at its limit takes longer."""
 
 
@@ -164,7 +164,8 @@ class Cluster:
         return ailing
 
     def recover(self, timeout_s: float = RECOVERY_S) -> float:
-        """Wait until the cluster is whole, and return how many seconds that took. Raises `Violated` if it does not become so."""
+        """Wait until the cluster is whole, and return how many seconds that took. Raises `Violated` if it does not become
+        so."""
         began = time.monotonic()
         while ailing := self.ailments():
             if time.monotonic() - began > timeout_s:

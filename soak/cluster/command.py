@@ -10,6 +10,7 @@ import argparse
 import random
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -201,6 +202,7 @@ def last_line(outcome: Outcome) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     command = read_command(sys.argv[1:] if argv is None else argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends this run leaves no node behind
     try:
         outcome = carry_out(command)
     except SoakFailed as failure:

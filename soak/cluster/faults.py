@@ -4,8 +4,8 @@ What it is: for each kind of fault a class with `begin` and `end`; `fault_for` m
 Which thread runs it: the main thread. What it owns: nothing that outlives `end`.
 What it must not know: why it is this fault's turn, and what is made of what it did.
 
-`victims`: whom the fault meets; a node that suspects one of them, or that one of them suspects, is right to as long as the fault
-is `destructive`. Both `begin` and `end` raise `Violated` where a node does not behave as the fault demands.
+`victims`: whom the fault meets; a node that suspects one of them, or that one of them suspects, is right to as long as the
+fault is `destructive`. Both `begin` and `end` raise `Violated` where a node does not behave as the fault demands.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class CutOff(Fault):
     def __init__(self, cluster: Cluster, planned: Planned, victim: str) -> None:
         super().__init__(cluster, planned, victim)
         names = list(cluster.nodes)
-        self.others = next(([names[place]] for place in planned.order if names[place] != victim))
+        self.others = next([names[place]] for place in planned.order if names[place] != victim)
         self.victims += self.others
 
     def ways(self) -> list[Direction]:
@@ -129,7 +129,7 @@ class CutOff(Fault):
         return ways
 
     def begin(self) -> None:
-        self.cluster.network.follow(Rules({way: self.planned.cut for way in self.ways()}))
+        self.cluster.network.follow(Rules(dict.fromkeys(self.ways(), self.planned.cut)))
 
     def end(self) -> None:
         self.cluster.network.heal()
@@ -229,8 +229,7 @@ class RegisterAway(Fault):
 
 
 FAULTS: dict[Kind, type[Fault]] = {
-    each.kind: each
-    for each in (Restart, Drain, Kill, Stop, Pause, CutOff, Isolate, Slow, DiskFull, ClockStep, RegisterAway)
+    each.kind: each for each in (Restart, Drain, Kill, Stop, Pause, CutOff, Isolate, Slow, DiskFull, ClockStep, RegisterAway)
 }
 
 
@@ -240,4 +239,3 @@ def fault_for(cluster: Cluster, planned: Planned) -> Fault:
     names = list(cluster.nodes)
     victim = next(names[place] for place in planned.order if names[place] != manager)
     return FAULTS[planned.kind](cluster, planned, victim)
-

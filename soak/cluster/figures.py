@@ -96,7 +96,9 @@ def figures_of(outcome: Outcome, settings: Settings, about: About) -> dict[str, 
         "notes": outcome.notes,
         "state": outcome.state,
         "bin_s": BIN_S,
-        "bins": [[number, *(_short(each) for each in asdict(found).values())] for number, found in sorted(outcome.bins.items())],
+        "bins": [
+            [number, *(_short(each) for each in asdict(found).values())] for number, found in sorted(outcome.bins.items())
+        ],
     }
 
 

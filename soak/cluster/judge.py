@@ -1,8 +1,8 @@
 """Round after round: the last look at its keys, the verdict of the checker, and its place in the history.
 
 What it is: `Judge`, and `judged`, what a process beside the run does with the files of a round.
-Which thread runs it: `Judge.run` is a thread of its own, `finish` the main thread's after it; `judged` runs in a process, so that
-the search keeps nobody else waiting.
+Which thread runs it: `Judge.run` is a thread of its own, `finish` the main thread's after it; `judged` runs in a process, so
+that the search keeps nobody else waiting.
 What it owns: the files of rounds that are over, and a client of its own. What it must not know: what was broken.
 
 A round's keys are left by the clients, and stay for AGE rounds more, with whatever is broken meanwhile; then each is read
@@ -148,7 +148,7 @@ class Judge:
         """The thread's one catch-all: what it did not expect is a violation, not a silence."""
         try:
             while not self._over.wait(LOOK_S):
-                while self._crew.rounds_done > self._next + AGE and not self._over.is_set():
+                while self._crew.rounds_done > self._next + AGE and not (self._over.is_set() or self._findings.any.is_set()):
                     self._judge_next()
                     self._read_base(self._random.sample(self._base, round(len(self._base) * BASE_SHARE)))
         except Exception as error:
@@ -200,7 +200,7 @@ class Judge:
                     self.keep.mkdir(parents=True, exist_ok=True)
                     shutil.copy(path, self.keep)
         self.say(
-            f"round {verdict.round}: {verdict.operations} operations, {verdict.failed} failed, {verdict.unknown} of unknown outcome; "
+            f"round {verdict.round}: {verdict.operations} operations, {verdict.failed} failed, {verdict.unknown} unknown; "
             f"{'linearizable' if verdict.fine else 'VIOLATED'} (checked in {verdict.seconds:.1f} s)"
         )
         for path in files:

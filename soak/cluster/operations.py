@@ -1,7 +1,7 @@
 """One call of a client, and what its outcome means to the history.
 
-What it is: `outcome_of`, the table from the client's errors to the history's outcomes, and `Caller`, which carries out calls and
-writes them down. Which thread runs it: one; a `Caller` is not shared.
+What it is: `outcome_of`, the table from the client's errors to the history's outcomes, and `Caller`, which carries out calls
+and writes them down. Which thread runs it: one; a `Caller` is not shared.
 What it owns: nothing. What it must not know: which keys there are, and when something is broken.
 
 An error of the client says whether the call happened: `NotExecuted` and `Refused` surely not; `OutcomeUnknown` perhaps. A read

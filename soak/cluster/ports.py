@@ -10,7 +10,8 @@ import socket
 
 
 class KeptPort:
-    """Nobody is given this port by chance while it is kept; a server that sets SO_REUSEADDR, as servers do, may listen on it."""
+    """Nobody is given this port by chance while it is kept; a server that sets SO_REUSEADDR, as servers do, may listen on
+    it."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)

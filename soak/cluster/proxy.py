@@ -1,11 +1,11 @@
 """The proxy: every connection to a node, and from a node to etcd, goes through it, and it knows who speaks to whom.
 
-What it is: `python -m soak.cluster.proxy`. It is told what to do by lines of JSON on standard input and answers each with one on
-standard output (`soak.cluster.network`). It ends when its input does.
+What it is: `python -m soak.cluster.proxy`. It is told what to do by lines of JSON on standard input and answers each with one
+on standard output (`soak.cluster.network`). It ends when its input does.
 Which thread runs it: one, around a selector; a process of its own, so that a checker at work does not make heartbeats late.
 What it owns: its sockets. What it must not know: why the rules are what they are.
 
-A *front* stands for a node: it listens exactly while the node does (the kernel's table of sockets says so), so that whoever
+A *front* stands for a node: it listens exactly while the node does (the kernel says so), so that whoever
 connects to a dead node is refused, as without a proxy. The first frame on a connection is HELLO, which says who connects; until
 it is whole nothing goes on. A front of a fixed party (etcd's, one for each node) does not look at what is said.
 
@@ -26,140 +26,25 @@ import socket
 import struct
 import sys
 import time
-from collections import deque
-from pathlib import Path
 from typing import Any
 
-from rcache_client.wire.frames import BadFrame, RequestReader
-from rcache_client.wire.grammar import REQUESTS, BadPayload
+from rcache_client.wire.frames import BadFrame
+from rcache_client.wire.grammar import REQUESTS, BadPayload, Layout
 from rcache_client.wire.opcodes import Opcode, Role
+from soak.cluster.listening import ListeningPorts
 from soak.cluster.rules import ADMINS, CLIENTS, FREE, Cut, Rules
+from soak.cluster.through import Front, Through
 
 READ_BYTES = 1 << 16
 BUFFER_BYTES = 1 << 20
-HELLO_BYTES_MAX = 1024
-"""A longer first frame is no HELLO."""
-
 TICK_S = 0.02
 """How often the kernel is asked which nodes listen: far below any timer of a cluster."""
 
 LATE_S = 0.1
 """A turn that comes so late says that the machine was busy elsewhere; it is counted."""
 
-BACKLOG = 128
-LISTENS = "0A"
-"""The state LISTEN in /proc/net/tcp."""
-
 _RESET = struct.pack("ii", 1, 0)
 """SO_LINGER so that close sends a reset."""
-
-
-class Pipe:
-    """One direction of a connection: bytes on their way, each with the time from which on they may arrive."""
-
-    def __init__(self, source: socket.socket, sink: socket.socket) -> None:
-        self.source = source
-        self.sink = sink
-        self.ways = ("", "")
-        self.waiting: deque[tuple[float, bytes]] = deque()
-        self.held = 0
-        self.read_all = False
-        self.sent_all = False
-
-    def put(self, data: bytes, due: float) -> None:
-        if self.waiting:
-            due = max(due, self.waiting[-1][0])  # invariant 1
-        self.waiting.append((due, data))
-        self.held += len(data)
-
-    def pump(self, now: float) -> None:
-        """Deliver what is due, as far as the sink takes it. Raises `OSError`."""
-        while self.waiting and self.waiting[0][0] <= now:
-            data = self.waiting[0][1]
-            try:
-                sent = self.sink.send(data)
-            except BlockingIOError:
-                return
-            self.held -= sent
-            if sent < len(data):
-                self.waiting[0] = (self.waiting[0][0], data[sent:])
-                return
-            self.waiting.popleft()
-        if self.read_all and not self.waiting and not self.sent_all:
-            self.sent_all = True
-            self.sink.shutdown(socket.SHUT_WR)
-
-
-class Through:
-    """A connection through a front: from whoever made it (`down`) to the node (`up`, once it is connected)."""
-
-    def __init__(self, front: Front, down: socket.socket) -> None:
-        self.front = front
-        self.down = down
-        self.up = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        for each in (self.down, self.up):
-            each.setblocking(False)
-            each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.asking = Pipe(self.down, self.up)
-        self.answering = Pipe(self.up, self.down)
-        self.reader = RequestReader(HELLO_BYTES_MAX)
-        self.who = ""
-        self.called = False
-        self.connected = False
-        self.was_dropped = False
-        self.closed = False
-        self.masks: dict[socket.socket, int] = {self.down: 0, self.up: 0}
-
-    def introduce(self, who: str) -> None:
-        self.who = who
-        self.asking.ways = (who, self.front.name)
-        self.answering.ways = (self.front.name, who)
-
-    def pipe_from(self, end: socket.socket) -> Pipe:
-        return self.asking if end is self.down else self.answering
-
-    def pipe_to(self, end: socket.socket) -> Pipe:
-        return self.answering if end is self.down else self.asking
-
-    @property
-    def done(self) -> bool:
-        return self.asking.sent_all and self.answering.sent_all
-
-
-class Front:
-    """What stands for a node. Its port stays its own while nobody listens: a second socket is bound to it all the time."""
-
-    def __init__(self, name: str, target: int, party: str) -> None:
-        self.name = name
-        self.target = target
-        self.party = party
-        self.keeper = _bound(0)
-        self.port: int = self.keeper.getsockname()[1]
-        self.listener: socket.socket | None = None
-
-    def listen(self) -> socket.socket:
-        self.listener = _bound(self.port)
-        self.listener.listen(BACKLOG)
-        self.listener.setblocking(False)
-        return self.listener
-
-
-def _bound(port: int) -> socket.socket:
-    made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    made.bind(("127.0.0.1", port))
-    return made
-
-
-def listening_ports() -> set[int]:
-    """The ports of IPv4 that somebody listens on, by the kernel's table."""
-    found = set()
-    for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]:
-        fields = line.split(None, 4)
-        if fields[3] == LISTENS:
-            found.add(int(fields[1].rpartition(":")[2], 16))
-    return found
 
 
 class Proxy:
@@ -177,6 +62,7 @@ class Proxy:
         self._selector = selectors.DefaultSelector()
         self._random = random.Random(seed)
         self._tick_due = 0.0
+        self._listening = ListeningPorts()
 
     # --- orders
 
@@ -245,7 +131,7 @@ class Proxy:
             self.late += 1
             self.latest_s = max(self.latest_s, late_s)
         self._tick_due = now + TICK_S
-        listening = listening_ports()
+        listening = self._listening.now()
         for front in self.fronts.values():
             if front.target in listening and front.listener is None:
                 self._selector.register(front.listen(), selectors.EVENT_READ, front)
@@ -320,7 +206,9 @@ class Proxy:
             if request.opcode != Opcode.HELLO:
                 through.introduce(CLIENTS)
                 return
-            _, _, role, _, _, name = REQUESTS[Opcode.HELLO].decode(request.payload)
+            hello = REQUESTS[Opcode.HELLO]
+            assert isinstance(hello, Layout)
+            _, _, role, _, _, name = hello.decode(request.payload)
         except (BadFrame, BadPayload):
             through.introduce(CLIENTS)
             return
@@ -415,6 +303,7 @@ class Proxy:
             self._stop_listening(front)
             front.keeper.close()
         self._selector.close()
+        self._listening.close()
 
 
 def main() -> int:

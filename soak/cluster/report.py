@@ -1,7 +1,7 @@
 """The report of a run: a page, a drawing, and the figures they are made of.
 
-What it is: `page`, which makes the page from the figures, and `write`, which writes all three. Which thread runs it: the main thread.
-What it owns: the files it writes. What it must not know: how a figure came about.
+What it is: `page`, which makes the page from the figures, and `write`, which writes all three. Which thread runs it: the main
+thread. What it owns: the files it writes. What it must not know: how a figure came about.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def _calls(figures: dict[str, Any]) -> Iterator[str]:
     yield "## Calls"
     yield ""
     yield (
-        f"{calls['ok']} calls were answered, {calls['fail']} failed (surely not executed, or a read), {calls['unknown']} writes "
-        f"are of unknown outcome. {checked['operations']} operations on {checked['keys']} keys were checked, in "
+        f"{calls['ok']} calls were answered, {calls['fail']} failed (surely not executed, or a read), {calls['unknown']} "
+        f"writes are of unknown outcome. {checked['operations']} operations on {checked['keys']} keys were checked, in "
         f"{checked['rounds']} rounds."
     )
     yield ""
@@ -95,8 +95,8 @@ def _calls(figures: dict[str, Any]) -> Iterator[str]:
 def _kinds(figures: dict[str, Any]) -> Iterator[str]:
     yield "## What it cost"
     yield ""
-    yield "Seconds. *Gap*: the longest that one client waited for a good answer. *Whole again*: from the fault's end until every"
-    yield "bucket had its backups. A gap of 0 means that nobody waited longer than 0.05 s."
+    yield "Seconds. *Gap*: the longest that one client waited for a good answer. *Whole again*: from the fault's end until"
+    yield "every bucket had its backups. A gap of 0 means that nobody waited longer than 0.05 s."
     yield ""
     yield "| fault | times | gap, median | gap, longest | whole again, median | whole again, longest |"
     yield "| --- | ---: | ---: | ---: | ---: | ---: |"
@@ -113,9 +113,9 @@ def _suspicions(figures: dict[str, Any]) -> Iterator[str]:
     yield "## Suspicions"
     yield ""
     yield (
-        f"Nodes went on without another {suspicions['all']} times; {len(suspicions['false'])} of these were false: nothing that "
-        f"was broken then explains them. The machine was late {late['times']} times by more than 0.1 s"
-        + (f", lately by up to {late['longest_s']:.2f} s." if late["longest_s"] else ".")
+        f"Nodes went on without another {suspicions['all']} times; {len(suspicions['false'])} of these were false: nothing "
+        f"that was broken then explains them. The machine was late {late['times']} times by more than 0.1 s"
+        + (f", at most by {late['longest_s']:.2f} s." if late["longest_s"] else ".")
     )
     yield ""
     for each in suspicions["false"]:

@@ -4,8 +4,8 @@ What it is: `Rules`, immutable, and its form as JSON. Which thread runs it: any.
 What it owns: nothing. What it must not know: sockets.
 
 A party is a node's name, CLIENTS for all clients together, ETCD, or ADMINS (who are never cut off by these rules unless named).
-A rule is for one direction, from a party to another, whoever of them made the connection: a cut from a to b swallows what a asks
-b, and also what a answers b.
+A rule is for one direction, from a party to another, whoever of them made the connection: a cut from a to b swallows what a
+asks b, and also what a answers b.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 What it is: `Kind`, what a fault needs and destroys, and `schedule`, an endless series of `Planned`. Pure.
 Which thread runs it: any. What it owns: nothing. What it must not know: processes; what became of the faults before.
 
-The n-th fault of a seed is the same in every run, however long the ones before took. Which node it meets is drawn as an order of
-preference: the run takes the first that may be met then (the manager of an embedded register may not be killed, and which node
-that is depends on the run).
+The n-th fault of a seed is the same in every run, however long the ones before took. Which node it meets is drawn as an order
+of preference: the run takes the first that may be met then (the manager of an embedded register may not be killed, and which
+node that is depends on the run).
 """
 
 from __future__ import annotations
@@ -73,14 +73,15 @@ LASTS_S: dict[Kind, tuple[float, float]] = {
     Kind.REGISTER: (1.0, 4.0),
 }
 """How long each lasts, in seconds, from least to most. The lease is 1 s and the grace 1.5 s: a stop is longer than the grace, a
-pause shorter than the lease, and cuts are both. A kill of no length comes back before anyone has noticed. (A full disk lasts until
-the node has ended, and then so long.)"""
+pause shorter than the lease, and cuts are both. A kill of no length comes back before anyone has noticed. (A full disk lasts
+until the node has ended, and then so long.)"""
 
 QUIET_S = (0.5, 2.5)
 """Between the end of one fault's recovery and the next fault."""
 
 SLOW_S = (0.02, 0.15)
-"""By how much a slow node's bytes are late, each way: four of these are a heartbeat's way there and back, well below the lease."""
+"""By how much a slow node's bytes are late, each way: four of these are a heartbeat's way there and back, well below the
+lease."""
 
 STEP_S = 3 * 3600.0
 """By how much the clock steps, forward or back: longer than the time to live of the workload's entries."""
@@ -88,7 +89,8 @@ STEP_S = 3 * 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """The n-th fault. `order`: places of nodes, the preferred victim first; `lasts_s` and `quiet_s` as above. What only some kinds
+    """The n-th fault. `order`: places of nodes, the preferred victim first; `lasts_s` and `quiet_s` as above. What only some
+    kinds
     look at: `cut` and `one_way` (0: both; 1: what the victim sends; 2: what it is sent), `with_clients`, `late_s`, `step_s`."""
 
     number: int

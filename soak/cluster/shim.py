@@ -3,8 +3,8 @@
 What it is: `built_shim`, and `Steering`, one for each node. Which thread runs it: any; one writes a page.
 What it owns: the library, and the page's file. What it must not know: faults.
 
-The machine's own clock is never touched: it is everybody's. Where no compiler is, or the library does not load, there is a reason
-in place of the library, which the run tells.
+The machine's own clock is never touched: it is everybody's. Where no compiler is, or the library does not load, there is a
+reason in place of the library, which the run tells.
 """
 
 from __future__ import annotations

@@ -19,8 +19,10 @@ SLACK_S = 0.5
 
 @dataclass(slots=True)
 class Broken:
-    """A fault: it lasted from `began` to `ended`, and the cluster was whole again at `whole`. `recovery_s`: the wait from `ended`
-    to that; `gap_s`: the longest that a client waited for a good answer meanwhile, 0 if none waited longer than its `WAIT_S`."""
+    """A fault: it lasted from `began` to `ended`, and the cluster was whole again at `whole`. `recovery_s`: the wait from
+    `ended`
+    to that; `gap_s`: the longest that a client waited for a good answer meanwhile, 0 if none waited longer than its
+    `WAIT_S`."""
 
     number: int
     kind: str

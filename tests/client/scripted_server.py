@@ -147,10 +147,13 @@ def play_silence(line: Line) -> None:
 class ScriptedServer:
     """Plays `scripts` in turn, one for each connection; the last of them for all that follow."""
 
-    def __init__(self, *scripts: Script, service: FakeService | None = None, cluster_id: bytes = CLUSTER) -> None:
+    def __init__(
+        self, *scripts: Script, service: FakeService | None = None, cluster_id: bytes = CLUSTER, name: str = "one"
+    ) -> None:
         self.scripts: list[Script] = list(scripts) or [play]
         self.service = service or FakeService()
         self.cluster_id = cluster_id
+        self.name = name
         self.requests: list[Request] = []
         self.view_requests: list[Request] = []
         self.view: bytes | None = None
@@ -176,7 +179,8 @@ class ScriptedServer:
 
     def welcome_fields(self) -> tuple[object, ...]:
         service = self.service
-        return 1, self.cluster_id, 7, 1024, service.frame_bytes_max, service.value_bytes_max, 600_000, "one", "0.1.0"
+        limits = service.frame_bytes_max, service.value_bytes_max
+        return 1, self.cluster_id, 7, 1024, *limits, 600_000, self.name, "0.1.0"
 
     def start(self) -> None:
         """Listen: on a port that is free, or after `stop` on the same one as before."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rcache.commands import startup
+from rcache.commands import recovering, startup
 from rcache.commands.exit_codes import ExitCode
 from rcache.commands.options import parse
 from rcache.commands.start_failed import StartFailed
@@ -52,7 +52,7 @@ def after_recovery(monkeypatch: pytest.MonkeyPatch, call: Callable[[Recovered], 
         call(recovered)
         return recovered
 
-    monkeypatch.setattr(startup, "recover", recover_and_call)
+    monkeypatch.setattr(recovering, "recover", recover_and_call)
 
 
 @needs_compiled

@@ -1,7 +1,9 @@
-"""Nodes come, go, die and come back, as real processes: no acknowledged write is lost, and none is read that was overwritten."""
+"""Nodes come, go, die and come back, as real processes: no acknowledged write is lost, and none is read that was
+overwritten."""
 
 from __future__ import annotations
 
+import resource
 import shutil
 import signal
 import time
@@ -196,6 +198,24 @@ def test_all_are_killed_and_come_back(cluster_of: MakeCluster) -> None:
         time.sleep(0.05)
     cluster.settle()
     assert cluster.read(list(values)) == values
+
+
+def test_7_a_node_whose_log_fails_hands_over_first(cluster_of: MakeCluster) -> None:
+    cluster = cluster_of().grow("a", "b")
+    failing = cluster.nodes["b"]
+    size = max(path.stat().st_size for path in failing.data_dir.glob("*.rcl"))
+    resource.prlimit(failing.pid, resource.RLIMIT_FSIZE, (size + 100_000, size + 100_000))
+    acknowledged: dict[bytes, bytes] = {}
+    deadline = time.monotonic() + 30
+    while failing.running:
+        assert time.monotonic() < deadline, "the log goes on"
+        key = b"key-%d" % len(acknowledged)
+        value = b"%d" % len(acknowledged) * 200
+        cluster.call(key, lambda client, key=key, value=value: client.set(key, value))  # type: ignore[misc]
+        acknowledged[key] = value
+    assert failing.wait() == 7, failing.stderr_text
+    assert list(cluster.view().nodes) == ["a"], "it left in order"
+    assert cluster.read(list(acknowledged)) == acknowledged
 
 
 # --- who may not join

@@ -188,7 +188,7 @@ def test_what_is_no_order_is_refused(play: Plays) -> None:
     bare = play(three())
     assert bare.refused("dance") == (
         Status.BAD_ARGUMENT,
-        "no order 'dance'; there are: drain, pause, resume, settings, remove, lost, renew, takeover",
+        "no order 'dance'; there are: drain, pause, resume, settings, remove, lost, takeover",
     )
     with pytest.raises(Refusal, match="BAD_ARGUMENT"):
         bare.steer({"verb": ["drain"]}, BUDGET_S)
@@ -428,17 +428,6 @@ def test_a_node_that_nobody_could_ask_is_not_taken_for_stopped(play: Plays) -> N
     cluster = play(three(), silent=("n3",))
     status, why = cluster.refused("lost", SOON_S, node="n3", stopped=True)
     assert (status, "no time is left to ask n3" in why) == (Status.DEADLINE_PASSED, True)
-
-
-# --- renew
-
-
-def test_lost_buckets_begin_again_at_this_node(play: Plays) -> None:
-    cluster = play(three(("n1", ("n2",)), (None, ()), ("n2", ()), (None, ())))
-    assert cluster.order("renew")["renewed"] == [1, 3]
-    now = cluster.member.view
-    assert now.placements[1] == now.placements[3] == Placement("n1", (), now.epoch)
-    assert "no bucket is lost" in cluster.refused("renew")[1]
 
 
 # --- takeover

@@ -202,7 +202,7 @@ class LogUnderTest:
         self._counter = 0
         hooks = LogHooks(self.failures.append, self.segments.append)
         settings = AppendLogConfig(directory, **{"policy": FsyncPolicy.ALWAYS, **config})  # type: ignore[arg-type]
-        self.log = AppendLog(settings, self.stream, IDENTITY, lambda: self.now_ms, hooks, disk)
+        self.log = AppendLog(settings, self.stream, IDENTITY, lambda: self.now_ms, hooks, disk=disk)
         STARTED.append(self.log)
 
     def start(self) -> LogUnderTest:

@@ -66,7 +66,7 @@ class Node:
             identity,
             clock.now_ms,
             LogHooks(self.failures.append),
-            self.disk,
+            disk=self.disk,
         )
         STARTED.append(self.log)
         self.log.start(self.recovered.place, self.epoch)
