@@ -54,17 +54,18 @@ V = TypeVar("V")
 
 
 class Client(KeyCalls[V], ManyCalls[V], ServiceCalls):
-    """A thread-safe, fork-safe, synchronous client of one rcache service.
+    """A thread-safe, fork-safe, synchronous client of one rcache service: a node, or a cluster of them.
 
         with Client("127.0.0.1:13600") as cache:
             cache.set("greeting", b"hello", ttl=60)
             cache.get("greeting")  # b"hello"
 
-    `servers`: one `host:port` or several. Several are doors to the same service: calls take turns over those that work.
+    `servers`: one `host:port` or several, of the same service. One that works is enough to find all nodes of a cluster; each key
+    goes straight to the node that has it.
     `connect_timeout`: seconds for a connection to be ready, names resolved and HELLO answered.
     `read_timeout`: the longest wait, in seconds, for the next bytes of an answer.
     `budget`: seconds that a whole call may take: waiting for a connection, making it, sending, reading, trying again.
-    `max_connections`: to each server; a call waits for one, within its budget.
+    `max_connections`: to each node; a call waits for one, within its budget.
     `secret`: what the servers' --secret-file holds. `name` and `role`: what HELLO says of this client.
     `serializer`: how values become bytes; without one they are bytes.
     `wait_for_servers`: when no server can be used, wait within the budget rather than fail at once.

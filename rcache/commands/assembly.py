@@ -212,7 +212,7 @@ class Assembly:
             self._recovered = recover_here(options, self._given.data_dir, self._watch, alone)
             _demand_newer(self._joined.view, self._recovered)
         self._standing.view = self._joined.view
-        keep_seen_view(options.data_dir, self._joined.view)
+        keep_seen_view(options.data_dir, self._standing.where, self._joined.view)
 
     def _begin_cluster(self, epoch: int) -> Revised:
         options, identity = self._options, self._identity
@@ -251,7 +251,7 @@ class Assembly:
     def _admit(self) -> None:
         """The service has all of it from here on."""
         data_dir, data_dir_id, here = self._given.data_dir, self._identity.data_dir_id, self._here
-        directory = self._options.data_dir
+        directory, where = self._options.data_dir, self._standing.where
         member = MemberParts(
             name=self._options.name,
             node=self._node,
@@ -263,7 +263,7 @@ class Assembly:
             applied=self._applied,
             next_incarnation=lambda: node_here(data_dir.begin_incarnation().incarnation, here, data_dir_id),
         )
-        self._service.keep_view = lambda seen: keep_seen_view(directory, seen)
+        self._service.keep_view = lambda seen: keep_seen_view(directory, where, seen)
         self._service.admit(Member(member, self._joined), self._own if self._is_embedded else None)
 
 

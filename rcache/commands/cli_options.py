@@ -66,6 +66,7 @@ COMMANDS = {
     "settings": "show what belongs to the cluster, or change it",
     "remove": "take a node that has left, or is lost, out of the view",
     "lost": "declare a node lost that is stopped for good",
+    "renew": "have lost buckets begin again, empty",
     "takeover": "have this node keep the register of one that is stopped for good",
 }
 
@@ -313,6 +314,10 @@ def _add_lost(parser: _Parser) -> None:
     parser.add_argument("--yes", action="store_true", help="do not ask before buckets lose their only copy")
 
 
+def _add_renew(parser: _Parser) -> None:
+    parser.add_argument("--yes", action="store_true", help="do not ask first")
+
+
 def _add_takeover(parser: _Parser) -> None:
     stopped = "a node that you know is stopped and will not come back; repeatable"
     kind, name = values.node_name, "--is-stopped"
@@ -361,6 +366,7 @@ _ARGUMENTS: dict[str, tuple[str, str, Callable[[_Parser], None]]] = {
         "Buckets\nthat it had with others go to their backups; what only it had is lost.",
         _add_lost,
     ),
+    "renew": ("", "", _add_renew),
     "takeover": ("--is-stopped NODE ", _TAKEOVER_NOTES, _add_takeover),
 }
 """For each command: its arguments in the usage line, what else is to be said, and what adds them."""

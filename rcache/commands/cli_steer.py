@@ -1,7 +1,7 @@
-"""The commands of rcache-cli that steer the cluster: drain, pause, resume, settings, remove, lost, takeover.
+"""The commands of rcache-cli that steer the cluster: drain, pause, resume, settings, remove, lost, renew, takeover.
 
 What it is: for each command the order that it gives (`rcache.server.steering` has the table), and what came of it in words.
-Which thread runs it: the main thread; every command blocks to its budget at most (lost: longer, for its question).
+Which thread runs it: the main thread; every command blocks to its budget at most (lost, renew: longer, for a question).
 What it owns: standard input, for the answer to that question.
 What it must not know: how an order is carried out, or an answer written.
 
@@ -128,6 +128,19 @@ def _ask(question: str, otherwise: str) -> None:
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise CliStopped(CliExit.REFUSED, "nothing was changed")
+
+
+def renew(options: CliOptions, door: Door) -> Answer:
+    """What was lost cannot be offered by anybody any more once it has begun again."""
+    _, view, _ = ask_view(door)
+    buckets = [bucket for bucket, placed in enumerate(view.placements) if placed.primary is None]
+    if buckets and not options.yes:
+        what = f"{show_count(len(buckets), 'lost bucket')} begin again, empty: {show_ranges(buckets)}"
+        _ask(f"{what}. Shall they?", f"{what}. Nothing was changed; --yes does it")
+    answer = _order(door, "renew")
+    return Answer(
+        answer, f"{show_count(len(answer['renewed']), 'bucket')} begin again, empty: {show_ranges(answer['renewed'])}"
+    )
 
 
 def takeover(options: CliOptions, door: Door) -> Answer:

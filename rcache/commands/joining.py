@@ -110,6 +110,9 @@ class Finder:
             raise StartFailed(_code_of(troubles), "no node could be joined: " + "; ".join(map(str, troubles)))
         if options.node:
             logger.warning("no node answered ({}); this node keeps the register itself", "; ".join(map(str, troubles)))
+        if held is None and seen is not None and not options.node:
+            logger.warning("nobody of this node's cluster answers ({}); it waits for them", "; ".join(map(str, troubles)))
+            return self._found(_seen_where(options.data_dir), heard=False)
         if held is None and (seen is not None or joined):
             why = "; ".join(map(str, troubles)) or "it knows no address of another node; give --node"
             raise StartFailed(_code_of(troubles), f"this node is of a cluster of which nobody answers: {why}")
@@ -337,22 +340,27 @@ def node_here(incarnation: int, here: Address, data_dir_id: str) -> Node:
     return Node(incarnation, str(here), data_dir_id)
 
 
-def keep_seen_view(directory: Path, view: View, disk: Disk | None = None) -> None:
-    """Remember a view. What cannot be written is told, and costs no more than a longer search after a restart."""
+def keep_seen_view(directory: Path, where: str, view: View, disk: Disk | None = None) -> None:
+    """Remember a view, and where views are agreed: a line each. What cannot be written is told, and costs no more than a
+    longer search after a restart."""
     try:
-        replace_file(disk or Disk(), directory / SEEN_VIEW_FILE, encode_view(view) + b"\n")
+        replace_file(disk or Disk(), directory / SEEN_VIEW_FILE, where.encode() + b"\n" + encode_view(view) + b"\n")
     except OSError as error:
         logger.warning("the view could not be remembered: {}", error)
 
 
 def read_seen_view(directory: Path) -> View | None:
     try:
-        return decode_view((directory / SEEN_VIEW_FILE).read_bytes())
+        return decode_view((directory / SEEN_VIEW_FILE).read_bytes().partition(b"\n")[2])
     except FileNotFoundError:
         return None
     except (OSError, BadView) as error:
         logger.warning("{}: {}", directory / SEEN_VIEW_FILE, error)
         return None
+
+
+def _seen_where(directory: Path) -> str:
+    return (directory / SEEN_VIEW_FILE).read_bytes().partition(b"\n")[0].decode()
 
 
 def _etcd_words(options: ServerOptions) -> str:

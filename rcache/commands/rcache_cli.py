@@ -110,6 +110,7 @@ _STEER: dict[str, Callable[[CliOptions, Door], Answer]] = {
     "settings": cli_steer.settings,
     "remove": cli_steer.remove,
     "lost": cli_steer.lost,
+    "renew": cli_steer.renew,
     "takeover": cli_steer.takeover,
 }
 

@@ -181,6 +181,12 @@ class Board:
         """Whether nothing is acknowledged before it is on disk."""
         return view.settings.fsync == FsyncPolicy.ALWAYS.value
 
+    def follow_policy(self, view: View) -> None:
+        """When the log is made durable is the cluster's to say."""
+        policy = FsyncPolicy(view.settings.fsync)
+        if self.parts.log is not None and self.parts.log.policy is not policy:
+            self.parts.log.set_policy(policy)
+
     def points_of(self, bucket: int, view: View | None = None) -> list[CommitPoint]:
         """What the answers of a bucket wait for: its backups in the view, and those that are about to be (invariant 6)."""
         view = view or self.view

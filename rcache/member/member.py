@@ -286,6 +286,7 @@ class Member:
         board.engine.epoch = first.view.epoch
         board.agreement.learn(first)
         self.pausing.follow(None, first.view)
+        board.follow_policy(first.view)
         for bucket in first.view.primaries_of(board.name):
             board.set_points(bucket)
         self._follow_up(first.view)
@@ -312,6 +313,7 @@ class Member:
             board.books.given.learn_view(boot_ns())
             if view.settings != old.settings:
                 board.books.set_lengths(view.settings)
+        board.follow_policy(view)
         self._abandon(turn, view)
         self.pausing.follow(old, view)
         board.roles.let_go(turn, board.neighbours.pass_intakes)
@@ -369,8 +371,11 @@ class Member:
         self.copies.plan()
 
     def _keep_register(self, view: View) -> None:
-        """The register was given to this node."""
+        """The register was given to this node, or taken over by it: then it holds the view already."""
         try:
+            held = self.parts.own_register.read()
+            if held is not None and held.view.epoch >= view.epoch and held.view.manager == self.name:
+                return
             self.parts.own_register.begin(view)
             logger.info("this node keeps the register from epoch {} on", view.epoch)
         except (RegisterFailed, ValueError) as error:

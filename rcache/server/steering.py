@@ -13,6 +13,7 @@ What it owns: nothing. What it must not know: sockets; how orders are written on
 | settings | backups, lease, ack, fsync (each may be left out) | what belongs to the cluster is changed |
 | remove | node | one that has left, or is lost, is none of the cluster any more |
 | lost | node, stopped, lose_max, dry_run | a node that is stopped for good loses its roles, and with them what only it had |
+| renew | | lost buckets begin again, empty, at this node; they are spread from there |
 | takeover | stopped, accept_old | this node keeps the register of a holder that is stopped for good |
 
 Every order may say `by`: who gives it. Refused with the reason: BAD_ARGUMENT for an order that is none, NOT_ALLOWED for one
@@ -72,9 +73,6 @@ LEASE_MIN_S, LEASE_MAX_S = 0.05, 60.0
 """As rcached's own options take them."""
 ACK_MAX_S = 600.0
 GRACE_OF_LEASE = 1.5
-LATE_ACK_S = 5.0
-"""What logs that are fsynced at an interval (1 s unless a node was told otherwise) answer within."""
-
 Order = dict[str, Any]
 
 
@@ -119,6 +117,7 @@ class Steering:
             "settings": (frozenset({"backups", "lease", "ack", "fsync"}), self._settings),
             "remove": (frozenset({"node"}), self._remove),
             "lost": (frozenset({"node", "stopped", "lose_max", "dry_run"}), self._lost),
+            "renew": (frozenset(), self._renew),
             "takeover": (frozenset({"stopped", "accept_old"}), self._takeover),
         }
 
@@ -174,7 +173,7 @@ class Steering:
         if not given:
             raise _bad("settings: nothing to change was named; there are: backups, lease, ack, fsync")
         if given.get("fsync") == FsyncPolicy.ALWAYS.value:
-            self._demand_logs(order, changed_settings(self._member.view.settings, given).ack_s)
+            self._demand_logs(order)
 
         def make(view: View, asker: Asker) -> View:
             changed = changed_settings(view.settings, given)
@@ -188,31 +187,16 @@ class Steering:
         lacking = len(agreed.lacking())
         return {"epoch": agreed.epoch, "settings": told, "lacking": lacking, "behind": self._await_all(agreed.epoch, order)}
 
-    def _demand_logs(self, order: _Ordered, ack_s: float) -> None:
-        """With fsync always answers wait for the log, which keeps to the policy it was started with. One that is never on the
-        disk would hold up every write, one that is not there would have them acknowledged too early, and behind one that goes
-        by its interval a backup would be taken for dead."""
-        late = []
+    def _demand_logs(self, order: _Ordered) -> None:
+        """With fsync always answers wait for the log: one that is not there would have them acknowledged too early."""
         for name, node in self._member.view.nodes.items():
-            if node.state is NodeState.LOST:
-                continue
-            policy = self._log_policy(name, node, order)
-            if policy in ("off", FsyncPolicy.NEVER.value):
-                raise _not_now(
-                    f"fsync always: the append log of {name} runs with fsync {policy}; restart {name} with another first"
-                )
-            if policy != FsyncPolicy.ALWAYS.value:
-                late.append(name)
-        if late and ack_s < LATE_ACK_S:
-            raise _not_now(
-                f"fsync always: until they are restarted the append logs of {', '.join(late)} go by their interval, and answer"
-                f" late; an ack of {LATE_ACK_S:g} s or more is needed until then"
-            )
+            if node.state is not NodeState.LOST and self._log_policy(name, node, order) == "off":
+                raise _not_now(f"fsync always: {name} keeps no append log; restart it with one first")
 
     def _log_policy(self, name: str, node: Node, order: _Ordered) -> str:
         if name == self._member.name:
             log = self._member.parts.log
-            return log.config.policy.value if log is not None else "off"
+            return log.policy.value if log is not None else "off"
         status, values = self._ask(node, name, order, Opcode.STATS, "append_log")
         if status != Status.OK:
             raise _not_now(f"fsync always: how the append log of {name} runs is not known: {values}")
@@ -273,6 +257,20 @@ class Steering:
         books = self._member.books
         with books.lock:
             return books.held.holds(Peer(name, node.incarnation), boot_ns())
+
+    def _renew(self, order: _Ordered) -> Order:
+        renewed: list[int] = []
+
+        def make(view: View, asker: Asker) -> View:
+            renewed[:] = [bucket for bucket, placed in enumerate(view.placements) if placed.primary is None]
+            if not renewed:
+                raise WishRefused("no bucket is lost")
+            if view.nodes[asker.by].state is not NodeState.UP:
+                raise WishRefused(f"{asker.by} is {view.nodes[asker.by].state}, not up")
+            return wishes.offer(view, asker, renewed)
+
+        agreed = self._agree(order, "begin lost buckets anew", make)
+        return {"epoch": agreed.epoch, "renewed": renewed}
 
     # --- the register, after its holder
 
@@ -498,7 +496,7 @@ def _losses(view: View, name: str) -> Order:
     }
 
 
-_BUCKETS = frozenset({"lost", "promoted", "old", "away"})
+_BUCKETS = frozenset({"lost", "promoted", "renewed", "old", "away"})
 
 
 def _shortened(answer: Order) -> Order:

@@ -111,6 +111,7 @@ class AppendLog:
         applied: AppliedStream | None = None,
     ) -> None:
         self.config = config
+        self.policy = config.policy
         self._stream = stream
         self._applied = applied or AppliedStream(0)
         self._identity = identity
@@ -187,6 +188,12 @@ class AppendLog:
             return False
         return True
 
+    def set_policy(self, policy: FsyncPolicy) -> None:
+        """Any thread: make the log durable by another policy from now on."""
+        self.policy = policy
+        self._applied.set_always(policy is FsyncPolicy.ALWAYS)
+        self._stream.wake_readers()
+
     def hangs(self, seconds: float) -> bool:
         """Whether one call to the disk has been under way for longer than this."""
         began = self._round_began
@@ -204,7 +211,7 @@ class AppendLog:
         """Counters since the start, and the current segment. `bytes_not_on_disk` counts what is still in the stream, too."""
         counts, segment = self._counts, self._segment
         return {
-            "fsync": self.config.policy.value,
+            "fsync": self.policy.value,
             "records": counts.records,
             "bytes": counts.bytes,
             "blocks": counts.blocks,
@@ -222,7 +229,7 @@ class AppendLog:
     def _run(self) -> None:
         """The thread's one catch-all: whatever ends the log, no writer may go on waiting for it."""
         doing = "writing the append log"
-        if self.config.policy is not FsyncPolicy.ALWAYS:
+        if self.policy is not FsyncPolicy.ALWAYS:
             _step_back()
         try:
             while not self._stopping.is_set():
@@ -243,7 +250,7 @@ class AppendLog:
 
     def _round(self, timeout_s: float) -> bool:
         """One turn: take, write, make durable, look at the day. Returns whether there was anything."""
-        linger_s = 0.0 if self.config.policy is FsyncPolicy.ALWAYS or not timeout_s else self._linger_s
+        linger_s = 0.0 if self.policy is FsyncPolicy.ALWAYS or not timeout_s else self._linger_s
         batch = self._in_hand = self._reader.take(BATCH_BYTES, self._timeout_s(timeout_s), linger_s, view=True)
         applied = self._applied.take(BATCH_BYTES)
         if self._segment_is_over():
@@ -277,7 +284,7 @@ class AppendLog:
 
     def _timeout_s(self, timeout_s: float) -> float:
         """Not past the next fsync, if one is owed."""
-        if self.config.policy is FsyncPolicy.INTERVAL and self._counts.unsynced_records:
+        if self.policy is FsyncPolicy.INTERVAL and self._counts.unsynced_records:
             return max(0.0, min(timeout_s, self._synced_at + self.config.interval_s - time.monotonic()))
         return timeout_s
 
@@ -302,10 +309,10 @@ class AppendLog:
     def _sync_is_due(self) -> bool:
         if not self._counts.unsynced_records:
             return False
-        if self._sync_up_to > self._stream.durable or self.config.policy is FsyncPolicy.ALWAYS:
+        if self._sync_up_to > self._stream.durable or self.policy is FsyncPolicy.ALWAYS:
             return True
         due = time.monotonic() >= self._synced_at + self.config.interval_s
-        return self.config.policy is FsyncPolicy.INTERVAL and due
+        return self.policy is FsyncPolicy.INTERVAL and due
 
     def _sync(self) -> None:
         assert self._segment is not None
@@ -396,7 +403,7 @@ class AppendLog:
         self._applied.fail(why)
         counts = self._counts
         lost = lost_bytes = 0
-        if self.config.policy is not FsyncPolicy.ALWAYS:
+        if self.policy is not FsyncPolicy.ALWAYS:
             waiting = [self._reader.take(EVERYTHING, 0.0), *([self._in_hand] if self._in_hand else [])]
             lost = counts.unsynced_records + sum(batch.count for batch in waiting)
             lost_bytes = counts.unsynced_bytes + sum(len(batch.body) for batch in waiting)
@@ -407,7 +414,7 @@ class AppendLog:
     def _late(self, timeout_s: float) -> LogFailure:
         """What it means that the thread did not end: it hangs in a call to the disk. Counted without touching its cursor."""
         late = TimeoutError(errno.ETIMEDOUT, f"the disk did not answer within {timeout_s:g} s")
-        always = self.config.policy is FsyncPolicy.ALWAYS
+        always = self.policy is FsyncPolicy.ALWAYS
         in_hand = self._in_hand.count if self._in_hand else 0
         records = 0 if always else self._counts.unsynced_records + in_hand
         return LogFailure(late, "closing the append log", records, 0 if always else self._stream.head - self._stream.durable)

@@ -60,6 +60,10 @@ class AppliedStream:
         """The position up to which it is on disk."""
         return self._durable
 
+    def set_always(self, always: bool) -> None:
+        """Whether somebody waits for the disk with every batch."""
+        self._always = always
+
     def append(self, body: bytes, count: int, deadline_ns: int) -> int:
         """Take in `count` records. Returns the position behind them. Blocks for room, to the deadline (time.monotonic_ns).
         Raises `AppliedFailed`, TimeoutError."""

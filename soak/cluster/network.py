@@ -90,7 +90,7 @@ class Network:
             try:
                 self._process.stdin.write(json.dumps(order).encode() + b"\n")
                 self._process.stdin.flush()
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 raise SoakFailed(f"the proxy is gone: {error}") from None
             said = self._line(self._process.stdout.fileno())
         answer: dict[str, Any] = json.loads(said)

@@ -300,9 +300,11 @@ def test_a_server_far_away_is_waited_for_asleep(looks: list[bool]) -> None:
             line.execute(request)
 
     with ScriptedServer(play_far) as server, Client(server.address) as cache:
+        cache.get("first")
+        (connection,) = cache._doors._doors[0].pool._idle
+        connection._spin = Spin()  # as if it had not asked for the view
         for _ in range(20):
             cache.get("key")
-        (connection,) = cache._doors._doors[0].pool._idle
         assert looks[-20:] == [False] * 20  # nor was any of them there at once
         assert connection._spin._pause == 15  # it looked in calls 0, 2, 6 and 14
 
@@ -311,4 +313,5 @@ def test_no_call_of_a_silent_server_looks_on_and_on(looks: list[bool]) -> None:
     with ScriptedServer(play_silence) as server, Client(server.address, read_timeout=0.05, budget=0.05) as cache:
         with within(0.05), pytest.raises(TimedOut):
             cache.get("key")
-        assert looks == [False]
+        assert looks[-1] is False
+        assert len(looks) <= 2  # one for the view, which is answered

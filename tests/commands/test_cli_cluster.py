@@ -204,7 +204,10 @@ def test_settings_are_shown_and_changed(pair: Cluster) -> None:
     assert back.code == 0
     assert "lease    1.0 s" in back.out
     assert "has these settings already" in cli(pair["n1"], "settings", "--backups", "1").err
-    assert "an ack of 5 s or more" in cli(pair["n1"], "settings", "--fsync", "always").err
+    assert cli(pair["n1"], "settings", "--fsync", "always", "--json").json["settings"]["fsync"] == "always"
+    until(lambda: all("always" in cli(node, "stats", "append_log").out for node in pair.values()))
+    assert cli(pair["n1"], "set", "k", "durable").code == 0
+    assert cli(pair["n1"], "settings", "--fsync", "interval").code == 0
     until(lambda: is_whole(pair["n1"], 2))
 
 
@@ -249,6 +252,10 @@ def test_what_a_dead_node_had_alone_is_lost_only_by_order(making: Making) -> Non
     assert done["lost"]
     assert cli(nodes["n1"], "buckets", "--json").json["lost"] == len(done["lost"])
     assert "LOST: " in nodes["n1"].stderr_text
+    asked = cli(nodes["n1"], "renew")
+    assert (asked.code, "begin again, empty" in asked.err) == (5, True)
+    assert cli(nodes["n1"], "renew", "--yes", "--json").json["renewed"] == done["lost"]
+    assert cli(nodes["n1"], "buckets", "--json").json["whole"] == BUCKETS
     assert cli(nodes["n1"], "remove", "n2").out == "n2 is none of the cluster any more\n"
     assert state_of(nodes["n1"], "n2") == "gone"
 

@@ -188,7 +188,7 @@ def test_what_is_no_order_is_refused(play: Plays) -> None:
     bare = play(three())
     assert bare.refused("dance") == (
         Status.BAD_ARGUMENT,
-        "no order 'dance'; there are: drain, pause, resume, settings, remove, lost, takeover",
+        "no order 'dance'; there are: drain, pause, resume, settings, remove, lost, renew, takeover",
     )
     with pytest.raises(Refusal, match="BAD_ARGUMENT"):
         bare.steer({"verb": ["drain"]}, BUDGET_S)
@@ -341,27 +341,20 @@ def test_the_limits_are_those_of_the_options() -> None:
     assert cli_options.ACK_MAX_S == steering.ACK_MAX_S
 
 
-def test_fsync_always_is_refused_where_a_log_never_comes_to_the_disk(play: Plays, nodes: Nodes) -> None:
+def test_fsync_always_is_refused_where_there_is_no_log(play: Plays, nodes: Nodes) -> None:
     cluster = play(three())
-    assert "n1 runs with fsync off" in cluster.refused("settings", fsync="always")[1]
-    cluster.member.parts.log = SimpleNamespace(config=SimpleNamespace(policy=FsyncPolicy.INTERVAL))
+    assert "n1 keeps no append log" in cluster.refused("settings", fsync="always")[1]
+    cluster.member.parts.log = SimpleNamespace(policy=FsyncPolicy.INTERVAL)
 
     def tells(policy: str) -> tuple[int, Any]:
         return Status.OK, (json.dumps({"append_log": {"fsync": policy}}).encode(),)
 
-    nodes.answers = {"n2": tells("interval"), "n3": tells("never")}
-    assert "n3 runs with fsync never" in cluster.refused("settings", fsync="always")[1]
+    nodes.answers = {"n2": tells("interval"), "n3": tells("off")}
+    assert "n3 keeps no append log" in cluster.refused("settings", fsync="always")[1]
     del nodes.answers["n3"]
     assert "how the append log of n3 runs is not known" in cluster.refused("settings", fsync="always")[1]
-    nodes.answers["n3"] = tells("always")
-    why = cluster.refused("settings", fsync="always")[1]
-    assert "the append logs of n1, n2 go by their interval" in why
-    assert "an ack of 5 s or more" in why
-    assert cluster.order("settings", fsync="always", ack=5)["settings"]["fsync"] == "always"
-    nodes.answers["n2"] = tells("always")
-    cluster.member.parts.log.config.policy = FsyncPolicy.ALWAYS
-    cluster.order("settings", fsync="interval", ack=1)
-    assert cluster.order("settings", fsync="always")["settings"]["ack"] == 1
+    nodes.answers["n3"] = tells("never")
+    assert cluster.order("settings", fsync="always")["settings"]["fsync"] == "always"
 
 
 # --- remove
@@ -428,6 +421,17 @@ def test_a_node_that_nobody_could_ask_is_not_taken_for_stopped(play: Plays) -> N
     cluster = play(three(), silent=("n3",))
     status, why = cluster.refused("lost", SOON_S, node="n3", stopped=True)
     assert (status, "no time is left to ask n3" in why) == (Status.DEADLINE_PASSED, True)
+
+
+# --- renew
+
+
+def test_lost_buckets_begin_again_at_this_node(play: Plays) -> None:
+    cluster = play(three(("n1", ("n2",)), (None, ()), ("n2", ()), (None, ())))
+    assert cluster.order("renew")["renewed"] == [1, 3]
+    now = cluster.member.view
+    assert now.placements[1] == now.placements[3] == Placement("n1", (), now.epoch)
+    assert "no bucket is lost" in cluster.refused("renew")[1]
 
 
 # --- takeover
