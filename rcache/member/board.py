@@ -187,6 +187,12 @@ class Board:
         if self.parts.log is not None and self.parts.log.policy is not policy:
             self.parts.log.set_policy(policy)
 
+    def forget_gone_links(self) -> None:
+        """Copies that were being made over links that are none any more will not be counted in."""
+        current = {id(neighbour.link) for neighbour in self.neighbours}
+        for bucket in [bucket for bucket, (link, _) in self.adding.items() if id(link) not in current]:
+            del self.adding[bucket]
+
     def points_of(self, bucket: int, view: View | None = None) -> list[CommitPoint]:
         """What the answers of a bucket wait for: its backups in the view, and those that are about to be (invariant 6)."""
         view = view or self.view

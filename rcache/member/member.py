@@ -322,6 +322,7 @@ class Member:
         self._show(view)
         board.roles.plan_openings(old, view)
         board.neighbours.follow(view, board.name, board.incarnation, durable=board.is_durable(view))
+        board.forget_gone_links()
         board.roles.follow_newcomers(view, lambda name: self._source_of(view, name))
         for bucket in view.primaries_of(board.name):
             if bucket not in board.roles.openings:

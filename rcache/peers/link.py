@@ -131,7 +131,8 @@ class Link:
         self._engine = engine
         self._host = host
         self._reader: StreamReader = engine.stream.open_reader(f"link-{peer.name}", holds=True)
-        position = engine.stream.head
+        self._reader.choose(())
+        position = self._reader.take(1, 0.0).position  # where it stands, which is not the head of a moment later
         self.point: CommitPoint = engine.open_commit_point(peer.name, position, 0)
         self._lock = threading.Lock()
         self._noted = threading.Condition(self._lock)
