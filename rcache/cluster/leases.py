@@ -109,6 +109,13 @@ class GivenGrants:
         """A view was taken in: whoever is somebody's primary from now on gets the whole grace to say so."""
         self._learnt_ns = now_ns
 
+    def welcome(self, peer: Peer) -> None:
+        """A view names this incarnation: from now on it is the one that is granted anything. It need not be a higher one than
+        that before it: a node that left may come back by another data directory, which counts from 1."""
+        given = self._granted.get(peer.name)
+        if given is not None:
+            given.incarnation = peer.incarnation
+
     def grant(self, peer: Peer, now_ns: int) -> int:
         """What the answer to a heartbeat received now grants; 0: nothing, and then the answer must not grant (invariant 3)."""
         given = self._granted.get(peer.name)

@@ -41,15 +41,13 @@ class Host(LinkHost, HeartbeatHost, Protocol):
 
 @dataclass(slots=True)
 class Neighbour:
-    """One incarnation of one other node. `sessions`: connections from it that are open now; `heard_epoch`: the newest view
-    that it has said it goes by."""
+    """One incarnation of one other node. `heard_epoch`: the newest view that it has said it goes by."""
 
     peer: Peer
     address: str
     heartbeats: Heartbeats
     link: Link
     intake: Intake
-    sessions: int = 0
     ever_heard: bool = False
     heard_epoch: int = 0
     down_since_refused: bool = False
@@ -79,6 +77,7 @@ class Neighbours:
         self._lock = threading.Lock()
         self._known: dict[str, Neighbour] = {}
         self._sources = itertools.count(1)
+        self._sessions: dict[str, int] = {}
         self._ending: list[Neighbour] = []
         self.errors = 0
 
@@ -91,10 +90,12 @@ class Neighbours:
 
     def note_session(self, name: str, *, began: bool) -> None:
         """Any thread: a connection from that node was opened, or is gone."""
-        with self._lock:
-            neighbour = self._known.get(name)
-            if neighbour is not None:
-                neighbour.sessions += 1 if began else -1
+        with self._lock:  # by name, for all its incarnations: those of the one before end when they like
+            self._sessions[name] = self._sessions.get(name, 0) + (1 if began else -1)
+
+    def has_sessions(self, name: str) -> bool:
+        """Whether a connection from that node is open."""
+        return self._sessions.get(name, 0) > 0
 
     def source_of(self, name: str) -> int:
         """The number that buckets follow this node by; 0 where it is not known here."""
@@ -134,6 +135,8 @@ class Neighbours:
         link = Link(peer, incarnation, Line(where, self._greeter, CONNECT_S), self._engine, self._host)
         intake = Intake(peer, next(self._sources), self._engine, self._applied, self._is_holder, durable=durable)
         neighbour = Neighbour(peer, address, heartbeats, link, intake)
+        with self._books.lock:
+            self._books.given.welcome(peer)
         with self._lock:
             self._known[peer.name] = neighbour
         heartbeats.start()

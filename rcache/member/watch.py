@@ -72,7 +72,7 @@ class Watch:
         return f"the lease of {name} ran out"
 
     def _is_overdue(self, neighbour: Neighbour) -> bool:
-        broken = neighbour.ever_heard and neighbour.sessions <= 0
+        broken = neighbour.ever_heard and not self._board.neighbours.has_sessions(neighbour.peer.name)
         with self._board.books.lock:
             return self._board.books.given.is_overdue(neighbour.peer.name, boot_ns(), broken=broken)
 

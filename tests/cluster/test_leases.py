@@ -255,3 +255,14 @@ def test_that_test_sees_what_it_is_for(
             world.run(600)
         both += world.both
     assert both > 0
+
+
+def test_a_name_that_comes_back_by_another_data_directory_is_granted_to_again() -> None:
+    """Its incarnations count from 1 again; what was granted to the one before is remembered by the name all the same."""
+    given = GivenGrants(1000, 1500, 0)
+    assert given.grant(Peer("p", 7), 100) == 1000
+    assert given.grant(Peer("p", 1), 200) == 0, "a former incarnation, as long as no view names it"
+    given.welcome(Peer("p", 1))
+    assert not given.has_run_out("p", 200)
+    assert given.grant(Peer("p", 1), 300) == 1000
+    assert given.grant(Peer("p", 2), 400) == 1000
