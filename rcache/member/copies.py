@@ -20,6 +20,7 @@ from loguru import logger
 from rcache.cluster import wishes
 from rcache.cluster.balance import plan_for
 from rcache.cluster.bucket_state import BucketState
+from rcache.cluster.leases import Peer
 from rcache.cluster.view import View
 from rcache.cluster.wishes import Asker
 from rcache.member.board import Board, demand_opened
@@ -41,6 +42,7 @@ class Copies:
         self._board = board
         self._handovers = handovers
         self._ready_since = 0.0
+        self._silent_since: dict[Peer, float] = {}
 
     def look(self) -> None:
         """One round."""
@@ -97,6 +99,7 @@ class Copies:
                 ready[bucket] = link.peer.name
             else:
                 link.watch()
+        self._give_up_silent()
         if not ready:
             self._ready_since = 0.0
             return
@@ -118,6 +121,20 @@ class Copies:
         board.wish_once(
             "add", f"count {len(ready)} copies in", make, lambda _refused: board.post(lambda: self._counted(list(ready)))
         )
+
+    def _give_up_silent(self) -> None:
+        """A copy at a node that grants no lease is waited for by this bucket's answers, and is none of the view's: it is let go of
+        after a while. Nobody has been asked to count it, so nobody counts on it."""
+        board = self._board
+        silent = {link.peer for link, _ in board.adding.values() if not board.holds_lease(link.peer)}
+        self._silent_since = {peer: self._silent_since.get(peer, board.now()) for peer in silent}
+        patience_s = 2 * board.view.settings.grace_s
+        late = {peer for peer, since in self._silent_since.items() if board.now() - since > patience_s}
+        for bucket in [bucket for bucket, (link, _) in board.adding.items() if link.peer in late]:
+            link, _ = board.adding.pop(bucket)
+            link.cancel(bucket)
+            if board.is_open(bucket):
+                board.set_points(bucket)
 
     def _counted(self, buckets: Collection[int]) -> None:
         """The wish is settled, and the view that settled it was carried out: what it counts in is waited for by it."""
