@@ -177,6 +177,109 @@ class StreamReader(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class WindowTerms:
+    """How a window sends: the frames' opcode, about how many bytes of records go into one, and how long the peer has for it."""
+
+    opcode: int
+    bytes_max: int
+    send_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class WindowCounts:
+    """Frames under way, how long the oldest has been so (s), frames and records sent in all."""
+
+    waiting: int
+    owed_s: float
+    frames: int
+    records: int
+
+
+class Window(Protocol):
+    """The frames of one link that are under way: sent from the stream in its order, and answered in theirs. After a refusal, or
+    on another connection, all that was not answered is sent again (go-back-N).
+
+    It advances its point: a position is acknowledged when the peer said OK to the last frame before it; what is not for the
+    peer is passed by, once nothing of its own lies before. A body may have its workers send here while `run` is being waited
+    in, and only then; so what the link's sender does outside of it, it does alone.
+
+    Two threads: the link's sender (`begin`, `run`, `send_until`, `send_portion`, `choose`, `set_prefix`, `pass_by`) and its
+    receiver (`receive`, `take`); everything else is for any.
+    """
+
+    @property
+    def acknowledged(self) -> int:
+        """The stream's position up to which the peer has all that is for it."""
+        ...
+
+    @property
+    def looked(self) -> int:
+        """The position up to which all was sent, or passed by."""
+        ...
+
+    def set_point(self, point: CommitPoint) -> None:
+        """The point that is advanced from now on; it is told at once what is acknowledged."""
+        ...
+
+    def set_prefix(self, prefix: bytes) -> None:
+        """What precedes the records in the payload of each frame that begins from now on."""
+        ...
+
+    def choose(self, buckets: Collection[int]) -> None:
+        """The buckets whose records are sent from here on."""
+        ...
+
+    def begin(self, sock: socket.socket | None) -> int:
+        """Nothing is under way, and reading goes on from what was acknowledged: on another connection, or (None) on the one
+        there is. Answers to what was sent before are of old. Returns the connection's number."""
+        ...
+
+    def end(self) -> None:
+        """The connection has ended (it must be shut down by now): once this returns nobody touches it any more."""
+        ...
+
+    def run(self, timeout_s: float) -> Ended | None:
+        """Send what there is, and what comes, until `wake_readers` (at least) or until the time is up. Blocks."""
+        ...
+
+    def send_until(self, position: int) -> Ended | None:
+        """Send what begins before this position, as far as it can be sent now (see `looked`). Blocks until the peer took it."""
+        ...
+
+    def send_portion(self, body: bytes, position: int) -> Ended | None:
+        """A frame of other records than the stream's, as of the position that was looked at last. Blocks."""
+        ...
+
+    def pass_by(self) -> None:
+        """Without a connection: what there is in the stream is for nobody."""
+        ...
+
+    def receive(self, connection: int, *, mid_frame: bool) -> bytes:
+        """What came that the link itself has to take in; b"" once that connection has ended. `mid_frame`: the last of it was
+        not a whole frame. Blocks. Raises OSError."""
+        ...
+
+    def take(self, request_id: int) -> bool | None:
+        """The peer said OK to this frame: whether it was a portion; None if it is of old. Raises ValueError if it is not
+        the oldest."""
+        ...
+
+    def is_of_old(self, request_id: int) -> bool: ...
+
+    def watch(self) -> None:
+        """Once `acknowledged` moves, have `run` come back and `take_moved` say so, once."""
+        ...
+
+    def take_moved(self) -> bool: ...
+
+    def counts(self) -> WindowCounts: ...
+
+    def close(self) -> None:
+        """Neither of the link's threads is there any more."""
+        ...
+
+
 class ChangeStream(Protocol):
     """The ordered stream of this node's changes: bounded, with a cursor for each reader."""
 
@@ -201,6 +304,10 @@ class ChangeStream(Protocol):
 
     def open_reader(self, name: str, *, holds: bool) -> StreamReader:
         """A new reader, from the newest record on. One that `holds` makes writers wait; another is told what it lost."""
+        ...
+
+    def open_window(self, name: str, terms: WindowTerms, point: CommitPoint) -> Window:
+        """A window with a reader of its own, from the newest record on, that sends records of no bucket yet."""
         ...
 
     def set_durable(self, position: int) -> None:

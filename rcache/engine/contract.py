@@ -22,7 +22,7 @@ Invariants every body keeps:
 from __future__ import annotations
 
 import socket
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -93,6 +93,38 @@ class EngineConnection(Protocol):
         ...
 
 
+class Gate(Protocol):
+    """The gate for what one peer sends of its changes. As a context it is the lock under which they are taken in: applied, and
+    recorded, in one order. It says which frames are the usual case: those like the last one that the caller took in himself."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def allow(self, epoch: int, sender: int, receiver: int, generation: int) -> None:
+        """Under the lock: from now on frames of records that say this may be taken in by `serve_peer`, if they hold changes
+        alone."""
+        ...
+
+    def forbid(self) -> None:
+        """None may, until `allow`. Under the lock it holds once this returns, else after the frame under way."""
+        ...
+
+    def take_stumbled(self) -> bool:
+        """Under the lock, once: whether a frame that was handed back was applied and recorded in part. Only the rest of it is
+        to be taken in."""
+        ...
+
+    def close(self) -> None:
+        """None may ever again, after the frame under way. Never blocks."""
+        ...
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Frames that `serve_peer` took in, their records, and the bytes of these."""
+        ...
+
+
 class SocketGroup(Protocol):
     """Connections that one worker serves together, without ever blocking in one of them."""
 
@@ -123,6 +155,17 @@ class Engine(Protocol):
 
     def serve(self, connection: EngineConnection) -> Handback:
         """Receive, execute and answer data opcodes until something else comes up. Blocks."""
+        ...
+
+    def open_gate(self, source: int, record: Callable[[bytes, int], object] | None) -> Gate:
+        """A gate for records of this source, that lets in nothing yet. What `serve_peer` applied is given to `record`, with the
+        number of records, under the gate's lock and before it is answered; None: nobody keeps it."""
+        ...
+
+    def serve_peer(self, connection: EngineConnection, gate: Gate | None) -> Handback | None:
+        """As `serve`, for a node's connection: take in and answer frames of records that `gate` lets in, for as long as all is
+        usual; everything else is handed back, and all a body need do. A frame that does not apply to its end is handed back
+        whole (`take_stumbled`). None: nothing has come up for a moment. Blocks, up to that."""
         ...
 
     def share(self) -> SocketGroup | None:

@@ -43,6 +43,7 @@ class Copies:
         self._handovers = handovers
         self._ready_since = 0.0
         self._silent_since: dict[Peer, float] = {}
+        self._whole: dict[int, Link] = {}
 
     def look(self) -> None:
         """One round."""
@@ -79,18 +80,28 @@ class Copies:
     # --- counting in
 
     def has_filled(self, link: Link, bucket: int) -> None:
-        """A copy is whole: from now on it is waited for."""
+        """A copy is whole."""
+        self._whole[bucket] = link
+        self._wait_for_whole()
+
+    def _wait_for_whole(self) -> None:
+        """Copies that are whole are waited for from now on, those at nodes that grant a lease: without one no answer would
+        leave."""
         board = self._board
-        if link not in board.links_of([link.peer.name]) or not board.is_open(bucket) or bucket not in link.filling():
-            return
-        board.adding[bucket] = (link, 0)
-        head = board.set_points(bucket)
-        board.adding[bucket] = (link, head)
-        link.watch()
+        for bucket, link in list(self._whole.items()):
+            if link not in board.links_of([link.peer.name]) or not board.is_open(bucket) or bucket not in link.filling():
+                del self._whole[bucket]
+            elif board.holds_lease(link.peer):
+                del self._whole[bucket]
+                board.adding[bucket] = (link, 0)
+                head = board.set_points(bucket)
+                board.adding[bucket] = (link, head)
+                link.watch()
 
     def _count_in(self) -> None:
         """Copies that have come past what was there when they began to be waited for."""
         board = self._board
+        self._wait_for_whole()
         if not board.adding or board.is_wished("add"):
             return
         ready: dict[int, str] = {}
@@ -123,8 +134,8 @@ class Copies:
         )
 
     def _give_up_silent(self) -> None:
-        """A copy at a node that grants no lease is waited for by this bucket's answers, and is none of the view's: it is let go of
-        after a while. Nobody has been asked to count it, so nobody counts on it."""
+        """A copy at a node that grants no lease is waited for by this bucket's answers, and is none of the view's: it is let
+        go of after a while. Nobody has been asked to count it, so nobody counts on it."""
         board = self._board
         silent = {link.peer for link, _ in board.adding.values() if not board.holds_lease(link.peer)}
         self._silent_since = {peer: self._silent_since.get(peer, board.now()) for peer in silent}

@@ -4,8 +4,8 @@ What it is: the other end of a link, one for each incarnation of each peer. It k
 so that nothing of an earlier one is taken in after it.
 Which thread runs it: the worker of the connection that the records came by; blocks for room in the log's stream, and with
 fsync always for the disk.
-What it owns: the order in which this peer's records are applied and go to the log: its lock. It may lock: that, then a stripe,
-then the applied stream.
+What it owns: the order in which this peer's records are applied and go to the log: its gate (`contract.Gate`), through which
+the engine may take the usual frames in by itself. It may lock: that, then a stripe, then the applied stream.
 What it must not know: sockets; how views are agreed.
 
 Invariants:
@@ -15,11 +15,12 @@ Invariants:
 2. Records go to the log in the order in which they were applied, and once each.
 3. After a frame of a generation was refused no other of it is taken. (The bucket would have a hole.)
 4. What is answered with OK was applied; with fsync always it is on the disk here.
+5. The gate is open only for frames of the newest generation, once one of it brought nothing of old and none was refused; and
+   never with fsync always, where an answer waits.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -52,6 +53,15 @@ TAKEN = Taken(Status.OK)
 OF_OLD = Taken(Status.STALE_VIEW)
 
 
+class Heading(NamedTuple):
+    """What a frame of records says of itself."""
+
+    epoch: int
+    sender: int
+    receiver: int
+    generation: int
+
+
 class Intake:
     """See the module. `source` is the number that buckets follow this peer by; `applied` None: no log is kept; `is_holder`:
     whether this node has a whole copy of a bucket in the view."""
@@ -68,39 +78,65 @@ class Intake:
     ) -> None:
         self.peer = peer
         self.source = source
-        self.durable = durable
-        self.frames = self.records = self.bytes = self.refused = 0
+        self._durable = durable
+        self._frames = self._records = self._bytes = self.refused = 0
         self.broken = ""
         self._engine = engine
         self._applied = applied
         self._is_holder = is_holder
-        self._lock = threading.Lock()
+        self.gate = engine.open_gate(source, self._record_counted if applied is not None else None)
         self._generation = 0
         self._refused_generation = 0
         self._repeats = False  # records may come that were taken in before
         self._stopping = False
 
-    def take(self, generation: int, body: bytes, follows: Callable[[int], int]) -> Taken:
+    @property
+    def durable(self) -> bool:
+        """Whether what is answered with OK has to be on the disk here."""
+        return self._durable
+
+    @durable.setter
+    def durable(self, durable: bool) -> None:
+        if durable is not self._durable:
+            with self.gate:
+                self._durable = durable
+                self.gate.forbid()
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Frames taken in, their records, and the bytes of these."""
+        frames, records, count = self.gate.counts
+        return self._frames + frames, self._records + records, self._bytes + count
+
+    def take(self, heading: Heading, body: bytes, follows: Callable[[int], int]) -> Taken:
         """Apply what a frame holds; `follows` says whom a bucket follows. Blocks. The caller has seen to the frame's view."""
-        with self._lock:
+        generation = heading.generation
+        with self.gate:
             if generation < self._generation or generation <= self._refused_generation:
                 return OF_OLD  # invariants 1 and 3
             if generation > self._generation:
                 self._generation = generation
                 self._repeats = True
+                self.gate.forbid()
+            self._repeats = self.gate.take_stumbled() or self._repeats
             taken, position = self._apply(body, follows)
+            if taken.status is not Status.OK:
+                self.gate.forbid()
+            elif not self._durable and not self._repeats:
+                self.gate.allow(*heading)  # invariant 5
         if taken.status is Status.OK and self.durable and body:
             return self._await_disk(position)
         return taken
 
     def pass_by(self) -> None:
         """Block until what is being taken in has its place in the log's stream."""
-        with self._lock:
+        with self.gate:
             pass
 
     def stop(self) -> None:
         """Nothing waits here for the log any more."""
         self._stopping = True
+        self.gate.close()
 
     # --- under the lock
 
@@ -116,8 +152,8 @@ class Intake:
                 self._engine.apply(body, self.source)
         except (ChainError, BadRecord) as error:
             return self._refuse(body, error, follows)
-        self.frames += 1
-        self.bytes += len(body)
+        self._frames += 1
+        self._bytes += len(body)
         return TAKEN, self._record(body)
 
     def _without_repeats(self, body: bytes) -> bytes:
@@ -170,7 +206,12 @@ class Intake:
         if self._applied is None or not body:
             return None
         count = sum(1 for _ in heads(body))
-        self.records += count
+        self._records += count
+        return self._record_counted(body, count)
+
+    def _record_counted(self, body: bytes, count: int) -> int | None:
+        """The same for what the engine applied by itself. On the connection's worker, under the gate's lock too."""
+        assert self._applied is not None
         while not self._stopping:
             try:
                 return self._applied.append(body, count, time.monotonic_ns() + int(APPEND_S * 1e9))

@@ -1,10 +1,13 @@
 """A link: this node's changes on their way to one peer, which is a backup of some of its buckets or is being made one.
 
-What it is: a reader of the change stream that sends the records of the chosen buckets straight from the ring, takes in the
-peer's acknowledgements, and fills new copies while writes go on (`rcache.peers.filling`).
-Which thread runs it: two of its own for each peer: `link-NAME` sends, `link-acks-NAME` receives. Started and joined by the
-control plane; its orders (`choose`, `fill`, `cancel`) come from any thread.
-What it owns: its connection, its reader, its commit point. It may lock: its own lock, for moments; never with I/O.
+What it is: has the records of the chosen buckets sent, and what the peer answers taken in, by a window of the change stream
+(`change_stream.Window`); sees to its connection, its orders and refusals, and fills new copies while writes go on
+(`rcache.peers.filling`).
+Which thread runs it: two of its own for each peer: `link-NAME` sends, `link-acks-NAME` receives; while these wait in the window
+workers do so too, where the engine can. Started and joined by the control plane; its orders (`choose`, `fill`, `cancel`) come
+from any thread.
+What it owns: its connection, its window, its commit point. It may lock: its own lock, for moments, never with I/O; then the
+window's.
 What it must not know: views and roles; how many backups a bucket is to have.
 
 Invariants:
@@ -16,6 +19,8 @@ Invariants:
    bucket has a hole.)
 3. Only the same incarnations on both sides go on like this. Another incarnation of the peer is another link.
 4. Acknowledgements of an earlier connection or generation count for nothing.
+5. An order is followed by the sender while it is not in the window: then nobody sends, so no frame leaves under an epoch, or
+   by a choice, that was given up.
 """
 
 from __future__ import annotations
@@ -27,17 +32,17 @@ import time
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from loguru import logger
 
 from rcache.cluster.leases import Peer
-from rcache.engine.change_stream import CommitPoint, LinkFrame, StreamReader
+from rcache.engine.change_stream import CommitPoint, Window, WindowTerms
 from rcache.engine.contract import Engine
-from rcache.engine.sockets import send_within
+from rcache.engine.sockets import Ended
 from rcache.peers.filling import Fill
 from rcache.peers.line import Line, PeerUnreachable
-from rcache_client.wire.frames import BadFrame, Reply, ReplyReader, encode_request
+from rcache_client.wire.frames import BadFrame, Reply, ReplyReader
 from rcache_client.wire.grammar import REQUESTS, BadPayload, Layout, decode_reply
 from rcache_client.wire.opcodes import Opcode, Status, status_name
 
@@ -60,11 +65,11 @@ RETRY_S = 0.1
 REFUSED_PAUSE_S = 0.01
 """How long to wait before a refused frame is sent again, if no newer view came meanwhile."""
 
-RECEIVE_BYTES = 64 << 10
+PART_S = 0.0005
+"""How long to wait for a record that is being copied into the stream, where a portion has to come behind it."""
+
 ANSWER_BYTES_MAX = 4 << 20
 """The longest answer: one with a view in it."""
-
-REQUEST_ID_MAX = 0xFFFF_FFFF
 
 _RECORDS = REQUESTS[Opcode.RECORDS]
 
@@ -98,21 +103,10 @@ class _Lost(Exception):
     """The connection is of no use any more."""
 
 
-class _Waiting(NamedTuple):
-    """A frame that is not acknowledged: what has been sent with it, and when. `fill`: a portion of that fill."""
-
-    request_id: int
-    position: int
-    sent_at: float
-    fill: Fill | None
-
-
 @dataclass(slots=True)
 class LinkCounts:
     """What a link did since it was made."""
 
-    frames: int = 0
-    records: int = 0
     connections: int = 0
     refused: int = 0
     filled: int = 0
@@ -130,10 +124,9 @@ class Link:
         self._line = line
         self._engine = engine
         self._host = host
-        self._reader: StreamReader = engine.stream.open_reader(f"link-{peer.name}", holds=True)
-        self._reader.choose(())
-        position = self._reader.take(1, 0.0).position  # where it stands, which is not the head of a moment later
-        self.point: CommitPoint = engine.open_commit_point(peer.name, position, 0)
+        self.point: CommitPoint = engine.open_commit_point(peer.name, engine.stream.head, 0)
+        terms = WindowTerms(Opcode.RECORDS, SEND_BYTES, SEND_S)
+        self._window: Window = engine.stream.open_window(f"link-{peer.name}", terms, self.point)
         self._lock = threading.Lock()
         self._noted = threading.Condition(self._lock)
         self._chosen: frozenset[int] = frozenset()
@@ -141,15 +134,11 @@ class Link:
         self._order = 0  # counts changes of the two above
         self._followed = 0
         self._epoch = host.epoch
-        self._waiting: deque[_Waiting] = deque()
-        self._acknowledged = position
-        self._sent = position
+        self._portions: deque[Fill] = deque()  # whose portions are under way, in their order
         self._generation = 0
-        self._next_id = 1
-        self._first_id = 1  # of this generation and connection (invariant 4)
         self._refusal: int | None = None
-        self._watching = False
         self._sock: socket.socket | None = None
+        self._connection = 0
         self._stopping = threading.Event()
         self._threads = [
             threading.Thread(target=self._run_sender, name=f"link-{peer.name}"),
@@ -182,7 +171,7 @@ class Link:
                 thread.join(max(0.0, deadline - time.monotonic()))
         ended = not any(thread.is_alive() for thread in self._threads)
         if ended:
-            self._reader.close()
+            self._window.close()
             self._line.close()
         return ended
 
@@ -229,7 +218,8 @@ class Link:
         it: it goes on from what is acknowledged, and has no lease yet."""
         with self._lock:
             old = self.point
-            self.point = self._engine.open_commit_point(self.peer.name, self._acknowledged, 0)
+            self.point = self._engine.open_commit_point(self.peer.name, self._window.acknowledged, 0)
+            self._window.set_point(self.point)
         return old
 
     def filling(self) -> dict[int, bool]:
@@ -240,30 +230,28 @@ class Link:
     @property
     def acknowledged(self) -> int:
         """The stream's position up to which the peer has all that is for it."""
-        return self._acknowledged
+        return self._window.acknowledged
 
     def watch(self) -> None:
         """Have `has_moved` called at the next acknowledgement."""
-        self._watching = True
+        self._window.watch()
 
     def owed_s(self) -> float:
         """For how long the oldest frame that is not acknowledged has been waiting, in seconds."""
-        with self._lock:
-            return time.monotonic() - self._waiting[0].sent_at if self._waiting else 0.0
+        return self._window.counts().owed_s
 
     @property
     def is_up(self) -> bool:
         return self._connected.is_set() and not self._stopping.is_set()
 
     def stats(self) -> dict[str, object]:
-        with self._lock:
-            waiting = len(self._waiting)
+        counts = self._window.counts()
         return {
             "up": self.is_up,
-            "bytes_behind": max(0, self._engine.stream.head - self._acknowledged),
-            "frames_waiting": waiting,
-            "frames": self.counts.frames,
-            "records": self.counts.records,
+            "bytes_behind": max(0, self._engine.stream.head - self._window.acknowledged),
+            "frames_waiting": counts.waiting,
+            "frames": counts.frames,
+            "records": counts.records,
             "connections": self.counts.connections,
             "frames_refused": self.counts.refused,
             "buckets_filled": self.counts.filled,
@@ -277,7 +265,8 @@ class Link:
         """The thread's one catch-all: an error is logged and counted, and the connection made anew."""
         while not self._stopping.is_set():
             try:
-                self._serve(self._connect())
+                self._connect()
+                self._serve()
             except PeerUnreachable as error:
                 self._host.came_down(self, refused=error.refused)
                 self._pass_by()
@@ -293,24 +282,22 @@ class Link:
             finally:
                 self._break()
 
-    def _connect(self) -> socket.socket:
+    def _connect(self) -> None:
         self._line.close()
         sock = self._line.detach()
         with self._lock:
             self._sock = sock
-            self._begin_generation_locked()
+            self._begin_generation_locked(sock)
         self.counts.connections += 1
         self._connected.set()
-        return sock
 
-    def _begin_generation_locked(self) -> None:
-        """Everything that was not acknowledged is sent again (invariant 2); copies that are not whole are made anew."""
+    def _begin_generation_locked(self, sock: socket.socket | None) -> None:
+        """Everything that was not acknowledged is sent again (invariant 2), on a new connection or (None) the one there is;
+        copies that are not whole are made anew."""
         self._generation += 1
-        self._waiting.clear()
-        self._first_id = self._next_id
         self._refusal = None
-        self._reader.rewind(self._acknowledged)
-        self._sent = self._acknowledged
+        self._connection = self._window.begin(sock)
+        self._portions.clear()
         for fill in self._fills.values():
             fill.begin_anew()
         self._order += 1
@@ -320,12 +307,10 @@ class Link:
         with self._lock:  # so that nothing is passed by that somebody has just begun to count on
             if self._chosen or any(fill.is_done for fill in self._fills.values()):
                 return
-            self._waiting.clear()
-            self._reader.choose(())
-            position = self._reader.take(SEND_BYTES, 0.0).position
-        self._move(position)
+            self._window.pass_by()
+        self._tell_moved()
 
-    def _serve(self, sock: socket.socket) -> None:
+    def _serve(self) -> None:
         """Until the connection is lost, or the link ends."""
         order = -1
         while not self._stopping.is_set():
@@ -337,13 +322,11 @@ class Link:
                 order = self._follow_orders()
             fill = self._due_fill()
             if fill is not None:
-                self._send_portion(sock, fill)
+                self._send_portion(fill)
                 order = -1
                 continue
-            sent = self._reader.send(sock, self._frame(), SEND_BYTES, self._timeout_s())
-            if sent.ended is not None:
-                raise _Lost(f"the peer did not take a frame: {sent.ended.value}")
-            self._note(sent.position, sent.count)
+            _demand_taken(self._window.run(self._timeout_s()))
+            self._tell_moved()
 
     def _timeout_s(self) -> float:
         """Not past the time of the next portion."""
@@ -353,44 +336,18 @@ class Link:
     def _follow_orders(self) -> int:
         with self._lock:
             order = self._order
-            self._reader.choose(self._chosen | {bucket for bucket, fill in self._fills.items() if fill.has_begun})
+            self._window.set_prefix(self._prefix())
+            self._window.choose(self._chosen | {bucket for bucket, fill in self._fills.items() if fill.has_begun})
             self._followed = order
             self._noted.notify_all()
         return order
-
-    def _frame(self) -> LinkFrame:
-        return LinkFrame(Opcode.RECORDS, self._next_id, self._prefix(), SEND_S)
 
     def _prefix(self) -> bytes:
         assert isinstance(_RECORDS, Layout)
         return _RECORDS.encode(self._epoch, self._incarnation, self.peer.incarnation, self._generation, b"")
 
-    def _note(self, position: int, count: int, fill: Fill | None = None) -> None:
-        """So much was sent, or passed by (invariant 1)."""
-        with self._lock:
-            self._sent = position
-            if count or fill:
-                self._waiting.append(_Waiting(self._next_id, position, time.monotonic(), fill))
-                self._next_id = self._next_id % REQUEST_ID_MAX + 1
-                self.counts.frames += 1
-                self.counts.records += count
-                self._noted.notify_all()
-                return
-            if self._waiting:
-                self._waiting[-1] = self._waiting[-1]._replace(position=position)
-                return
-        self._move(position)
-
-    def _move(self, position: int) -> None:
-        """The peer has all that it is to have of what lies before `position`."""
-        with self._lock:
-            if position <= self._acknowledged:
-                return
-            self._acknowledged = position
-            self.point.advance(position)
-            watched, self._watching = self._watching, False
-        self._reader.release(position)
-        if watched:
+    def _tell_moved(self) -> None:
+        if self._window.take_moved():
             self._host.has_moved(self)
 
     def _begin_again(self, epoch: int) -> None:
@@ -401,7 +358,7 @@ class Link:
         if not epoch:
             self._stopping.wait(REFUSED_PAUSE_S)
         with self._lock:
-            self._begin_generation_locked()
+            self._begin_generation_locked(None)
 
     # --- filling
 
@@ -413,25 +370,22 @@ class Link:
                     return fill if not fill.in_flight and time.monotonic() >= fill.due_at else None
         return None
 
-    def _send_portion(self, sock: socket.socket, fill: Fill) -> None:
+    def _send_portion(self, fill: Fill) -> None:
         """Some rows of a bucket, behind all of the stream that lies before them (`design`, section 5, invariant 8)."""
         portion = fill.next_portion(self._engine)
-        while self._sent < portion.position:
-            sent = self._reader.send(sock, self._frame(), SEND_BYTES, 0.0, portion.position)
-            if sent.ended is not None:
-                raise _Lost(f"the peer did not take a frame: {sent.ended.value}")
-            if self._refusal is not None:
+        while True:
+            _demand_taken(self._window.send_until(portion.position))
+            if self._refusal is not None or self._stopping.is_set():
                 return  # all of this is sent again
-            self._note(sent.position, sent.count)
+            if self._window.looked >= portion.position:
+                break
+            self._stopping.wait(PART_S)
         body = fill.body_of(portion)
-        assert isinstance(_RECORDS, Layout)
-        payload = _RECORDS.encode(self._epoch, self._incarnation, self.peer.incarnation, self._generation, body)
-        ended = send_within(sock, encode_request(Opcode.RECORDS, self._next_id, 0, payload), SEND_S)
-        if ended is not None:
-            raise _Lost(f"the peer did not take a frame: {ended.value}")
+        with self._lock:
+            self._portions.append(fill)
+        _demand_taken(self._window.send_portion(body, portion.position))
         self.counts.fill_rows += portion.count
         self.counts.fill_bytes += len(body)
-        self._note(portion.position, 0, fill)
 
     # --- receiving
 
@@ -440,12 +394,12 @@ class Link:
         while not self._stopping.is_set():
             self._connected.wait()
             with self._lock:
-                sock = self._sock
+                sock, connection = self._sock, self._connection
             if sock is None:
                 self._stopping.wait(REFUSED_PAUSE_S)
                 continue
             try:
-                self._receive(sock)
+                self._receive(connection)
             except (OSError, BadFrame, BadPayload) as error:
                 if not self._stopping.is_set():
                     logger.info("link to {}: answers end: {}", self.peer.name, error)
@@ -459,41 +413,41 @@ class Link:
                 sock.shutdown(socket.SHUT_RDWR)
             self._engine.stream.wake_readers()
 
-    def _receive(self, sock: socket.socket) -> None:
+    def _receive(self, connection: int) -> None:
         reader = ReplyReader(ANSWER_BYTES_MAX)
-        while data := sock.recv(RECEIVE_BYTES):
+        while data := self._window.receive(connection, mid_frame=reader.mid_frame):
             reader.feed(data)
             while (reply := reader.next()) is not None:
-                self._take(sock, reply)
+                self._take(connection, reply)
 
-    def _take(self, sock: socket.socket, reply: Reply) -> None:
-        """One answer. The frame that it is to may be on its way into the books yet."""
+    def _take(self, connection: int, reply: Reply) -> None:
+        """One answer that the window left to the link."""
         values = decode_reply(reply.opcode, reply.status, reply.payload)
-        with self._lock:
-            if self._sock is not sock or (reply.request_id - self._first_id) & REQUEST_ID_MAX > REQUEST_ID_MAX // 2:
-                return  # invariant 4
-            self._noted.wait_for(lambda: self._waiting or self._stopping.is_set() or self._sock is not sock, SEND_S)
-            if self._sock is not sock or not self._waiting:
-                return
-            if reply.status != Status.OK:
-                self.counts.refused += 1
-                if self._refusal is None:
-                    self._refusal = reply.epoch if reply.status == Status.STALE_VIEW else 0
-            elif self._waiting[0].request_id != reply.request_id:
-                raise BadPayload(f"an answer to {reply.request_id}, where {self._waiting[0].request_id} was due")
-            else:
-                done = self._waiting.popleft()
         if reply.status == Status.OK:
-            self._move(done.position)
-            if done.fill is not None:
-                self._take_portion(done.fill)
+            generation = self._generation
+            try:
+                was_portion = self._window.take(reply.request_id)
+            except ValueError as error:
+                raise BadPayload(str(error)) from None
+            if was_portion:
+                self._take_portion(generation)
             return
+        with self._lock:
+            if self._connection != connection or self._window.is_of_old(reply.request_id):
+                return  # invariant 4
+            self.counts.refused += 1
+            if self._refusal is None:
+                self._refusal = reply.epoch if reply.status == Status.STALE_VIEW else 0
         self._engine.stream.wake_readers()
         if reply.status != Status.VIEW_AHEAD:
             logger.debug("link to {}: {}", self.peer.name, status_name(reply.status))
             self._host.was_refused(self, reply.status, values)
 
-    def _take_portion(self, fill: Fill) -> None:
+    def _take_portion(self, generation: int) -> None:
+        with self._lock:
+            if self._generation != generation:
+                return  # it is made anew
+            fill = self._portions.popleft()
         fill.acknowledge()
         if fill.is_done:
             self.counts.filled += 1
@@ -509,5 +463,12 @@ class Link:
             self._noted.notify_all()
         if sock is not None:
             with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+                sock.shutdown(socket.SHUT_RDWR)  # first: whoever sends or receives comes out
+            self._window.end()
             sock.close()
+
+
+def _demand_taken(ended: Ended | None) -> None:
+    """Raises `_Lost` where the peer did not take what was sent."""
+    if ended is not None:
+        raise _Lost(f"the peer did not take a frame: {ended.value}")

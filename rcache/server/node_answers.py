@@ -19,7 +19,9 @@ from typing import Any
 
 from rcache.cluster.register import Register, RegisterFailed, RegisterUnreachable, Revised
 from rcache.cluster.view import BadView, View, decode_view, encode_view
+from rcache.engine.contract import Gate
 from rcache.member.member import Member
+from rcache.peers.intake import Heading
 from rcache_client.wire.grammar import REQUESTS, Layout
 from rcache_client.wire.opcodes import NODE_OPCODES, Opcode, Role, Status
 
@@ -58,6 +60,7 @@ class NodeAnswers:
 
     def __init__(self, standing: Standing) -> None:
         self._standing = standing
+        self._gates: dict[str, Gate] = {}  # by the peers' names: those that the last of their records came by
         self._answers: dict[int, Callable[..., tuple[Any, ...]]] = {
             Opcode.VIEW: self._view,
             Opcode.STEER: self._steer,
@@ -68,6 +71,10 @@ class NodeAnswers:
             Opcode.REGISTER_SET: self._register_set,
             Opcode.REGISTER_WATCH: self._register_watch,
         }
+
+    def gate_of(self, name: str) -> Gate | None:
+        """The gate that a peer's records came by last; None where none was taken in."""
+        return self._gates.get(name)
 
     def answer(self, opcode: int, payload: bytes, role: Role, name: str, budget_s: float) -> tuple[Any, ...]:
         """Raises `Refusal`, `BadPayload`."""
@@ -138,11 +145,12 @@ class NodeAnswers:
         neighbour = member.neighbour(name, sender)
         if neighbour is None:
             raise Refusal(Status.STALE_VIEW, encode_view(member.view))
-        taken = neighbour.intake.take(generation, records, member.follows)
+        taken = neighbour.intake.take(Heading(epoch, sender, receiver, generation), records, member.follows)
         if taken.status is Status.STALE_VIEW:
             raise Refusal(Status.STALE_VIEW, encode_view(member.view))
         if taken.status is not Status.OK:
             raise Refusal(taken.status, taken.reason)
+        self._gates[name] = neighbour.intake.gate
         return (0,)
 
     def _sequences(self, name: str, _budget_s: float, epoch: int, sender: int, receiver: int) -> tuple[Any, ...]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
-from rcache.engine.contract import EngineConnection, RequestRefused
+from rcache.engine.contract import EngineConnection, Gate, RequestRefused
 from rcache.server.node_answers import NodeAnswers, Refusal
 from rcache_client.wire import proof
 from rcache_client.wire.frames import BadFrame, Request, encode_reply
@@ -270,6 +270,11 @@ class Session:
         except Refusal as refusal:
             values = [_shorten(value) if isinstance(value, str) else value for value in refusal.values]
             return Response(self._encode(request, refusal.status, *values))
+
+    @property
+    def gate(self) -> Gate | None:
+        """For a node's connection: what its records may come in by without being looked at here."""
+        return self._control.answers.gate_of(self.name)
 
     def ended(self) -> None:
         """The connection is gone."""

@@ -25,7 +25,6 @@ from loguru import logger
 from rcache.engine.contract import ConnectionLimits, Engine, EngineConnection, Handback
 from rcache.engine.sockets import Ended, set_kernel_timeout
 from rcache.server.session import Control, Session, Welcome
-from rcache_client.wire.frames import BadFrame, RequestReader
 from rcache_client.wire.opcodes import Opcode, Status
 
 FAREWELL_S = 2.0
@@ -35,9 +34,6 @@ RESERVED_HELLO_S = 1.0
 """How long a newcomer beyond the limit has to show that it is an administrator or a node."""
 
 DISCARD_BYTES = 64 << 10
-
-NODE_RECEIVE_BYTES = 1 << 20
-"""One read of a link: a few of its frames."""
 
 NODE_LOOK_S = 0.2
 """How late a quiet node's worker notices that serving is to end."""
@@ -241,43 +237,28 @@ class WorkerRun:
 
     def _serve_node(self, worker: Worker) -> str:
         """A node's connection has a thread of its own to its end: what it brings may wait for the log, and nobody is to wait
-        for it. Nothing of it is the engine's business, so the engine does not read it."""
-        reader = RequestReader(self._engine.config.frame_bytes_max)
-        sock = worker.sock
-        sock.setblocking(True)
-        set_kernel_timeout(sock, socket.SO_RCVTIMEO, NODE_LOOK_S)
+        for it. Of that the engine takes in by itself only records about which nothing is new (`contract.Gate`)."""
+        worker.sock.setblocking(True)
+        set_kernel_timeout(worker.sock, socket.SO_RCVTIMEO, NODE_LOOK_S)
         while not self.stopping.is_set():
-            try:
-                data = sock.recv(NODE_RECEIVE_BYTES)
-            except BlockingIOError:
-                continue
-            except OSError:
-                return "lost"
-            if not data:
-                return "closed"
-            reader.feed(data)
-            ended = self._answer_node(worker, reader)
+            handback = self._engine.serve_peer(worker.connection, worker.session.gate)
+            ended = self._answer_node(worker, handback) if handback is not None else ""
             if ended:
                 return ended
         self._part(worker, worker.session.goodbye(*_GOODBYES[Ended.STOPPING]))
         return "stopping"
 
-    def _answer_node(self, worker: Worker, reader: RequestReader) -> str:
-        """Answer what there is; how the connection ended, if it did."""
-        try:
-            while (request := reader.next()) is not None:
-                response = worker.session.respond(request)
-                if response.close:
-                    self._part(worker, response.frame)
-                    return "goodbye" if request.opcode == Opcode.GOODBYE else "refused"
-                lost = worker.connection.send(response.frame)
-                if lost is not None:
-                    return lost.name.lower()
-        except BadFrame as bad:
-            logger.warning("{}: {} ({}); closed", worker.peer, bad.status.name, bad.reason)
-            self._part(worker, worker.session.reject(bad).frame)
-            return "bad_frame"
-        return ""
+    def _answer_node(self, worker: Worker, handback: Handback) -> str:
+        """Answer what was handed back; how the connection ended, if it did."""
+        request = handback.request
+        if request is None:
+            return self._end(worker, handback)
+        response = worker.session.respond(request)
+        if response.close:
+            self._part(worker, response.frame)
+            return "goodbye" if request.opcode == Opcode.GOODBYE else "refused"
+        lost = worker.connection.send(response.frame)
+        return lost.name.lower() if lost is not None else ""
 
     def _end(self, worker: Worker, handback: Handback) -> str:
         words = self.last_words(worker, handback)

@@ -31,6 +31,7 @@ from rcache.engine.native.cursors cimport (
 )
 from rcache.records._countdown cimport Countdown, countdown
 from rcache.engine.native.expiry cimport LISTS, DUE
+from rcache.engine.native.gates cimport Gate, serve_peer
 from rcache.engine.native.hashing cimport crc32, crc_init
 from rcache.engine.native.items cimport EXPIRES, LIVE, Item, body_read, expiry_of, hash_of, item_cost
 from rcache.engine.native.memory cimport (
@@ -56,6 +57,10 @@ from rcache.engine.native.system cimport (
     epoll_event, eventfd, get32, getrandom, load64, load8, monotonic_ns, mutex_init, pthread_cond_broadcast,
     pthread_mutex_destroy, pthread_mutex_lock, pthread_mutex_unlock, pthread_spin_destroy, put32, signed64, spin_init,
     spin_lock, spin_unlock, store64, store8, write,
+)
+from rcache.engine.native.windows cimport (
+    ANSWERS_BYTES, WINDOW_HEAD_MAX, Window, WindowEnd, window_begin, window_end, window_give_back, window_is_of_old, window_open, window_pass_by,
+    window_run, window_send_body, window_send_until, window_set_point, window_take, window_take_handed, windows_close,
 )
 from rcache.engine.native.table cimport BIN_ENTRIES, Bin, bin_at, bin_number, table_find, table_init
 
@@ -108,6 +113,7 @@ cdef void compare_numbers() except *:
     }
     if set(ours) != _opcodes.DATA_OPCODES:
         raise ImportError("the native engine does not know all data opcodes")
+    demand("RECORDS", protocol.OP_RECORDS, op.RECORDS)
     for theirs, number in ours.items():
         demand(theirs.name, number, theirs)
     for theirs, number in (
@@ -193,6 +199,9 @@ cdef class Core:
             raise MemoryError(f"no address space for a memory limit of {memory_bytes} bytes")
         if not ring_init(&store.ring, stream_bytes):
             raise MemoryError(f"no memory for a change stream of {stream_bytes} bytes")
+        if mutex_init(&store.windows.lock):
+            raise OSError("no lock for the windows of links")
+        store.windows.looks = looks
         self.make_buckets(1 << DISK if commit else 0)
 
     cdef void make_buckets(self, uint64_t points) except *:
@@ -235,6 +244,7 @@ cdef class Core:
         free(store.buckets)
         free(store.stripes)
         memory_close(&store.memory)
+        windows_close(&store.windows)
         ring_close(&store.ring)
         Py_XDECREF(store.digest)
         Py_XDECREF(store.clock)
@@ -274,6 +284,23 @@ cdef class Core:
         memset(&handed, 0, sizeof(Handed))
         with nogil:
             ending = serve_alone(store, &worker, &connection.conn, &self.stop, self.stop_fd, &self.crowded, &handed)
+        try:
+            return connection.handed_back(ending, &handed)
+        finally:
+            worker_rest(store, &worker)
+
+    def serve_peer(self, Connection connection not None, PeerGate gate, int64_t most_ns):
+        """As `serve`, for a node's connection: its frames of records, as far as `gate` lets them in; not for longer than
+        `most_ns`."""
+        cdef Store *store = self.store
+        cdef Gate *let = &gate.gate if gate is not None else NULL
+        cdef Handed handed
+        cdef Worker worker
+        cdef Ending ending
+        memset(&worker, 0, sizeof(Worker))
+        memset(&handed, 0, sizeof(Handed))
+        with nogil:
+            ending = serve_peer(store, &worker, &connection.conn, let, monotonic_ns() + most_ns, &handed)
         try:
             return connection.handed_back(ending, &handed)
         finally:
@@ -888,6 +915,55 @@ cdef class Connection:
         return <int>ending
 
 
+cdef class PeerGate:
+    """Which of a peer's frames are let in without asking Python; and the lock under which its records are taken in. `record` is
+    called with records that were applied and how many there are; None: nobody keeps them."""
+
+    cdef Gate gate
+    cdef object record
+
+    def __cinit__(self, uint64_t source, record):
+        if mutex_init(&self.gate.lock):
+            raise OSError("no lock for a gate")
+        self.gate.source = source
+        self.record = record
+        self.gate.record = <PyObject *>record if record is not None else NULL
+
+    def __dealloc__(self):
+        pthread_mutex_destroy(&self.gate.lock)
+
+    def __enter__(self):
+        with nogil:
+            pthread_mutex_lock(&self.gate.lock)
+
+    def __exit__(self, *_):
+        pthread_mutex_unlock(&self.gate.lock)
+
+    def allow(self, uint32_t epoch, uint64_t sender, uint64_t receiver, uint32_t generation):
+        """Under the lock: frames like these are the usual case from now on."""
+        cdef Gate *gate = &self.gate
+        gate.epoch, gate.sender, gate.receiver, gate.generation = epoch, sender, receiver, generation
+        store8(&gate.allowed, 1)
+
+    def forbid(self):
+        """None is, until Python has taken one in again."""
+        store8(&self.gate.allowed, 0)
+
+    def take_stumbled(self):
+        """Under the lock: whether a frame was taken in in part, and handed back."""
+        stumbled = bool(self.gate.stumbled)
+        self.gate.stumbled = False
+        return stumbled
+
+    def close(self):
+        """None is ever again."""
+        store8(&self.gate.closed, 1)
+
+    @property
+    def counts(self):
+        return signed64(&self.gate.frames), signed64(&self.gate.records), signed64(&self.gate.bytes)
+
+
 @cython.no_gc_clear  # its end needs the core
 cdef class SocketGroup:
     """Connections that share one worker. `serve` is its thread's; `add` any."""
@@ -1113,6 +1189,167 @@ cdef class Reader:
         if self.cursor != NULL:
             cursor_close(&self.core.store.ring, self.cursor)
         free(self.chosen)
+
+
+@cython.no_gc_clear  # its end needs the core
+cdef class LinkWindow:
+    """The frames of one link that are under way. See `change_stream.Window` for whose each call is."""
+
+    cdef Core core
+    cdef Reader reader
+    cdef Window *window
+    cdef int64_t served
+
+    def __cinit__(self, Core core not None, Reader reader not None, uint8_t opcode, uint64_t bytes_max, int64_t send_ns):
+        self.core, self.reader = core, reader
+        if not reader.opened().holds:
+            raise ValueError("only a reader that holds can send: what it sends must stay until it is sent")
+        self.window = window_open(&core.store.windows, &core.store.ring, reader.cursor)
+        if self.window == NULL:
+            raise RuntimeError("there are as many windows of links as there can be")
+        self.window.opcode, self.window.bytes_max, self.window.send_ns = opcode, bytes_max, send_ns
+
+    cdef Window *opened(self) except NULL:
+        if self.window == NULL:
+            raise ValueError("this window was closed")
+        return self.window
+
+    def set_point(self, uint32_t number):
+        """The point that is advanced from now on."""
+        cdef Window *window = self.opened()
+        with nogil:
+            window_set_point(window, number % POINTS_MAX)
+
+    def set_head(self, bytes head not None):
+        """What frames begin with: a header, whose length and request id are put in, and what precedes the records."""
+        cdef Window *window = self.opened()
+        cdef const uint8_t *data = <const uint8_t *>PyBytes_AS_STRING(head)
+        cdef uint32_t count = len(head)
+        if not HEADER_BYTES <= count <= WINDOW_HEAD_MAX:
+            raise ValueError(f"a frame's head of {count} bytes; {HEADER_BYTES} to {WINDOW_HEAD_MAX} are taken")
+        with nogil:
+            pthread_mutex_lock(&window.sending)
+            memcpy(window.head, data, count)
+            window.head_bytes = count
+            pthread_mutex_unlock(&window.sending)
+
+    def begin(self, int fd):
+        """A new connection, or (-1) a new generation on the one there is. Returns its number."""
+        cdef Window *window = self.opened()
+        cdef bint done
+        with nogil:
+            done = window_begin(window, fd)
+        if not done:
+            raise ValueError("what was acknowledged is none that this reader has come by and not released")
+        return window.connections
+
+    def end(self):
+        cdef Window *window = self.window
+        if window != NULL:
+            with nogil:
+                window_end(window)
+
+    def run(self, int64_t timeout_ns):
+        cdef Window *window = self.opened()
+        cdef WindowEnd end
+        with nogil:
+            end = window_run(window, monotonic_ns() + timeout_ns)
+        return <int>end
+
+    def send_until(self, uint64_t position):
+        cdef Window *window = self.opened()
+        cdef WindowEnd end
+        with nogil:
+            end = window_send_until(window, position)
+        return <int>end
+
+    def send_body(self, bytes body not None, uint64_t position):
+        """How it ended, and whether too many frames are under way: then it was not sent."""
+        cdef Window *window = self.opened()
+        cdef const uint8_t *data = <const uint8_t *>PyBytes_AS_STRING(body)
+        cdef uint64_t count = len(body)
+        cdef bint full = False
+        cdef WindowEnd end
+        with nogil:
+            end = window_send_body(window, data, count, position, &full)
+        return <int>end, bool(full)
+
+    def pass_by(self):
+        """Without a connection: what is there is for nobody."""
+        cdef Window *window = self.opened()
+        with nogil:
+            window_pass_by(window)
+
+    def receive(self, uint64_t connection, bint mid_frame):
+        """What came that is Python's business, as bytes; b"" once that connection has ended. Blocks."""
+        cdef Window *window = self.opened()
+        cdef uint8_t taken[ANSWERS_BYTES]
+        cdef int64_t count
+        with nogil:
+            count = window_take_handed(window, connection, mid_frame, &self.served, taken)
+        return PyBytes_FromStringAndSize(<char *>taken, count)
+
+    def take(self, uint32_t request_id):
+        """An OK came in by Python: -1: of old; 0: to a frame of records; 1: to a marked one; -2: not to the oldest."""
+        cdef Window *window = self.opened()
+        cdef int taken
+        with nogil:
+            taken = window_take(window, request_id)
+        return taken
+
+    def is_of_old(self, uint32_t request_id):
+        cdef Window *window = self.opened()
+        cdef bint of_old
+        with nogil:
+            of_old = window_is_of_old(window, request_id)
+        return bool(of_old)
+
+    def watch(self):
+        cdef Window *window = self.opened()
+        store8(&window.moved, 0)
+        store8(&window.watched, 1)
+
+    def take_moved(self):
+        cdef Window *window = self.opened()
+        cdef bint moved = load8(&window.moved) != 0
+        if moved:
+            store8(&window.moved, 0)
+        return bool(moved)
+
+    @property
+    def acknowledged(self):
+        return load64(&self.opened().acknowledged)
+
+    @property
+    def looked(self):
+        return load64(&self.opened().looked)
+
+    def counts(self):
+        """Frames under way, when the oldest was sent (0: there is none), frames and records sent in all."""
+        cdef Window *window = self.opened()
+        cdef int64_t oldest_ns = 0
+        cdef uint64_t waiting, frames, records
+        with nogil:
+            pthread_mutex_lock(&window.books)
+            waiting, frames, records = window.frame_count, window.frames_sent, window.records_sent
+            if waiting:
+                oldest_ns = window.frames[window.frame_at].sent_ns
+            pthread_mutex_unlock(&window.books)
+        return waiting, oldest_ns, frames, records
+
+    def close(self):
+        """No thread of the link may be in here any more."""
+        cdef Window *window = self.window
+        self.window = NULL
+        if window != NULL:
+            with nogil:
+                window_end(window)
+                window_give_back(&self.core.store.windows, window)
+
+    def __dealloc__(self):
+        if self.window != NULL:
+            window_end(self.window)
+            window_give_back(&self.core.store.windows, self.window)
 
 
 cdef void copy_spans(Ring *ring, const Span *spans, uint32_t count, char *into) noexcept nogil:

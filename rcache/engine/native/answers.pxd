@@ -12,7 +12,7 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 
 from rcache.engine.native.change cimport Batch, Buffer, buffer_need
-from rcache.engine.native.commitment cimport Wait, is_lost, is_met, ring_wait, wait_join
+from rcache.engine.native.commitment cimport Wait, is_lost, is_met, wait_join
 from rcache.engine.native.protocol cimport (
     HEADER_BYTES, ST_APPEND_LOG_FAILED, ST_CHANGED, ST_EXISTS, ST_NOT_COMMITTED, ST_NOT_FOUND, put_frame_head,
 )
@@ -24,6 +24,7 @@ from rcache.engine.native.removal cimport (
 from rcache.engine.native.ring cimport STREAM_FAILED, STREAM_REACHED, STREAM_TIMED_OUT, Ring, StreamEnd
 from rcache.engine.native.store cimport BACKUP, FROZEN, IMPORTING, PRIMARY, Store
 from rcache.engine.native.system cimport put16, put64, signed64
+from rcache.engine.native.windows cimport windows_wait
 
 cdef enum:
     REASON_BYTES_MAX = 1024
@@ -54,6 +55,8 @@ cdef struct Worker:
     Batch batch
     uint8_t *input
     uint64_t input_room
+    uint32_t in_vain         # looks for an acknowledgement in a row that found nothing
+    uint32_t waits_unlooked  # waits to come that begin without a look
 
 
 cdef inline const char *state_name(int64_t state) noexcept nogil:
@@ -233,7 +236,9 @@ cdef inline void commit_replies(Store *store, Worker *worker) noexcept nogil:
     cdef StreamEnd end
     cdef bint whole = True
     while True:
-        end = ring_wait(&store.ring, &worker.wait, worker.deadline_ns)
+        end = windows_wait(
+            &store.windows, &store.ring, &worker.wait, worker.deadline_ns, &worker.in_vain, &worker.waits_unlooked
+        )
         if end != STREAM_TIMED_OUT or not is_lost(&store.ring, &worker.wait):
             break
         whole = join_waits(&store.ring, worker.replies, worker.reply_count, &worker.wait)

@@ -19,11 +19,11 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from rcache.engine.native.ring cimport (
-    DISK, FAILURE_BYTES, POINTS_MAX, STREAM_FAILED, STREAM_REACHED, STREAM_TIMED_OUT, WAKERS_MAX, Ring, StreamEnd,
+    DISK, FAILURE_BYTES, POINTS_MAX, STREAM_FAILED, STREAM_REACHED, STREAM_TIMED_OUT, WAKERS_MAX, Cursor, Ring, StreamEnd,
     watch_head_locked,
 )
 from rcache.engine.native.system cimport (
-    CLOCK_BOOTTIME, add64, clock_ns, cond_wait_until, fence, lowest64, load64, monotonic_ns, pthread_cond_broadcast,
+    CLOCK_BOOTTIME, add64, clock_ns, cond_wait_until, fence, is_own_waker, lowest64, load64, monotonic_ns, pthread_cond_broadcast,
     pthread_mutex_lock, pthread_mutex_unlock, signed64, spin_lock, spin_unlock, store64, store8, write,
 )
 
@@ -106,6 +106,7 @@ cdef inline int point_open(Ring *ring, uint64_t position, uint64_t until_ns) noe
         if ring.reached[number] == POINT_CLOSED or ring.abandoned >> number & 1:
             set_lease_locked(ring, number, until_ns)
             store64(&ring.reached[number], position)
+            ring.serials[number] += 1
             store64(&ring.abandoned, ring.abandoned & ~(<uint64_t>1 << number))
             ring.next_point = number + 1
             found = <int>number
@@ -115,12 +116,13 @@ cdef inline int point_open(Ring *ring, uint64_t position, uint64_t until_ns) noe
 
 
 cdef inline void wake_all_locked(Ring *ring) noexcept nogil:
-    """Everybody who waits for a point, shared workers included."""
+    """Everybody who waits for a point, shared workers included. A shared worker that does so itself looks by itself."""
     cdef uint64_t one = 1
     cdef uint32_t number
     pthread_cond_broadcast(&ring.committed)
     for number in range(ring.waker_count):
-        write(ring.wakers[number], &one, sizeof(one))
+        if not is_own_waker(ring.wakers[number]):
+            write(ring.wakers[number], &one, sizeof(one))
 
 
 cdef inline void point_advance(Ring *ring, uint32_t number, uint64_t position) noexcept nogil:
@@ -128,6 +130,25 @@ cdef inline void point_advance(Ring *ring, uint32_t number, uint64_t position) n
     pthread_mutex_lock(&ring.lock)
     if position > ring.reached[number]:
         store64(&ring.reached[number], position)
+        store64(&ring.moves, ring.moves + 1)
+    fence()
+    if signed64(&ring.waiters):
+        wake_all_locked(ring)
+    pthread_mutex_unlock(&ring.lock)
+
+
+cdef inline void point_advance_as(
+    Ring *ring, uint32_t number, uint32_t serial, uint64_t position, Cursor *cursor, uint64_t owner
+) noexcept nogil:
+    """The same by one who may have lost the number to another meanwhile, and whose cursor's records need not be kept either."""
+    pthread_mutex_lock(&ring.lock)
+    if ring.serials[number] == serial and position > ring.reached[number]:
+        store64(&ring.reached[number], position)
+        store64(&ring.moves, ring.moves + 1)
+    if cursor.used and cursor.owner == owner:
+        cursor.released = max(cursor.released, position)
+        if signed64(&ring.room_waiters):
+            pthread_cond_broadcast(&ring.room)
     fence()
     if signed64(&ring.waiters):
         wake_all_locked(ring)
@@ -176,7 +197,8 @@ cdef inline StreamEnd ring_wait(Ring *ring, const Wait *wait, int64_t deadline_n
         if ring.waits_ended or is_lost(ring, wait) or monotonic_ns() >= deadline_ns:
             end = STREAM_TIMED_OUT
             break
-        pthread_cond_broadcast(&ring.readable)
+        if wait.points >> DISK & 1:
+            pthread_cond_broadcast(&ring.readable)
         cond_wait_until(&ring.committed, &ring.lock, deadline_ns)
     count_waiter(ring, wait, -1)
     pthread_mutex_unlock(&ring.lock)
@@ -187,9 +209,10 @@ cdef inline void ring_park(Ring *ring, const Wait *wait) noexcept nogil:
     """A connection of a shared worker waits; whoever is to bring what it waits for is to hurry."""
     count_waiter(ring, wait, 1)
     fence()
-    pthread_mutex_lock(&ring.lock)
-    pthread_cond_broadcast(&ring.readable)
-    pthread_mutex_unlock(&ring.lock)
+    if wait.points >> DISK & 1:
+        pthread_mutex_lock(&ring.lock)
+        pthread_cond_broadcast(&ring.readable)
+        pthread_mutex_unlock(&ring.lock)
 
 
 cdef inline void ring_unpark(Ring *ring, const Wait *wait) noexcept nogil:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -20,10 +20,18 @@ from rcache.cluster.bucket_state import BucketState, may_follow
 from rcache.engine.change_stream import HELD_FOR_EVER, CommitPoint, Portion, StreamEnd, Wait
 from rcache.engine.clock import NodeClock
 from rcache.engine.commit_point import LinkPoint, LinkPoints
-from rcache.engine.contract import UNCOMMITTED, ConnectionLimits, EngineConfig, EngineConnection, Handback, RequestRefused
+from rcache.engine.contract import (
+    UNCOMMITTED,
+    ConnectionLimits,
+    EngineConfig,
+    EngineConnection,
+    Gate,
+    Handback,
+    RequestRefused,
+)
 from rcache.engine.native import _native
 from rcache.engine.native.applied import STATES, raise_not_applied
-from rcache.engine.native.connections import NativeConnection, NativeGroup
+from rcache.engine.native.connections import GOING_ON, NativeConnection, NativeGroup
 from rcache.engine.native.stream import NativeStream
 from rcache.records.record import (
     COUNTER_MAX,
@@ -42,6 +50,9 @@ OPEN_WAIT_S = 30.0
 
 GIVEN_UP = (BucketState.FROZEN, BucketState.BACKUP)
 """Who gave a bucket up himself has all of its records, and may keep them as its backup."""
+
+PEER_NS = 200_000_000
+"""How late a busy node's worker notices that serving is to end: as a client's."""
 
 HASHES = 1 << 32
 """How many hashes a key can have: where a bucket that is copied in portions ends."""
@@ -105,6 +116,15 @@ class NativeEngine:
     def serve(self, connection: EngineConnection) -> Handback:
         assert isinstance(connection, NativeConnection)
         return connection.handback(*self._core.serve(connection.core))
+
+    def open_gate(self, source: int, record: Callable[[bytes, int], object] | None) -> _native.PeerGate:
+        return _native.PeerGate(source, record)
+
+    def serve_peer(self, connection: EngineConnection, gate: Gate | None) -> Handback | None:
+        assert isinstance(connection, NativeConnection)
+        assert gate is None or isinstance(gate, _native.PeerGate)
+        ending, status, frame = self._core.serve_peer(connection.core, gate, PEER_NS)
+        return None if ending == GOING_ON else connection.handback(ending, status, frame)
 
     def execute(self, request: Request) -> bytes:
         reply = self._core.execute(request.opcode, request.request_id, request.budget_ms, request.payload)

@@ -38,6 +38,7 @@ cdef enum Op:
     OP_GET_MANY = 0x20
     OP_SET_MANY = 0x21
     OP_DELETE_MANY = 0x22
+    OP_RECORDS = 0x51
 
 cdef enum St:
     ST_OK = 0x00

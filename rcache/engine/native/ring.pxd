@@ -32,7 +32,7 @@ from rcache.engine.native.system cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, MREMAP_FIXED, MREMAP_MAYMOVE,
     PROT_NONE, PROT_READ, PROT_WRITE, add64, and64, cas64, cond_init, cond_wait_until, fence, fetch_lines, get32, load64, load8,
     mmap, monotonic_ns, mremap, munmap, mutex_init, note_wait, or64, pthread_cond_broadcast, pthread_cond_destroy,
-    pthread_cond_t, pthread_mutex_destroy, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
+    pthread_cond_t, pthread_mutex_destroy, is_pushing, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
     pthread_spin_destroy, pthread_spinlock_t, signed64, spin_init, spin_lock, spin_unlock, store64, store8,
 )
 
@@ -88,11 +88,14 @@ cdef struct Ring:
     uint64_t lease_ends[POINTS_MAX]   # of each, ns by CLOCK_BOOTTIME; UINT64_MAX where it has no end
     uint64_t leased      # the points whose lease has an end, a bit each
     uint64_t abandoned
+    uint64_t moves       # of points, counted
     uint32_t next_point
+    uint32_t serials[POINTS_MAX]   # counts who has had each number
     int64_t waiters      # threads, and connections of shared workers, that wait for a point
     int64_t disk_waiters # those of them that wait for the disk
     int64_t room_waiters
-    int64_t sleeping
+    int64_t sleeping     # readers that wait for a record
+    int64_t window_sleepers   # senders of links, which are woken for it only by who does not send it himself
     int64_t full_waits
     uint8_t failed
     uint8_t waits_ended
@@ -280,6 +283,7 @@ cdef inline bint ring_await_resumed(Ring *ring, int64_t deadline_ns) noexcept no
     cdef bint resumed
     note_wait()
     pthread_mutex_lock(&ring.lock)
+    pthread_cond_broadcast(&ring.readable)  # what was changed before is not sent by who waits here
     while ring.paused and not ring.failed and not ring.waits_ended and not ring.pauses_ended and monotonic_ns() < deadline_ns:
         cond_wait_until(&ring.room, &ring.lock, deadline_ns)
     resumed = not ring.paused or ring.failed
@@ -328,7 +332,7 @@ cdef inline void ring_publish(Ring *ring, uint8_t *place, uint8_t kind) noexcept
     """The record at `place` is whole: all of it but its kind was copied there."""
     store8(place + KIND_AT, kind)
     fence()
-    if signed64(&ring.sleeping):
+    if signed64(&ring.sleeping) or (not is_pushing() and signed64(&ring.window_sleepers)):
         pthread_mutex_lock(&ring.lock)
         pthread_cond_broadcast(&ring.readable)
         pthread_mutex_unlock(&ring.lock)

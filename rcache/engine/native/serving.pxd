@@ -30,8 +30,9 @@ from rcache.engine.native.protocol cimport (
 from rcache.engine.native.store cimport Store
 from rcache.engine.native.system cimport (
     EAGAIN, EINTR, MSG_DONTWAIT, MSG_NOSIGNAL, POLLIN, add64, get32, last_errno, load8, monotonic_ns, poll, pollfd,
-    sched_yield, recv, send,
+    sched_yield, recv, send, set_pushing,
 )
+from rcache.engine.native.windows cimport windows_push
 
 cdef enum:
     # One read: enough for a batch of a thousand small requests.
@@ -97,7 +98,7 @@ cdef struct Conn:
     int64_t deadline_ns
     int64_t phase_began_ns
     uint32_t place           # in its group
-    bint watched             # by the group's epoll
+    uint32_t watched         # for what by the group's epoll
     PyObject *owner          # the Python object it belongs to
 
 
@@ -265,6 +266,7 @@ cdef inline Ending send_all(Conn *conn, const uint8_t *data, uint64_t count) noe
 cdef inline Ending flush_replies(Store *store, Worker *worker, Conn *conn) noexcept nogil:
     """Wait for commitment, once for all replies gathered (invariant 2), and send them."""
     cdef Ending lost = GOING_ON
+    windows_push(&store.windows)  # nobody else does, and the send may block
     if worker.out.failed:
         return ENDED_LOST
     if worker.wait.points:
@@ -441,14 +443,14 @@ cdef inline Ending serve_alone(
     cdef uint64_t count = conn.held_count
     cdef Ending ending = GOING_ON
     cdef bint fresh = False
-    while True:
+    set_pushing(True)
+    while ending == GOING_ON:
         if count:
             ending = answer_alone(store, worker, conn, data, count, fresh, handed)
             fresh = True
-            if ending == GOING_ON and load8(crowded):
-                return GOING_ON
-        if ending != GOING_ON:
-            return ending
+            if ending != GOING_ON or load8(crowded):
+                break
         ending = receive_alone(store, worker, conn, stop, stop_fd, &data, &count)
-        if ending != GOING_ON:
-            return ending
+    set_pushing(False)
+    windows_push(&store.windows)  # of a batch that was cut short
+    return ending

@@ -8,7 +8,7 @@ that are not the engine's business.
 
 The phases of a connection here:
     OPEN      it is read from; nothing is to be sent
-    PARKED    replies `wait` for commitment or for a lease, until `deadline_ns`; nothing of it is watched
+    PARKED    replies `wait` for commitment or for a lease, until `deadline_ns`; it is watched no more once it says something
     SENDING   bytes wait for the peer to take them, for `send_ns` at most
     DRAINING  the last frame and FIN are sent; what still comes is read and dropped, until the peer closes or FAREWELL_NS are
     over
@@ -36,10 +36,11 @@ from rcache.engine.native.serving cimport (
 )
 from rcache.engine.native.store cimport Store
 from rcache.engine.native.system cimport (
-    EAGAIN, EINTR, EPOLLIN, EPOLLOUT, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR,
-    add64, epoll_ctl, epoll_event, epoll_wait, last_errno, load8, monotonic_ns, pthread_mutex_lock, pthread_mutex_t,
-    pthread_mutex_unlock, read, recv, sched_yield, send, shutdown, signed64,
+    EAGAIN, EINTR, EPOLLET, EPOLLEXCLUSIVE, EPOLLIN, EPOLLOUT, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR,
+    add64, epoll_ctl, epoll_event, epoll_wait, last_errno, load64, load8, monotonic_ns, pthread_mutex_lock, pthread_mutex_t,
+    pthread_mutex_unlock, read, recv, sched_yield, send, set_own_waker, set_pushing, shutdown, signed64,
 )
+from rcache.engine.native.windows cimport WINDOWS_MAX, Window, Windows, window_receive, windows_push
 
 cdef enum Phase:
     PHASE_OPEN = 0
@@ -81,6 +82,8 @@ cdef struct Group:
     int64_t sweep_at_ns
     uint32_t sweep_from      # where a sweep that was interrupted by a handback goes on
     bint sweeping
+    uint64_t moves_seen      # of commit points
+    uint64_t windows_watched[WINDOWS_MAX]   # the connections of links that the poller knows
     uint32_t in_vain         # looks in a row that found nothing
     uint32_t waits_unlooked  # sleeps to come that begin without a look
     Worker worker
@@ -104,11 +107,13 @@ cdef inline void watch(Group *group, Conn *conn, uint32_t events) noexcept nogil
     """Have the kernel tell of these events, or of nothing (0)."""
     cdef epoll_event wanted
     wanted.events, wanted.data.ptr = events, conn
+    if events == conn.watched:
+        return
     if events:
         epoll_ctl(group.poller, EPOLL_CTL_MOD if conn.watched else EPOLL_CTL_ADD, conn.fd, &wanted)
-    elif conn.watched:
+    else:
         epoll_ctl(group.poller, EPOLL_CTL_DEL, conn.fd, &wanted)
-    conn.watched = events != 0
+    conn.watched = events
 
 
 cdef inline void leave(Group *group, Conn *conn) noexcept nogil:
@@ -229,7 +234,6 @@ cdef inline void park(Group *group, Conn *conn) noexcept nogil:
     conn.phase, conn.phase_began_ns = PHASE_PARKED, monotonic_ns()
     group.parked += 1
     group.sweep_at_ns = min(group.sweep_at_ns, conn.deadline_ns)
-    watch(group, conn, 0)
     ring_park(&group.store.ring, &conn.wait)
     if is_met(&group.store.ring, &conn.wait) or is_lost(&group.store.ring, &conn.wait):  # before anybody was there to wake
         group.sweep_at_ns = 0
@@ -322,6 +326,7 @@ cdef inline Ending on_event(Group *group, Conn *conn, Handed *handed) noexcept n
         return drain(group, conn)
     if conn.phase == PHASE_OPEN and not conn.again:
         return receive_shared(group, conn, handed)
+    watch(group, conn, 0)  # most that are parked say nothing meanwhile, and are spared two calls
     return GOING_ON
 
 
@@ -376,7 +381,7 @@ cdef inline bint take_incoming(Group *group) noexcept nogil:
     pthread_mutex_lock(&group.lock)
     while taken and group.incoming_count:
         conn = group.incoming[group.incoming_count - 1]
-        conn.place, conn.watched = group.count, False
+        conn.place, conn.watched = group.count, 0
         taken = push(&group.conns, &group.count, &group.room, conn)
         if not taken:
             break
@@ -425,7 +430,18 @@ cdef inline Conn *sweep(Group *group, int64_t now_ns, Ending *ending) noexcept n
 cdef inline Conn *next_handed(Group *group, Ending *ending, Handed *handed) noexcept nogil:
     """Serve until a connection is to be handed back: it is out of the group then. NULL: serving ends, and nobody is left."""
     cdef Conn *conn
-    cdef uint64_t ticks
+    cdef int64_t now_ns
+    set_pushing(True)
+    set_own_waker(group.waker)
+    conn = serve_group(group, ending, handed)
+    set_pushing(False)
+    set_own_waker(-1)
+    windows_push(&group.store.windows)
+    return conn
+
+
+cdef inline Conn *serve_group(Group *group, Ending *ending, Handed *handed) noexcept nogil:
+    cdef Conn *conn
     cdef int64_t now_ns
     while True:
         handed.status, handed.frame = 0, NULL
@@ -450,10 +466,58 @@ cdef inline Conn *next_handed(Group *group, Ending *ending, Handed *handed) noex
                 conn = NULL
                 if group.stop_seen and not group.count and nobody_comes(group):
                     return NULL
+                push_windows(group)
+                if group.parked and load64(&group.store.ring.moves) != group.moves_seen:
+                    group.moves_seen, group.sweep_at_ns = load64(&group.store.ring.moves), 0
+                    continue
                 wait_for_events(group, now_ns)
         if conn != NULL and ending[0] != GOING_ON:
             leave(group, conn)
             return conn
+
+
+cdef inline void push_windows(Group *group) noexcept nogil:
+    """Send to the peers what was changed since the last sleep, and have the poller tell of what they answer."""
+    cdef Windows *windows = &group.store.windows
+    cdef epoll_event wanted
+    cdef Window *window
+    cdef uint64_t number
+    windows_push(windows)
+    if not group.parked:
+        return
+    for number in range(load64(&windows.count)):
+        window = windows.at[number]
+        if load64(&window.connection) == group.windows_watched[number]:
+            continue
+        pthread_mutex_lock(&window.receiving)
+        group.windows_watched[number] = window.connection
+        if window.fd >= 0:
+            # One of the workers is told, once for what has come: that one takes all of it.
+            wanted.events, wanted.data.ptr = EPOLLIN | EPOLLET | EPOLLEXCLUSIVE, window
+            epoll_ctl(group.poller, EPOLL_CTL_ADD, window.fd, &wanted)
+        pthread_mutex_unlock(&window.receiving)
+
+
+cdef inline bint on_window(Group *group, void *told) noexcept nogil:
+    """Take in what a peer has answered, if it is of one that there is something to read. A worker with nobody parked has no
+    business with it, and leaves it to others from now on."""
+    cdef Windows *windows = &group.store.windows
+    cdef epoll_event unused
+    cdef Window *window
+    cdef uint64_t number
+    for number in range(load64(&windows.count)):
+        window = windows.at[number]
+        if <void *>window != told:
+            continue
+        if not group.parked:
+            pthread_mutex_lock(&window.receiving)
+            if window.fd >= 0 and window.connection == group.windows_watched[number]:
+                epoll_ctl(group.poller, EPOLL_CTL_DEL, window.fd, &unused)
+            group.windows_watched[number] = 0
+            pthread_mutex_unlock(&window.receiving)
+        window_receive(window)
+        return True
+    return False
 
 
 cdef inline bint look_for_events(Group *group, int64_t now_ns) noexcept nogil:
@@ -487,12 +551,12 @@ cdef inline void wait_for_events(Group *group, int64_t now_ns) noexcept nogil:
         left_ms = min(left_ms, <int64_t>SLEEP_MS_MAX) if not group.again_count else 0
         group.event_count = epoll_wait(group.poller, group.events, EVENTS_MAX, <int>left_ms)
     for event in range(group.event_count):
-        if group.events[event].data.ptr != &group.waker and group.events[event].data.ptr != &group.stop_fd:
-            continue
         if group.events[event].data.ptr == &group.waker:
             read(group.waker, &ticks, sizeof(ticks))
             if group.parked:
                 group.sweep_at_ns = 0
+        elif group.events[event].data.ptr != &group.stop_fd and not on_window(group, group.events[event].data.ptr):
+            continue
         group.events[event].data.ptr = NULL
     look_at_stop(group)
     if not take_incoming(group):

@@ -32,6 +32,7 @@ from rcache.engine.native.ring cimport DISK, POSITION_NONE, Ring, ring_head, rin
 from rcache.engine.native.system cimport (
     CLOCK_BOOTTIME, clock_ns, load64, pthread_spinlock_t, signed64, spin_lock, spin_unlock, store8, store32, store64,
 )
+from rcache.engine.native.windows cimport Windows
 from rcache.engine.native.table cimport Table, table_insert, table_remove
 
 cdef enum BucketState:
@@ -84,6 +85,7 @@ cdef struct Bucket:
 cdef struct Store:
     Memory memory
     Ring ring
+    Windows windows
     uint8_t *buckets
     uint8_t *stripes
     uint32_t bucket_count

@@ -209,6 +209,13 @@ cdef extern from * nogil:
     static __attribute__((tls_model("initial-exec"))) __thread int rc_waited;
     static inline void rc_note_wait(void) { rc_waited = 1; }
     static inline int rc_take_wait(void) { int waited = rc_waited; rc_waited = 0; return waited; }
+    /* Whether this thread sends what it changes to the peers itself, before it waits for anything; and which eventfd is its own. */
+    static __attribute__((tls_model("initial-exec"))) __thread int rc_pushes;
+    static __attribute__((tls_model("initial-exec"))) __thread int rc_own_waker = -1;
+    static inline void rc_set_pushing(int pushes) { rc_pushes = pushes; }
+    static inline int rc_is_pushing(void) { return rc_pushes; }
+    static inline void rc_set_own_waker(int fd) { rc_own_waker = fd; }
+    static inline int rc_is_own_waker(int fd) { return rc_own_waker == fd; }
     static inline int rc_errno(void) { return errno; }
     """
     ctypedef struct pthread_mutex_t:
@@ -222,6 +229,7 @@ cdef extern from * nogil:
     int pthread_spin_destroy(pthread_spinlock_t *) noexcept
     bint same_bytes "rc_same"(const uint8_t *, const uint8_t *, size_t) noexcept
     int pthread_mutex_lock(pthread_mutex_t *) noexcept
+    int pthread_mutex_trylock(pthread_mutex_t *) noexcept
     int pthread_mutex_unlock(pthread_mutex_t *) noexcept
     int pthread_mutex_destroy(pthread_mutex_t *) noexcept
     int pthread_cond_broadcast(pthread_cond_t *) noexcept
@@ -265,6 +273,10 @@ cdef extern from * nogil:
     uint64_t random64 "rc_random"() noexcept
     void note_wait "rc_note_wait"() noexcept
     bint take_wait "rc_take_wait"() noexcept
+    void set_pushing "rc_set_pushing"(bint) noexcept
+    bint is_pushing "rc_is_pushing"() noexcept
+    void set_own_waker "rc_set_own_waker"(int) noexcept
+    bint is_own_waker "rc_is_own_waker"(int) noexcept
     int sched_yield() noexcept
     bint add_fits "rc_add"(int64_t, int64_t, bint minus, int64_t *) noexcept
     int last_errno "rc_errno"() noexcept
@@ -305,7 +317,7 @@ cdef extern from * nogil:
     int EFD_CLOEXEC, EFD_NONBLOCK
     int eventfd(unsigned int, int) noexcept
     int EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL
-    unsigned int EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP, EPOLLRDHUP
+    unsigned int EPOLLET, EPOLLEXCLUSIVE, EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP, EPOLLRDHUP
     ctypedef union epoll_data_t:
         void *ptr
     struct epoll_event:

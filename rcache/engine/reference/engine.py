@@ -10,7 +10,7 @@ import functools
 import operator
 import socket
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from rcache.cluster.bucket_state import BucketState, may_follow
@@ -23,13 +23,15 @@ from rcache.engine.contract import (
     ConnectionLimits,
     EngineConfig,
     EngineConnection,
+    Gate,
     Handback,
     RequestRefused,
 )
+from rcache.engine.gate import PlainGate
 from rcache.engine.reference.buckets import Bucket, Item, item_bytes
 from rcache.engine.reference.operations import Operations
 from rcache.engine.reference.ring import Ring
-from rcache.engine.reference.serving import Connection, Server
+from rcache.engine.reference.serving import Connection, Server, serve_peer
 from rcache.engine.reference.store import Store
 from rcache.records.record import (
     BORN_EMPTY,
@@ -93,6 +95,13 @@ class ReferenceEngine:
     def serve(self, connection: EngineConnection) -> Handback:
         assert isinstance(connection, Connection)
         return self._server.serve(connection)
+
+    def open_gate(self, source: int, record: Callable[[bytes, int], object] | None) -> PlainGate:  # noqa: ARG002
+        return PlainGate()
+
+    def serve_peer(self, connection: EngineConnection, gate: Gate | None) -> Handback | None:  # noqa: ARG002
+        assert isinstance(connection, Connection)
+        return serve_peer(connection)
 
     def execute(self, request: Request) -> bytes:
         return self._server.execute(request)

@@ -26,9 +26,22 @@ import threading
 import time
 from collections.abc import Collection
 
-from rcache.engine.change_stream import DISK, END, HELD_FOR_EVER, POINTS_MAX, Batch, LinkFrame, Sent, StreamEnd, Wait
+from rcache.engine.change_stream import (
+    DISK,
+    END,
+    HELD_FOR_EVER,
+    POINTS_MAX,
+    Batch,
+    CommitPoint,
+    LinkFrame,
+    Sent,
+    StreamEnd,
+    Wait,
+    WindowTerms,
+)
 from rcache.engine.commit_point import DiskPoint
 from rcache.engine.sockets import send_within
+from rcache.engine.window import PlainWindow
 from rcache.records.record import bucket_of
 from rcache_client.wire.frames import encode_request
 
@@ -105,6 +118,9 @@ class Ring:
             reader = RingReader(self, name, holds, len(self._records), self._head)
             self._readers.append(reader)
             return reader
+
+    def open_window(self, name: str, terms: WindowTerms, point: CommitPoint) -> PlainWindow:
+        return PlainWindow(self, name, terms, point)
 
     def reserve(self, count: int, deadline_ns: int) -> bool:
         """Set `count` bytes aside. False if there was no room before the deadline. Raises `StreamFailed`. Blocks."""

@@ -34,6 +34,9 @@ from rcache_client.wire.opcodes import DATA_OPCODES, Status
 RECEIVE_BYTES = 64 << 10
 """One read: enough for a batch of a hundred small requests, small enough for a thousand connections."""
 
+PEER_RECEIVE_BYTES = 1 << 20
+"""One read of a node's connection: a few frames of a link."""
+
 OUTPUT_BYTES_MAX = 1 << 20
 """Replies gathered before they are sent; then no more requests are executed until the peer took them."""
 
@@ -261,3 +264,21 @@ class Server:
             end = self._ring.wait_committed(wait, deadline_ns)
             if end is not StreamEnd.TIMED_OUT or not self._ring.is_lost(wait):
                 return end, len(kept) == len(waits)
+
+
+def serve_peer(connection: Connection) -> Handback | None:
+    """The next frame of a node's connection, or how it ended. None: nothing came for BUSY_WAIT_S."""
+    try:
+        while (request := connection.reader.next()) is None:
+            data = connection.sock.recv(PEER_RECEIVE_BYTES)
+            if not data:
+                return Handback(Ended.CLOSED)
+            connection.reader.feed(data)
+    except BlockingIOError:
+        return None
+    except OSError:
+        return Handback(Ended.LOST)
+    except BadFrame as bad:
+        return Handback(Ended.BAD_FRAME, bad=bad)
+    connection.requests += 1
+    return Handback(Ended.FRAME, request)

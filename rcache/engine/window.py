@@ -1,0 +1,202 @@
+"""The window of a link in plain Python: frames that were sent to a peer and are not acknowledged.
+
+What it is: `change_stream.Window` over any stream's readers; the native engine has one of its own.
+Which thread runs it: the link's sender and its receiver, see there.
+What it owns: its reader, and the books of the frames. It may lock: its own lock, for moments; never with I/O.
+What it must not know: which buckets are whose; what an answer says.
+
+Invariant: the books are in the order of the frames. A frame is entered once it was sent, because only then it is known what it
+brings; an answer that is faster waits for that.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Collection
+from typing import NamedTuple
+
+from rcache.engine.change_stream import END, ChangeStream, CommitPoint, LinkFrame, WindowCounts, WindowTerms
+from rcache.engine.sockets import Ended, send_within
+from rcache_client.wire.frames import encode_request
+
+REQUEST_ID_MAX = 0xFFFF_FFFF
+
+RECEIVE_BYTES = 64 << 10
+
+ENTRY_S = 10.0
+"""How long an answer waits for its frame to be entered; the sender does that next."""
+
+
+class _Frame(NamedTuple):
+    """One that is under way. `portion`: not of the stream."""
+
+    request_id: int
+    position: int
+    sent_at: float
+    portion: bool
+
+
+class PlainWindow:
+    """See the module."""
+
+    def __init__(self, stream: ChangeStream, name: str, terms: WindowTerms, point: CommitPoint) -> None:
+        self._stream = stream
+        self._terms = terms
+        self._reader = stream.open_reader(name, holds=True)
+        self._reader.choose(())
+        self._point = point
+        self._prefix = b""
+        self._lock = threading.Lock()
+        self._entered = threading.Condition(self._lock)
+        self._frames: deque[_Frame] = deque()
+        self._sock: socket.socket | None = None
+        self._connection = 0
+        self._next_id = self._first_id = 1
+        self.acknowledged = self.looked = self._reader.take(1, 0.0).position
+        point.advance(self.acknowledged)
+        self._watched = self._moved = False
+        self._frames_sent = self._records_sent = 0
+
+    def set_point(self, point: CommitPoint) -> None:
+        with self._lock:
+            self._point = point
+            point.advance(self.acknowledged)
+
+    def set_prefix(self, prefix: bytes) -> None:
+        self._prefix = prefix
+
+    def choose(self, buckets: Collection[int]) -> None:
+        self._reader.choose(buckets)
+
+    def begin(self, sock: socket.socket | None) -> int:
+        with self._lock:
+            self._frames.clear()
+            self._first_id = self._next_id
+            self._reader.rewind(self.acknowledged)
+            self.looked = self.acknowledged
+            if sock is not None:
+                self._sock = sock
+                self._connection += 1
+            return self._connection
+
+    def end(self) -> None:
+        with self._lock:
+            self._sock = None
+            self._connection += 1
+            self._entered.notify_all()
+
+    # --- sending
+
+    def run(self, timeout_s: float) -> Ended | None:
+        return self._send(timeout_s, END)
+
+    def send_until(self, position: int) -> Ended | None:
+        return self._send(0.0, position)
+
+    def _send(self, timeout_s: float, until: int) -> Ended | None:
+        sock = self._sock
+        if sock is None:
+            return Ended.LOST
+        frame = LinkFrame(self._terms.opcode, self._next_id, self._prefix, self._terms.send_s)
+        sent = self._reader.send(sock, frame, self._terms.bytes_max, timeout_s, until)
+        if sent.ended is None:
+            self._enter(sent.position, sent.count, portion=False)
+        return sent.ended
+
+    def send_portion(self, body: bytes, position: int) -> Ended | None:
+        sock = self._sock
+        if sock is None:
+            return Ended.LOST
+        frame = encode_request(self._terms.opcode, self._next_id, 0, self._prefix + body)
+        ended = send_within(sock, frame, self._terms.send_s)
+        if ended is None:
+            self._enter(position, 0, portion=True)
+        return ended
+
+    def pass_by(self) -> None:
+        self._reader.choose(())
+        position = self._reader.take(self._terms.bytes_max, 0.0).position
+        with self._lock:
+            self._frames.clear()
+            self.looked = position
+        self._move(position)
+
+    def _enter(self, position: int, count: int, *, portion: bool) -> None:
+        """So much was sent, or passed by."""
+        with self._lock:
+            self.looked = position
+            if count or portion:
+                self._frames.append(_Frame(self._next_id, position, time.monotonic(), portion))
+                self._next_id = self._next_id % REQUEST_ID_MAX + 1
+                self._frames_sent += 1
+                self._records_sent += count
+                self._entered.notify_all()
+                return
+            if self._frames:
+                self._frames[-1] = self._frames[-1]._replace(position=position)
+                return
+        self._move(position)
+
+    def _move(self, position: int) -> None:
+        """The peer has all that it is to have of what lies before `position`."""
+        with self._lock:
+            if position <= self.acknowledged:
+                return
+            self.acknowledged = position
+            self._point.advance(position)
+            watched, self._watched = self._watched, False
+            self._moved = self._moved or watched
+        self._reader.release(position)
+        if watched:
+            self._stream.wake_readers()
+
+    # --- receiving
+
+    def receive(self, connection: int, *, mid_frame: bool) -> bytes:  # noqa: ARG002  all of it is the link's
+        with self._lock:
+            sock = self._sock if connection == self._connection else None
+        return sock.recv(RECEIVE_BYTES) if sock is not None else b""
+
+    def take(self, request_id: int) -> bool | None:
+        with self._lock:
+            connection = self._connection
+            if self._is_of_old(request_id):
+                return None
+            self._entered.wait_for(lambda: self._frames or self._connection != connection, ENTRY_S)
+            if self._connection != connection or self._is_of_old(request_id):
+                return None
+            if not self._frames or self._frames[0].request_id != request_id:
+                due = self._frames[0].request_id if self._frames else "none"
+                raise ValueError(f"an answer to {request_id}, where {due} was due")
+            done = self._frames.popleft()
+            self._first_id = request_id  # numbers go round, in some days
+        self._move(done.position)
+        return done.portion
+
+    def is_of_old(self, request_id: int) -> bool:
+        with self._lock:
+            return self._is_of_old(request_id)
+
+    def _is_of_old(self, request_id: int) -> bool:
+        return (request_id - self._first_id) & REQUEST_ID_MAX > REQUEST_ID_MAX // 2
+
+    # --- for any thread
+
+    def watch(self) -> None:
+        self._moved = False
+        self._watched = True
+
+    def take_moved(self) -> bool:
+        moved, self._moved = self._moved, False
+        return moved
+
+    def counts(self) -> WindowCounts:
+        with self._lock:
+            owed_s = time.monotonic() - self._frames[0].sent_at if self._frames else 0.0
+            return WindowCounts(len(self._frames), owed_s, self._frames_sent, self._records_sent)
+
+    def close(self) -> None:
+        self._reader.close()
