@@ -154,6 +154,11 @@ class Board:
         """Since which epoch each of these is its primary's: a wish about them is for that time only (`demand_opened`)."""
         return {bucket: self.view.placements[bucket].opened for bucket in buckets}
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether this node's log failed: it takes no change any more and opens nothing, and only hands over what it can."""
+        return self.parts.log is not None and self.parts.log.failure is not None
+
     def incarnation_of(self, name: str) -> int:
         neighbour = self.neighbours.get(name)
         return neighbour.peer.incarnation if neighbour is not None else 0

@@ -66,7 +66,8 @@ class Handovers:
         board = self._board
         if not heirs or self._handing is not None or board.is_wished("hand"):
             return
-        may = [b for b in sorted(heirs) if board.is_open(b) and board.engine.state(b) is BucketState.PRIMARY]
+        states = (BucketState.PRIMARY, BucketState.FROZEN) if board.is_failing else (BucketState.PRIMARY,)
+        may = [b for b in sorted(heirs) if board.is_open(b) and board.engine.state(b) in states]
         some = {bucket: heirs[bucket] for bucket in may[:HANDOVER_BUCKETS]}
         if not some:
             return
@@ -129,6 +130,9 @@ class Handovers:
         board, handing = self._board, self._handing
         assert handing is not None
         logger.info("{} buckets could not be handed over: {}", len(handing.heirs), why)
+        if board.is_failing:  # it can open nothing: what is frozen stays so, and is handed over at the next try
+            self._took_back()
+            return
         opened = board.opened(handing.heirs)
 
         def make(view: View, asker: Asker) -> View:

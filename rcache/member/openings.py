@@ -42,7 +42,7 @@ class Openings:
     def look(self) -> bool:
         """Open what may be. Whether anything was."""
         board = self._board
-        if not board.roles.openings:
+        if not board.roles.openings or board.is_failing:
             return False
         due = [bucket for bucket in board.roles.due(self._may_serve) if self._backups_match(bucket)]
         if not due:

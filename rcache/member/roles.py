@@ -205,7 +205,8 @@ class Roles:
     def freeze(self, buckets: Iterable[int]) -> None:
         """Give up what this node is primary of: nothing changes in it any more."""
         for bucket in buckets:
-            self.engine.set_state(bucket, BucketState.FROZEN)
+            if self.engine.state(bucket) is BucketState.PRIMARY:
+                self.engine.set_state(bucket, BucketState.FROZEN)
 
 
 def _has_another(old: View, new: View, bucket: int) -> bool:

@@ -33,14 +33,14 @@ class Watch:
         self._board = board
 
     def look(self) -> None:
-        """One round."""
+        """One round. A node whose log failed goes on without nobody: it would be left alone with what it cannot keep."""
         board, view = self._board, self._board.view
         mine = {name for bucket in view.primaries_of(board.name) for name in view.placements[bucket].backups}
         theirs = {view.placements[bucket].primary for bucket in view.backups_of(board.name)}
         for neighbour in board.neighbours:
             name = neighbour.peer.name
-            why = self._why_without(neighbour) if name in mine else ""
-            if not why and name in theirs and self._is_overdue(neighbour):
+            why = self._why_without(neighbour) if name in mine and not board.is_failing else ""
+            if not why and name in theirs and not board.is_failing and self._is_overdue(neighbour):
                 why = f"{name} is silent"
             if why:
                 self._part(neighbour, why)

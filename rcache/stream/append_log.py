@@ -129,7 +129,7 @@ class AppendLog:
         self._synced_at = time.monotonic()
         self._in_hand: Batch | None = None
         self._lock = threading.Lock()
-        self._sync_up_to = 0
+        self._sync_up_to = self._applied_sync_up_to = 0
         self._linger_s = LINGER_S
         self._round_began = 0.0
         self._stopping = threading.Event()
@@ -150,13 +150,16 @@ class AppendLog:
         self._thread.start()
 
     def sync(self, timeout_s: float) -> bool:
-        """Block until everything in the stream now is on disk. False if that failed or took too long."""
-        position = self._stream.head
+        """Block until everything that both streams hold now is on disk. False if that failed or took too long."""
+        position, applied = self._stream.head, self._applied.head
         with self._lock:
             self._sync_up_to = max(self._sync_up_to, position)
+            self._applied_sync_up_to = max(self._applied_sync_up_to, applied)
         self._stream.wake_readers()
         deadline_ns = time.monotonic_ns() + int(timeout_s * 1e9)
         end = self._stream.wait_durable(position, deadline_ns)
+        if end is StreamEnd.REACHED:
+            end = self._applied.wait_durable(applied, deadline_ns)
         if end is StreamEnd.FAILED:
             self._thread.join(timeout_s)  # it is about to end; then `failure` says why
         return end is StreamEnd.REACHED
@@ -197,7 +200,7 @@ class AppendLog:
     def hangs(self, seconds: float) -> bool:
         """Whether one call to the disk has been under way for longer than this."""
         began = self._round_began
-        return began > 0.0 and time.monotonic() - began > seconds
+        return self.failure is None and began > 0.0 and time.monotonic() - began > seconds
 
     def is_alive(self) -> bool:
         """Whether the thread runs."""
@@ -253,9 +256,9 @@ class AppendLog:
         linger_s = 0.0 if self.policy is FsyncPolicy.ALWAYS or not timeout_s else self._linger_s
         batch = self._in_hand = self._reader.take(BATCH_BYTES, self._timeout_s(timeout_s), linger_s, view=True)
         applied = self._applied.take(BATCH_BYTES)
+        self._round_began = time.monotonic()
         if self._segment_is_over():
             self._next_segment()
-        self._round_began = time.monotonic()
         if batch.count:
             self._write(batch)
             with self._passed:
@@ -309,7 +312,8 @@ class AppendLog:
     def _sync_is_due(self) -> bool:
         if not self._counts.unsynced_records:
             return False
-        if self._sync_up_to > self._stream.durable or self.policy is FsyncPolicy.ALWAYS:
+        asked = self._sync_up_to > self._stream.durable or self._applied_sync_up_to > self._applied.durable
+        if asked or self.policy is FsyncPolicy.ALWAYS:
             return True
         due = time.monotonic() >= self._synced_at + self.config.interval_s
         return self.policy is FsyncPolicy.INTERVAL and due
