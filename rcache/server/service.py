@@ -63,8 +63,8 @@ JOIN_S = 5.0
 """How long any thread but the workers has to end; each needs one round of its loop."""
 
 FAILED_DRAIN_S = 5.0
-"""How long a node whose log failed tries to hand over what it has. It takes no writes any more, and whoever has copies of what it
-does not get rid of takes it over once it is gone."""
+"""How long a node whose log failed tries to hand over what it has. It takes no writes any more, and whoever has copies of what
+it does not get rid of takes it over once it is gone."""
 
 LEAVE_LOOK_S = 0.5
 """How often a leaving node says how far it is."""
