@@ -60,8 +60,8 @@ class Client(KeyCalls[V], ManyCalls[V], ServiceCalls):
             cache.set("greeting", b"hello", ttl=60)
             cache.get("greeting")  # b"hello"
 
-    `servers`: one `host:port` or several, of the same service. One that works is enough to find all nodes of a cluster; each key
-    goes straight to the node that has it.
+    `servers`: one `host:port` or several, of the same service. One that works is enough to find all nodes of a cluster; each
+    key goes straight to the node that has it.
     `connect_timeout`: seconds for a connection to be ready, names resolved and HELLO answered.
     `read_timeout`: the longest wait, in seconds, for the next bytes of an answer.
     `budget`: seconds that a whole call may take: waiting for a connection, making it, sending, reading, trying again.

@@ -284,7 +284,8 @@ def _be_somebody(options: ServerOptions, data_dir: DataDir, view: View | None) -
             raise ValueError(f"--buckets is {options.buckets}, but this data was born with {identity.buckets} buckets")
         if identity.restoring:
             raise ValueError(f"an earlier --restore into {options.data_dir} did not end; remove it and restore again")
-        return data_dir.begin_incarnation()
+        former = view.nodes.get(options.name) if view is not None else None
+        return data_dir.begin_incarnation(former.incarnation if former is not None else 0)
     except ValueError as error:
         raise StartFailed(ExitCode.WRONG_USE, str(error)) from None
     except OSError as error:

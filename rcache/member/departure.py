@@ -19,6 +19,9 @@ from rcache.cluster.balance import targets
 from rcache.cluster.view import NodeState, View
 from rcache.member.board import Board
 
+LOST_S = 5.0
+"""How long a node that has nothing tries not to be listed as lost when it goes."""
+
 
 class Departure:
     """See the module. `on_told` is called, once, where the view says that this node leaves and it did not ask for it."""
@@ -27,6 +30,7 @@ class Departure:
         self._board = board
         self.is_leaving = False
         self.is_last = False
+        self._lost_since = 0.0
         self.left = threading.Event()
         self.on_told: Callable[[str], None] = lambda _why: None
 
@@ -47,8 +51,10 @@ class Departure:
         me = view.nodes.get(board.name)
         if not self.is_leaving or self.left.is_set():
             return
-        if me is None or me.state is NodeState.LOST:
+        if me is None:
             self._has_left("out of the view")
+        elif me.state is NodeState.LOST:
+            self._leave_as_lost()
         elif targets(view) == (board.name,) or len(view.nodes) == 1:
             self.is_last = True
             self._has_left("it is the last")
@@ -58,6 +64,22 @@ class Departure:
             self._cede(view)
         elif view.copies_of(board.name) == 0:
             board.wish_once("remove", "be removed", lambda now, asker: wishes.remove(now, asker, asker.by))
+
+    def give_up(self, why: str) -> None:
+        """This node can be no member any more, and has nothing: it stops."""
+        self.is_leaving = True
+        self._has_left(why)
+        self.on_told(why)
+
+    def _leave_as_lost(self) -> None:
+        """The cluster went on without this node while it was leaving: it has nothing, and asks not to be listed, for a
+        moment."""
+        board = self._board
+        self._lost_since = self._lost_since or board.now()
+        if board.now() - self._lost_since > LOST_S:
+            self._has_left("it is taken for lost")
+            return
+        board.wish_once("remove", "be removed", lambda now, asker: wishes.remove(now, asker, asker.by))
 
     def _cede(self, view: View) -> None:
         """The register goes to another node; the wish to be removed, which is the next, is the heir's to grant, and shows that

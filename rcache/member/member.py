@@ -412,7 +412,11 @@ class Member:
         board.adding.clear()
         self.handovers.forget()
         board.roles.forget_all(gone)
-        board.node = self.parts.next_incarnation()
+        try:
+            board.node = self.parts.next_incarnation()
+        except OSError as error:  # it cannot come back as another, and must not as the same
+            logger.error("the next incarnation could not be written down: {}", error)
+            self.departure.give_up(f"the data directory cannot be written: {error.strerror or error}")
 
     def _join_anew(self) -> None:
         node = self.board.node

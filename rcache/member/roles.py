@@ -111,10 +111,14 @@ class Roles:
         self.pass_by()
         for bucket in turn.given_up:
             self.engine.set_state(bucket, BucketState.BACKUP)
-        gone = turn.deposed + turn.dropped
-        for bucket in gone:
-            self.engine.set_state(bucket, BucketState.ABSENT)
-        self._record_drops(gone)
+        self._clear(turn.deposed + turn.dropped)
+
+    def _clear(self, buckets: Collection[int]) -> None:
+        """Nothing of these is here any more, and the log says so. (An intake may have cleared one of them meanwhile.)"""
+        for bucket in buckets:
+            if self.engine.state(bucket) is not BucketState.ABSENT:
+                self.engine.set_state(bucket, BucketState.ABSENT)
+        self._record_drops(buckets)
 
     def pass_by(self) -> None:
         """Wait until the log has written what both of its streams hold."""
@@ -197,10 +201,7 @@ class Roles:
         self.openings.clear()
         self.following = [NOBODY] * self.engine.config.buckets
         self.pass_by()
-        for bucket in buckets:
-            if self.engine.state(bucket) is not BucketState.ABSENT:  # an intake may have cleared it meanwhile
-                self.engine.set_state(bucket, BucketState.ABSENT)
-        self._record_drops(buckets)
+        self._clear(buckets)
 
     def freeze(self, buckets: Iterable[int]) -> None:
         """Give up what this node is primary of: nothing changes in it any more."""

@@ -125,10 +125,11 @@ class DataDir:
         replace_file(self._disk, self.path / IDENTITY_FILE, text.encode())
         self.identity = identity
 
-    def begin_incarnation(self) -> Identity:
-        """One more start of this node: a new incarnation, on disk when this returns."""
+    def begin_incarnation(self, above: int = 0) -> Identity:
+        """One more start of this node: a new incarnation, higher than `above` (that of who had its name before, by another
+        directory), on disk when this returns."""
         assert self.identity is not None
-        self.write(replace(self.identity, incarnation=self.identity.incarnation + 1))
+        self.write(replace(self.identity, incarnation=max(self.identity.incarnation, above) + 1))
         return self.identity
 
     def begin_serving(self, epoch: int) -> None:

@@ -41,6 +41,8 @@ _SUSPICION = re.compile(r"going on without (\S+): (.*)")
 _ALARM = re.compile(r"unhandled error|Traceback \(most recent call last\)|housekeeper: .* failed\b")
 _FELL_OUT = "FELL OUT"
 _ERROR = re.compile(r"\s(ERROR|CRITICAL)\s")
+_TIME = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+ +")
+_TRACE = re.compile(r"^(\s|>|Traceback )")
 
 
 class Suspicion(NamedTuple):
@@ -103,6 +105,8 @@ class Watcher:
         self._cluster = cluster
         self._findings = findings
         self._tails: dict[str, list[Tail]] = {name: [] for name in cluster.nodes}
+        self._alarmed: dict[str, str] = {}
+        """Alarms whose error is still to come: it stands below the traceback."""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watcher")
 
@@ -115,6 +119,8 @@ class Watcher:
         if self._thread.ident is not None:
             self._thread.join()
         self.read_logs()
+        for name in list(self._alarmed):
+            self._raise_alarm(name)
 
     def _run(self) -> None:
         """The thread's one catch-all: what it did not expect is a violation, not a silence."""
@@ -140,15 +146,27 @@ class Watcher:
                     self._take(name, line)
 
     def _take(self, name: str, line: str) -> None:
+        if name in self._alarmed:
+            if _TRACE.match(line):
+                return
+            if not _TIME.match(line):
+                self._raise_alarm(name, line)
+                return
+            self._raise_alarm(name)
         said = read_line(line)
         if said.alarm:
-            self._findings.add(f"{name} said: {said.alarm}")
+            self._alarmed[name] = said.alarm
         elif said.suspicion is not None:
             self.suspicions.append(Suspicion(time.monotonic(), name, *said.suspicion))
         elif said.fell_out:
             self.fell_out[name] += 1
         elif said.error and len(self.errors) < ERRORS_KEPT:
             self.errors.append(f"{name}: {said.error}")
+
+    def _raise_alarm(self, name: str, error: str = "") -> None:
+        """Without its time: an error that comes again and again is one finding."""
+        said = _TIME.sub("", self._alarmed.pop(name))
+        self._findings.add(f"{name} said: {said}" + (f": {error.strip()}" if error else ""))
 
     def _look_for_dead(self) -> None:
         for name, node in self._cluster.nodes.items():

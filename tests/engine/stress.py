@@ -3,9 +3,9 @@
 What it is: a program for ThreadSanitizer and AddressSanitizer (`make sanitize ARGS=thread`); a test runs it for a moment.
 Rounds of a few seconds, each with an engine of its own: a small memory in which everything is evicted, expired, moved and
 reclassed all the time, few stripes, a small stream; writers and readers by `execute` and over sockets, alone and in shared
-workers; the log, which commits in half of the rounds and fails in some; links that come, are waited for, and go; readers that
-fall behind; copies, records applied, states changed, flushes, statistics. At the end of a round `check` compares every
-structure with every other.
+workers; the log, which commits in half of the rounds and fails in some; links that come, are waited for, and go, by readers and
+by windows in which workers send and take in; a peer's records by a gate; readers that fall behind; copies, records applied,
+states changed, flushes, statistics. At the end of a round `check` compares every structure with every other.
 Which thread runs it: the main one waits; every other is started and joined here. Loops end when the round does.
 """
 
@@ -23,12 +23,13 @@ from collections.abc import Callable
 from random import Random
 
 from rcache.cluster.bucket_state import BucketState
-from rcache.engine.change_stream import END, HELD_FOR_EVER, LinkFrame
+from rcache.engine.change_stream import END, HELD_FOR_EVER, LinkFrame, Window, WindowTerms
 from rcache.engine.clock import NodeClock
 from rcache.engine.contract import ChainError, ConnectionLimits, EngineConfig, RequestRefused
 from rcache.engine.native.engine import NativeEngine, NativeGroup
 from rcache.engine.sockets import Ended
-from rcache_client.wire.frames import Request, encode_request
+from rcache.records.record import Kind, heads
+from rcache_client.wire.frames import BadFrame, ReplyReader, Request, RequestReader, encode_reply, encode_request
 from rcache_client.wire.grammar import REQUESTS
 from rcache_client.wire.opcodes import Opcode
 
@@ -78,7 +79,7 @@ class Round:
     def run(self) -> int:
         doers: list[Callable[[Random], int]] = [self.execute] * 3 + [self.peer] * 3
         doers += [self.upkeep, self.follow, self.link, self.link, self.copy, self.become, self.look, self.share]
-        doers.append(self.pause)
+        doers += [self.pause, self.window, self.window, self.gate]
         threads = [threading.Thread(target=self.loop, args=(do, number), name=do.__name__) for number, do in enumerate(doers)]
         writer = threading.Thread(target=self.write, name="log")
         writer.start()
@@ -311,6 +312,144 @@ class Round:
             reader.close()
             random.choice([point.close, point.abandon])()
             acknowledging.join()
+            done += 1
+        return done
+
+    def window(self, random: Random) -> int:
+        """Links by windows: workers send, and take in what their buckets wait for. Connections come and go meanwhile."""
+        done = 0
+        while self.is_on:
+            point = self.engine.open_commit_point(
+                "window", self.engine.stream.head, random.choice([HELD_FOR_EVER, boot_ns() + 10**7])
+            )
+            terms = WindowTerms(Opcode.RECORDS, random.choice([100, 1 << 16]), 0.05)
+            window = self.engine.stream.open_window("window", terms, point)
+            buckets = random.sample(PRIMARY, 4)
+            window.set_prefix(b"prefix")
+            window.choose(buckets)
+            for bucket in buckets:
+                self.engine.set_commit_points(bucket, [point, self.engine.stream.disk] if self.commit else [point])
+            for _ in range(random.choice([1, 3])):
+                self.connect(random, window)
+                done += 1
+            window.pass_by()
+            for bucket in buckets[:2]:
+                self.engine.set_commit_points(bucket, [self.engine.stream.disk] if self.commit else [])
+            random.choice([point.close, point.abandon])()
+            window.close()
+        return done
+
+    def connect(self, random: Random, window: Window) -> None:
+        """One connection of a link, from its beginning to its end."""
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            connection = window.begin(ours)
+            seeded = Random(random.random())
+            threads = [
+                threading.Thread(target=self.receive, args=(window, connection, ours), name="link-acks"),
+                threading.Thread(target=self.answer, args=(seeded, theirs), name="answers"),
+            ]
+            for thread in threads:
+                thread.start()
+            for _ in range(random.choice([3, 30, 100])):
+                if not self.is_on or window.run(random.choice([0.0, 0.01, 0.1])) is not None:
+                    break
+                self.order(random, window)
+            ours.shutdown(socket.SHUT_RDWR)
+            threads[0].join(JOIN_S)
+            window.end()
+            theirs.shutdown(socket.SHUT_RDWR)
+            threads[1].join(JOIN_S)
+            assert not any(thread.is_alive() for thread in threads)
+
+    def order(self, random: Random, window: Window) -> None:
+        """What a link's sender does between two looks for records."""
+        what = random.random()
+        if what < 0.1:
+            window.send_until(self.engine.stream.head)
+        elif what < 0.2:
+            window.send_portion(bytes(1000), window.looked)
+        elif what < 0.3:
+            window.watch()
+            window.counts()
+        elif what < 0.35:
+            window.begin(None)
+        elif what < 0.4:
+            window.set_prefix(b"another prefix")
+            window.choose(random.sample(PRIMARY, 4))
+        elif what < 0.5:
+            window.take_moved()
+        else:
+            self.engine.stream.wake_readers()
+
+    def receive(self, window: Window, connection: int, sock: socket.socket) -> None:
+        """What a link's receiver does."""
+        reader = ReplyReader(1 << 20)
+        try:
+            while data := window.receive(connection, mid_frame=reader.mid_frame):
+                reader.feed(data)
+                while (reply := reader.next()) is not None:
+                    if reply.status == 0:
+                        window.take(reply.request_id)
+                    else:
+                        window.is_of_old(reply.request_id)
+        except (BadFrame, ValueError):
+            sock.shutdown(socket.SHUT_RDWR)
+            while window.receive(connection, mid_frame=True):
+                pass
+        except BaseException as error:
+            self.failed.append(error)
+
+    def answer(self, random: Random, sock: socket.socket) -> None:
+        """A peer: most frames are answered as they should be."""
+        reader = RequestReader(1 << 20)
+        with contextlib.suppress(OSError):
+            while data := sock.recv(1 << 18):
+                reader.feed(data)
+                while (request := reader.next()) is not None:
+                    what = random.random()
+                    reply = encode_reply(request.opcode, 0, request.request_id, 1, bytes(8))
+                    if what < 0.005:
+                        reply = encode_reply(request.opcode, 0x31, request.request_id, 1, bytes(random.choice([3, 40_000])))
+                    elif what < 0.007:
+                        reply = b"no answer at all" * 2
+                    elif what < 0.01:
+                        return
+                    elif what < 0.05:
+                        time.sleep(0.005)
+                    cut = random.randrange(len(reply))
+                    sock.sendall(reply[:cut])
+                    sock.sendall(reply[cut:])
+
+    def gate(self, random: Random) -> int:
+        """A peer's records, by a gate that is opened and shut meanwhile."""
+        done = 0
+        layout = REQUESTS[Opcode.RECORDS]
+        while self.is_on:
+            recorded: list[int] = []
+            gate = self.engine.open_gate(1, random.choice([lambda _body, count, kept=recorded: kept.append(count), None]))
+            here, there = socket.socketpair()
+            with here, there:
+                connection = self.engine.connect(here, LIMITS)
+                target, number = random.randrange(14, BUCKETS), random.randrange(1 << 16)
+                copy = made_copy(random, target, number)
+                body = b"".join(copy[head.start : head.end] for head in heads(copy) if head.kind < Kind.ROW)
+                marks = b"".join(copy[head.start : head.end] for head in heads(copy) if Kind.ROW <= head.kind < Kind.DROP)
+                with contextlib.suppress(ChainError, ValueError, MemoryError):
+                    self.engine.follow(target, 1)
+                    self.engine.apply(marks, 1)
+                with gate:
+                    gate.allow(1, 2, 3, random.choice([4, 4, 4, 5]))
+                frame = encode_request(Opcode.RECORDS, 1, 0, layout.encode(1, 2, 3, 4, body))  # type: ignore[union-attr]
+                data = frame * random.choice([1, 3]) + frame[: random.choice([0, 0, 10, 50])]
+                there.sendall(data)
+                shutting = threading.Thread(target=random.choice([gate.forbid, gate.close, there.close]), name="shuts")
+                shutting.start()
+                while (handback := self.engine.serve_peer(connection, gate)) is not None and handback.ended is Ended.FRAME:
+                    with gate:
+                        gate.take_stumbled()
+                shutting.join()
+                assert all(recorded)
             done += 1
         return done
 

@@ -95,6 +95,7 @@ class Writer:
 
     def _count(self, error: RcacheError) -> None:
         self.errors[type(error).__name__] += 1
+        print(f"{self._name}, call {self.calls}: {error}")
         self.last_error_at = monotonic()
 
     def _value(self) -> bytes:

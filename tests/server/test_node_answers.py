@@ -12,7 +12,8 @@ import pytest
 from rcache.cluster.register import RegisterFailed, RegisterUnreachable, Revised
 from rcache.cluster.view import BadView, View, decode_view, encode_view
 from rcache.cluster.wishes import leave
-from rcache.peers.intake import Taken
+from rcache.engine.gate import PlainGate
+from rcache.peers.intake import Heading, Taken
 from rcache.server.node_answers import WATCH_S_MAX, NodeAnswers, Refusal, Standing
 from rcache_client.wire.grammar import REQUESTS, BadPayload, Layout, reply_layout
 from rcache_client.wire.opcodes import NODE_OPCODES, Opcode, Role, Status
@@ -32,9 +33,10 @@ class FakeIntake:
     def __init__(self) -> None:
         self.taken: list[tuple[Any, ...]] = []
         self.answer = Taken(Status.OK)
+        self.gate = PlainGate()
 
-    def take(self, generation: int, records: bytes, follows: Callable[[int], int]) -> Taken:
-        self.taken.append((generation, records, follows(2)))
+    def take(self, heading: Heading, records: bytes, follows: Callable[[int], int]) -> Taken:
+        self.taken.append((heading, records, follows(2)))
         return self.answer
 
 
@@ -335,7 +337,7 @@ def test_a_heartbeat_that_is_granted_nothing_is_told_why(there: Node, status: St
 
 def test_records_are_taken_in_from_whom_the_view_names(there: Node) -> None:
     assert there.ask(Opcode.RECORDS, 7, PEERS, MINE, 3, b"some") == (0,)
-    assert there.member.known.intake.taken == [(3, b"some", 102)]
+    assert there.member.known.intake.taken == [((7, PEERS, MINE, 3), b"some", 102)]
     assert there.member.waits_for == []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from soak.cluster.report import DRAWING, FIGURES, PAGE, page, write
 from soak.cluster.run import Outcome, Settings
 from soak.cluster.schedule import Kind
 from soak.cluster.timeline import Broken, false_suspicions, measure_gaps
-from soak.cluster.watch import Suspicion, Tail, counted, read_line
+from soak.cluster.watch import Suspicion, Tail, Watcher, counted, read_line
 from soak.cluster.workload import Load
 from soak.history import HistoryWriter, Op, Operation, read_history
 from soak.history import Outcome as Of
@@ -180,6 +181,20 @@ def test_a_log_is_read_on_line_by_line(tmp_path: Path) -> None:
     with (tmp_path / "log").open("a") as file:
         file.write("o\nthree\n")
     assert tail.lines() == ["two", "three"]
+
+
+def test_an_alarm_is_told_once_with_its_error(tmp_path: Path) -> None:
+    error = (
+        "2026-01-02 03:04:0{0}.123 ERROR   control: control: unhandled error\nTraceback (most recent call last):\n  File x\n"
+    )
+    log = tmp_path / "log"
+    log.write_text("".join(error.format(number) + "ValueError: closed\n" for number in range(3)) + error.format(9))
+    cluster: Any = SimpleNamespace(nodes={"n1": SimpleNamespace(log=log, expected=False, running=False)})
+    findings = Findings()
+    watcher = Watcher(cluster, findings)
+    watcher.stop()
+    said = "n1 said: ERROR   control: control: unhandled error"
+    assert findings.all() == [f"{said}: ValueError: closed", said]
 
 
 def test_a_counter_that_is_not_there_is_zero() -> None:

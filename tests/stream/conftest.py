@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from rcache.stream import append_log
+from tests.contract.conftest import engine_factory, fake_time  # noqa: F401  fixtures
 from tests.stream.harness import PATIENCE_S, STARTED
 
 
