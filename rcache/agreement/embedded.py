@@ -36,6 +36,7 @@ class EmbeddedRegister:
         self._manager = manager
         self._greeter = greeter
         self._lines: dict[str, Line] = {}
+        self._asking: set[str] = set()  # the lines over which somebody waits
         self._lock = threading.Lock()
         self._closed = False
 
@@ -66,12 +67,12 @@ class EmbeddedRegister:
         return _revised(now, text) if now > revision else None
 
     def close(self) -> None:
-        """Whoever waits for an answer gets an error."""
+        """Whoever waits for an answer gets an error, and closes its line; the others are closed here."""
         self._closed = True
         self._own.close()
         with self._lock:
-            for line in self._lines.values():
-                line.break_off()
+            for name, line in self._lines.items():
+                line.break_off() if name in self._asking else line.close()
 
     def _is_ours(self) -> bool:
         return self._manager()[0] == self._name
@@ -82,6 +83,11 @@ class EmbeddedRegister:
             status, answer = line.ask(opcode, *values, timeout_s=timeout_s)
         except PeerUnreachable as error:
             raise RegisterUnreachable(f"the manager {self._manager()[0]} at {error}") from error
+        finally:
+            with self._lock:
+                self._asking.discard(line_name)
+                if self._closed:
+                    line.close()
         if status == Status.OK:
             return answer
         why = f"the manager {self._manager()[0]}: {status_name(status)}: {answer[-1]}"
@@ -101,6 +107,7 @@ class EmbeddedRegister:
                 if line is not None:
                     line.close()
                 line = self._lines[name] = Line(Address(*address), self._greeter, CONNECT_S)
+            self._asking.add(name)
             return line
 
 

@@ -220,17 +220,25 @@ class Finder:
     # --- joining
 
     def agree(self, found: Found, make: Callable[[View, Asker], View]) -> Revised:
-        """Have a first change of view agreed. Blocks until the register answers. Raises `StartFailed`."""
+        """Have the view agreed by which this node joins. Blocks until the register answers. Raises `StartFailed`.
+
+        A change whose answer was lost is sent again as it was, until the register is past what it was asked against; then this
+        node is in the view, or it is made anew."""
         told_at = time.monotonic()
-        nonce = os.urandom(8).hex()
+        name = self._options.name
+        asker = Asker(name, os.urandom(8).hex())
         asked: tuple[int, View] | None = None
         while True:
             self._look()
             try:
-                revised = self._try(found, make, Asker(self._options.name, nonce), asked)
-                if isinstance(revised, Revised):
-                    return revised
-                asked = revised
+                held = self._read(found)
+                if asked is not None and joined_by(held.view, name, asked[1].nodes[name].incarnation):
+                    return held
+                if asked is None or asked[0] != held.revision:
+                    asked = held.revision, make(held.view, asker)
+                kept, now = found.register.compare_and_set(*asked)
+                if kept:
+                    return now
             except (RegisterUnreachable, RegisterFailed) as error:
                 if time.monotonic() - told_at > TELL_EVERY_S:
                     told_at = time.monotonic()
@@ -240,19 +248,14 @@ class Finder:
             except WishRefused as error:
                 raise StartFailed(ExitCode.WRONG_USE, f"this node cannot join: {error}") from None
 
-    def _try(
-        self, found: Found, make: Callable[[View, Asker], View], asker: Asker, asked: tuple[int, View] | None
-    ) -> Revised | tuple[int, View] | None:
-        """The view that this node joined by; None where somebody was quicker."""
+    def _read(self, found: Found) -> Revised:
+        """What the register holds, which this node must fit."""
         held = found.register.read()
         if held is None:
             raise RegisterUnreachable("it holds no view yet")
         self._standing.view = held.view
-        if asked is not None and (held.view.proposer, held.view.nonce) == asker:
-            return held
         self.demand_fit(held.view)
-        kept, now = found.register.compare_and_set(held.revision, make(held.view, asker))
-        return now if kept or (now.view.proposer, now.view.nonce) == asker else None
+        return held
 
     def _hear_of_newer(self) -> None:
         """The manager may be another by now."""

@@ -39,6 +39,7 @@ class _Handing:
     position: int
     since: float
     asked: bool = False
+    given: bool = False
 
 
 class Handovers:
@@ -56,6 +57,10 @@ class Handovers:
     def has(self, bucket: int) -> bool:
         """Whether a bucket is on its way."""
         return self._handing is not None and bucket in self._handing.heirs
+
+    def gave_up(self, bucket: int) -> bool:
+        """Whether a handover of this bucket was asked for: then every backup had all of it."""
+        return self._handing is not None and self._handing.given and bucket in self._handing.heirs
 
     def forget(self) -> None:
         """This node is no member any more."""
@@ -85,7 +90,7 @@ class Handovers:
         names = self._backups(handing.heirs)
         links = board.links_of(names)
         if len(links) == len(names) and all(link.acknowledged >= handing.position for link in links):
-            handing.asked = True
+            handing.asked = handing.given = True
             heirs, opened = dict(handing.heirs), board.opened(handing.heirs)
 
             def make(view: View, asker: Asker) -> View:

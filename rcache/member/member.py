@@ -309,7 +309,7 @@ class Member:
         logger.info("view: {}", board.counts.last_change)
         board.coming = view
         with board.books.lock:
-            turn = board.roles.fence(old, view, lambda name: self._source_of(view, name))
+            turn = board.roles.fence(old, view, lambda name: self._source_of(view, name), self.handovers.gave_up)
             board.books.given.learn_view(boot_ns())
             if view.settings != old.settings:
                 board.books.set_lengths(view.settings)

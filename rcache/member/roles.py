@@ -70,13 +70,16 @@ class Roles:
         self.following = [NOBODY] * engine.config.buckets
         self.openings: dict[int, Opening] = {}
 
-    def fence(self, old: View, new: View, source_of: Callable[[str], int]) -> Turn:
-        """Let go of what is another's, and follow whom the new view says. Before the view is shown to anybody."""
+    def fence(
+        self, old: View, new: View, source_of: Callable[[str], int], gave_up: Callable[[int], bool] = lambda _bucket: False
+    ) -> Turn:
+        """Let go of what is another's, and follow whom the new view says. Before the view is shown to anybody. `gave_up`: whether
+        this node gave a bucket up by itself, with nothing of it left to be acknowledged."""
         turn = Turn()
         for bucket, placed in enumerate(new.placements):
             was = old.placements[bucket]
             if placed.primary != self.name:
-                self._fence_bucket(bucket, old, new, turn)
+                self._fence_bucket(bucket, old, new, turn, gave_up)
                 self.openings.pop(bucket, None)
             elif self.engine.state(bucket) is BucketState.PRIMARY and epoch_of(self.engine.sequence(bucket)) != placed.opened:
                 self.engine.set_state(bucket, BucketState.FROZEN)  # until it is opened in the epoch that the view says
@@ -86,12 +89,13 @@ class Roles:
                 self.engine.follow(bucket, follow)
         return turn
 
-    def _fence_bucket(self, bucket: int, old: View, new: View, turn: Turn) -> None:
+    def _fence_bucket(self, bucket: int, old: View, new: View, turn: Turn, gave_up: Callable[[int], bool]) -> None:
         placed = new.placements[bucket]
         state = self.engine.state(bucket)
-        gave_up = state is BucketState.FROZEN and self.name in placed.backups
-        if gave_up:
+        if state is BucketState.FROZEN and self.name in placed.backups:
             turn.given_up.append(bucket)
+        elif state is BucketState.FROZEN and gave_up(bucket):
+            turn.dropped.append(bucket)  # its heir let go of this copy as well, in a view that came at the same time
         elif state in (BucketState.PRIMARY, BucketState.FROZEN):
             if state is BucketState.PRIMARY:
                 self.engine.set_state(bucket, BucketState.FROZEN)

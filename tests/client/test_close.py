@@ -12,6 +12,7 @@ import pytest
 from rcache_client import Client, ClientClosed
 from rcache_client.wire.opcodes import Opcode
 
+from .fake_cluster import FakeCluster
 from .scripted_server import Line, ScriptedServer
 from .support import running, within
 
@@ -190,3 +191,31 @@ def test_a_fork_during_a_call_of_another_thread() -> None:
             assert free
             go_on.set()
         assert cache.get("key") is None
+
+
+def test_a_forked_child_goes_by_the_view_over_connections_of_its_own() -> None:
+    with FakeCluster("n1", "n2") as cluster, Client(cluster.addresses("n1")) as cache:
+        keys = [key for name in cluster.servers for key in cluster.keys_of(name, 2)]
+        cache.set_many(dict.fromkeys(keys, b"parent"))
+        router = cache._router
+        with router._changed, router._adopting:  # held, as by a thread that fetches and does not exist in the child
+            router._under_way = True
+            assert in_child(lambda: cache.get_many(keys) == dict.fromkeys(keys, b"parent") and cache.view().epoch == 1)
+        router._under_way = False
+        assert cache.get_many(keys) == dict.fromkeys(keys, b"parent")
+        assert [server.connections for server in cluster.servers.values()] == [2, 2]
+
+
+def test_close_says_goodbye_to_every_node() -> None:
+    with FakeCluster("n1", "n2", "n3") as cluster:
+        with Client(cluster.addresses("n1")) as cache:
+            cache.get_many([key for name in cluster.servers for key in cluster.keys_of(name)])
+        for server in cluster.servers.values():
+            server.wait_for(lambda server=server: server.open_now == 0)  # type: ignore[misc]
+            assert server.requests[-1].opcode == Opcode.GOODBYE
+        with pytest.raises(ClientClosed):
+            cache.get("key")
+        with pytest.raises(ClientClosed):
+            cache.get_many(["a", "b", "c", "d"])
+        with pytest.raises(ClientClosed):
+            cache.flush()

@@ -236,9 +236,13 @@ def test_an_older_view_is_not_followed(cluster: FakeCluster, cache: Client[bytes
     (key,) = cluster.keys_of("n2")
     cache.set(key, b"1")
     assert cache._router.table.epoch == 10
-    cluster["n2"].view, cluster["n2"].epoch = view_text(4, {"n9": node_facts("h:1")}, [[16, "n9", [], 1]]), 4
+    old = view_text(4, {"n9": node_facts("h:1")}, [[16, "n9", [], 1]])
+    for server in cluster.servers.values():
+        server.view, server.epoch = old, 20  # it says that it has something newer
+    before = cluster.view_requests()
+    until(lambda: cache.get(key) == b"1" and cluster.view_requests() > before)
     assert cache.get(key) == b"1"
-    assert cache.view().epoch == 10
+    assert cache.view().epoch == cache._router.table.epoch == 10
 
 
 def test_a_view_of_another_cluster_is_not_followed(cluster: FakeCluster, cache: Client[bytes]) -> None:
@@ -429,6 +433,35 @@ def test_a_call_under_way_at_a_node_that_leaves_is_not_cut(cluster: FakeCluster,
         go_on.set()
     assert got == [2]
     cluster["n2"].wait_for(lambda: cluster["n2"].open_now == 0, "the end of the connection")
+
+
+def test_who_waits_for_a_connection_to_a_node_that_leaves_goes_elsewhere(cluster: FakeCluster) -> None:
+    with Client(cluster.addresses("n1"), max_connections=1) as cache:
+        slow, waiting, other = cluster.keys_of("n2", 3)
+        cache.set_many({slow: b"1", waiting: b"2"})
+        door = cache._router.table.door_of(slow.encode())
+        assert door is not None
+        arrived, go_on = Event(), Event()
+
+        def gated(line: Line, request: Request) -> bool:
+            arrived.set()
+            assert go_on.wait(10)
+            line.execute(request)
+            return True
+
+        cluster.interventions["n2"] = gated
+        got: list[object] = []
+        with running(lambda: cache.incr(slow)):
+            assert arrived.wait(10)
+            with running(lambda: got.append(cache.get(waiting))):
+                until(lambda: len(door.pool._waiting) == 1)
+                del cluster.states["n2"]
+                cluster.give(cluster.buckets_of("n2"), "n3")
+                cluster.publish()
+                cache._router.take_in(cluster["n1"].view or b"")
+            assert got == [b"2"]
+            assert cache.get(other) is None
+            go_on.set()
 
 
 def test_a_seed_that_is_in_no_view_stays_and_serves(cluster: FakeCluster) -> None:

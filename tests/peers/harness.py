@@ -103,9 +103,10 @@ class Accepted:
         self.sock.settimeout(seconds)
         try:
             self.sock.recv(1, socket.MSG_PEEK)
-            return False
         except TimeoutError:
             return True
+        else:
+            return False
         finally:
             self.sock.settimeout(PATIENCE_S)
 

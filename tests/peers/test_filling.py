@@ -240,4 +240,3 @@ def test_a_copy_that_is_waited_for_is_acknowledged_like_any(filling: Filling) ->
     assert_stays(lambda: not writing.is_done and filling.link.acknowledged <= head, "the write")
     filling.peer.acknowledge(frame)
     writing.result()
-

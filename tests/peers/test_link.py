@@ -285,9 +285,7 @@ def test_without_a_connection_what_the_peer_is_to_have_is_kept(linked: Linked, l
 # --- choosing
 
 
-def test_a_choice_holds_for_whatever_is_placed_once_it_was_made(
-    engine_factory: EngineFactory, engine: Engine
-) -> None:
+def test_a_choice_holds_for_whatever_is_placed_once_it_was_made(engine_factory: EngineFactory, engine: Engine) -> None:
     """Invariants 4 and 6: a record placed after `choose` came back is never passed by, and never leaves under an earlier
     epoch. (A backup is waited for from then on; it would miss the record, or refuse it as one that does not fit.)"""
     found: dict[bytes, int] = {}  # value: the epoch that it came under

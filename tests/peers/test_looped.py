@@ -204,9 +204,7 @@ def test_repeats_after_reconnects_are_in_the_log_once(pair: Pair, tmp_path: Path
     assert_recovers(pair, tmp_path)
 
 
-def test_with_fsync_always_what_was_acknowledged_is_on_the_backups_disk(
-    engine_factory: EngineFactory, tmp_path: Path
-) -> None:
+def test_with_fsync_always_what_was_acknowledged_is_on_the_backups_disk(engine_factory: EngineFactory, tmp_path: Path) -> None:
     """Invariant 1: the file as it is right after the answer has it."""
     pair = Pair(engine_factory, tmp_path, durable=True)
     pair.fill_all()
@@ -214,7 +212,9 @@ def test_with_fsync_always_what_was_acknowledged_is_on_the_backups_disk(
     for number in range(20):
         Caller(pair.primary).set(b"key", b"%d" % number, budget_ms=60_000)
         assert pair.backup.applied.durable == pair.backup.applied.head
-        assert [r.value for r in pair.backup.logged() if r.key == b"key" and r.bucket == bucket_of(b"key")][-1] == b"%d" % number
+        assert [r.value for r in pair.backup.logged() if r.key == b"key" and r.bucket == bucket_of(b"key")][
+            -1
+        ] == b"%d" % number
     pair.close()
 
 

@@ -187,9 +187,7 @@ def test_pass_by_ends_where_the_log_fails(two: TwoStreams) -> None:
     assert not two.log.pass_by(PATIENCE_S)
 
 
-def test_a_bucket_that_changes_streams_has_its_records_in_order_on_disk(
-    tmp_path: Path, engine_factory: EngineFactory
-) -> None:
+def test_a_bucket_that_changes_streams_has_its_records_in_order_on_disk(tmp_path: Path, engine_factory: EngineFactory) -> None:
     """Again and again it is this node's, given up, and applied from another: the file tells its history, and replays."""
     two = TwoStreams(tmp_path, engine_factory(opened=0, buckets=BUCKETS, stripes=2))
     mine, other, chosen = two.engine, engine_factory(opened=0, buckets=BUCKETS, stripes=2), random.Random(20261126)

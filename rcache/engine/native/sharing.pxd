@@ -326,7 +326,8 @@ cdef inline Ending on_event(Group *group, Conn *conn, Handed *handed) noexcept n
         return drain(group, conn)
     if conn.phase == PHASE_OPEN and not conn.again:
         return receive_shared(group, conn, handed)
-    watch(group, conn, 0)  # most that are parked say nothing meanwhile, and are spared two calls
+    if conn.phase == PHASE_PARKED:
+        watch(group, conn, 0)  # most that are parked say nothing meanwhile, and are spared two calls
     return GOING_ON
 
 

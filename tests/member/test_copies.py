@@ -1,0 +1,248 @@
+"""Copies that this node makes of its buckets: begun by the plan, counted only once they are waited for and leased, dropped
+where one is too many."""
+
+from __future__ import annotations
+
+import pytest
+
+from rcache.cluster import wishes
+from rcache.cluster.bucket_state import BucketState
+from rcache.cluster.view import NodeState, View
+from rcache.cluster.wishes import Asker
+from rcache.member.copies import ADD_BUCKETS, ADD_S, PLAN_EVERY_S, Copies
+from rcache.member.handovers import Handovers
+from tests.contract.harness import Caller, Task
+from tests.member.harness import Clock, FakeLink, Scene, node, view_of
+
+TWO = {"n1": node(), "n2": node()}
+
+
+class Copying(Scene):
+    """n1 has some buckets alone; n2 is there."""
+
+    def __init__(self, clock: Clock, view: View | None = None, buckets: int = 1) -> None:
+        super().__init__(clock, view or view_of(6, *[("n1", "", 6)] * buckets, nodes=TWO))
+        self.handovers = Handovers(self.board)
+        self.copies = Copies(self.board, self.handovers)
+        self.to = self.link("n2")
+        self.to.acknowledge()
+
+    def whole(self, *buckets: int) -> None:
+        """The link says that these copies are whole."""
+        for bucket in buckets:
+            self.to.fills[bucket] = True
+            self.copies.has_filled(self.to, bucket)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def copying(clock: Clock) -> Copying:
+    copying = Copying(clock)
+    copying.copies.look()
+    return copying
+
+
+def write(scene: Scene) -> Task:
+    return Task(lambda: Caller(scene.engine).set(b"key", b"value", budget_ms=60_000))
+
+
+# --- planning
+
+
+def test_what_lacks_a_copy_is_filled(copying: Copying) -> None:
+    assert copying.to.fills == {0: False}
+    assert copying.agreement.wishes == []
+
+
+def test_it_is_planned_again_after_a_while_or_when_something_was_settled(copying: Copying) -> None:
+    copying.to.fills.clear()
+    copying.copies.look()
+    assert copying.to.fills == {}
+    copying.clock.advance(PLAN_EVERY_S)
+    copying.copies.look()
+    assert copying.to.fills == {0: False}
+
+
+def test_what_is_not_open_is_not_filled(clock: Clock) -> None:
+    copying = Copying(clock, buckets=2)
+    copying.engine.set_state(0, BucketState.FROZEN)
+    copying.copies.look()
+    assert set(copying.to.fills) <= {1}
+
+
+def test_a_copy_that_is_not_wanted_any_more_is_cancelled(copying: Copying) -> None:
+    view = copying.board.view
+    copying.show(view_of(7, ("n1", "", 6), nodes={"n1": node(), "n2": node(state=NodeState.LEAVING)}))
+    copying.copies.plan()
+    assert copying.to.cancelled == [0]
+    copying.show(view)
+
+
+def test_a_node_that_is_no_member_plans_nothing(clock: Clock) -> None:
+    copying = Copying(clock)
+    copying.show(view_of(7, (None, "", 7), nodes={"n2": node()}, manager="n2"))
+    copying.copies.plan()
+    assert copying.to.fills == {}
+
+
+def test_what_is_one_too_many_is_dropped_in_a_view(clock: Clock) -> None:
+    nodes = {"n1": node(), "n2": node(), "n3": node()}
+    copying = Copying(clock, view_of(6, ("n1", "n2 n3", 6), nodes=nodes))
+    copying.copies.look()
+    assert copying.agreement.wished == ["drop 1 spare copies"]
+    assert len(copying.agree().placements[0].backups) == 1
+
+
+def test_a_spare_copy_that_is_none_any_more_is_not_dropped(clock: Clock) -> None:
+    """The other was lost while the wish waited: it would be the last."""
+    nodes = {"n1": node(), "n2": node(), "n3": node()}
+    copying = Copying(clock, view_of(6, ("n1", "n2 n3", 6), nodes=nodes))
+    copying.copies.look()
+    dropped = copying.agreement.make().placements[0].backups
+    lost = "n2" if "n2" in dropped else "n3"
+    copying.agreement.view = wishes.drop_backups(copying.board.view, Asker("n1", "x"), {0: lost})
+    assert copying.refuse() == "it asks for nothing"
+
+
+def test_what_a_leaving_node_is_primary_of_it_hands_over(clock: Clock) -> None:
+    nodes = {"n1": node(state=NodeState.LEAVING), "n2": node()}
+    copying = Copying(clock, view_of(6, ("n1", "n2", 6), nodes=nodes))
+    copying.copies.look()
+    assert copying.handovers.has(0)
+    assert copying.to.fills == {}
+
+
+# --- counting in
+
+
+def test_a_copy_is_waited_for_from_when_it_is_whole(copying: Copying) -> None:
+    """Invariant 6: before asking it already waits for that node's acknowledgements."""
+    copying.whole(0)
+    writing = write(copying)
+    head = copying.engine.stream.head
+    assert copying.board.points_of(0) == [copying.to.point]
+    assert copying.board.adding[0][1] <= head
+    assert not writing.is_done
+    copying.to.acknowledge()
+    while not writing.is_done:
+        copying.to.acknowledge()
+    writing.result()
+
+
+@pytest.mark.parametrize("leased", [False, True])
+@pytest.mark.parametrize("acknowledged", [-1, 0])
+def test_it_is_asked_for_only_past_the_head_and_with_the_lease(copying: Copying, leased: bool, acknowledged: int) -> None:
+    """Invariant 6: else it is counted in, misses a change that was acknowledged without it, and is promoted."""
+    copying.to.acknowledge(0)
+    copying.whole(0)
+    copying.to.acknowledged = copying.board.adding[0][1] + acknowledged
+    if leased:
+        copying.hold_lease("n2")
+    watches = copying.to.watches
+    copying.copies.look()
+    may = leased and acknowledged == 0
+    assert copying.agreement.wished == (["count 1 copies in"] if may else [])
+    assert (copying.to.watches > watches) is not may, "it is told of the next acknowledgement"
+
+
+def test_a_lease_that_ran_out_does_not_count(copying: Copying) -> None:
+    copying.whole(0)
+    copying.hold_lease("n2")
+    copying.clock.advance(1.0)
+    copying.copies.look()
+    assert copying.agreement.wishes == []
+
+
+def test_it_is_waited_for_until_that_is_settled(copying: Copying) -> None:
+    """Invariant 6, and 5: an answer that is late may still count it in."""
+    copying.whole(0)
+    copying.hold_lease("n2")
+    copying.copies.look()
+    copying.copies.look()
+    assert copying.agreement.wished == ["count 1 copies in"]
+    copying.copies.plan()
+    assert copying.to.cancelled == []
+    assert copying.board.points_of(0) == [copying.to.point]
+    wish, view = copying.agreement.agree()
+    assert view.placements[0].backups == ("n2",)
+    copying.show(view)
+    copying.to.choose([0], 7)
+    wish.done("")
+    copying.drain()
+    assert copying.board.adding == {}
+    assert copying.board.points_of(0) == [copying.to.point], "by the view now"
+    assert copying.to.cancelled == []
+
+
+def test_a_copy_that_was_refused_is_let_go_of_and_made_anew(copying: Copying) -> None:
+    copying.whole(0)
+    copying.hold_lease("n2")
+    copying.copies.look()
+    copying.agreement.view = view_of(7, ("n1", "", 6), nodes={"n1": node(), "n2": node(2)})
+    assert copying.refuse() == "n2 is another by now"
+    assert copying.to.cancelled == [0]
+    assert (copying.board.adding, copying.board.points_of(0)) == ({}, [])
+    writing = write(copying)
+    writing.result()
+
+
+def test_a_copy_of_a_bucket_that_was_opened_since_is_refused(copying: Copying) -> None:
+    """Invariant 6: it was whole for a former time of this primary."""
+    copying.whole(0)
+    copying.hold_lease("n2")
+    copying.copies.look()
+    copying.agreement.view = wishes.reopen(copying.board.view, Asker("n1", "x"), [0])
+    assert copying.refuse() == "bucket 0 was opened in epoch 7, not 6"
+    assert copying.to.cancelled == [0]
+
+
+def test_copies_are_counted_in_together_but_not_for_long(clock: Clock) -> None:
+    copying = Copying(clock, buckets=4)
+    copying.copies.look()
+    assert len(copying.to.fills) >= 2
+    first, *_ = copying.to.fills
+    copying.whole(first)
+    copying.hold_lease("n2", 60)
+    copying.copies.look()
+    assert copying.agreement.wishes == [], "more are being made"
+    copying.clock.advance(ADD_S)
+    copying.copies.look()
+    assert copying.agreement.wished == ["count 1 copies in"]
+    many = Copying(clock, buckets=ADD_BUCKETS * 2)
+    many.copies.look()
+    many.hold_lease("n2", 60)
+    many.whole(*list(many.to.fills)[:ADD_BUCKETS])
+    many.copies.look()
+    assert many.agreement.wished == [f"count {ADD_BUCKETS} copies in"]
+
+
+@pytest.mark.parametrize("why", ["cancelled", "another link", "not open"])
+def test_a_late_word_of_a_copy_says_nothing(copying: Copying, why: str) -> None:
+    link: FakeLink = copying.to
+    if why == "cancelled":
+        link.fills.clear()
+    elif why == "another link":
+        copying.neighbours.add("n2", 2)
+    else:
+        copying.show(view_of(7, ("n2", "", 7), nodes=TWO, proposer="n2"))
+    copying.copies.has_filled(link, 0)  # type: ignore[arg-type]
+    assert copying.board.adding == {}
+
+
+# --- trouble
+
+
+def test_where_what_was_sent_does_not_fit_all_copies_there_are_made_anew(clock: Clock) -> None:
+    """Invariant 7: the primary first drops the backup in a view, and only then may it clear and be filled anew."""
+    copying = Copying(clock, view_of(6, ("n1", "n2", 6), ("n1", "", 6), ("n2", "n1", 6), ("n2", "", 6), nodes=TWO))
+    copying.copies.look()
+    copying.to.fills[1] = True
+    copying.copies.has_filled(copying.to, 1)  # type: ignore[arg-type]
+    copying.copies.are_broken(copying.to, "does not follow on")  # type: ignore[arg-type]
+    assert (copying.board.counts.broken_chains, copying.board.adding) == (1, {})
+    assert 1 in copying.to.cancelled
+    view = copying.agree()
+    assert view.placements[0].backups == ()
+    assert view.placements[2].backups == ("n1",), "what is n2's is not this node's to drop"
+    copying.neighbours.add("n2", 2)
+    copying.copies.are_broken(copying.to, "late")  # type: ignore[arg-type]
+    assert copying.board.counts.broken_chains == 1
