@@ -73,8 +73,8 @@ class Roles:
     def fence(
         self, old: View, new: View, source_of: Callable[[str], int], gave_up: Callable[[int], bool] = lambda _bucket: False
     ) -> Turn:
-        """Let go of what is another's, and follow whom the new view says. Before the view is shown to anybody. `gave_up`: whether
-        this node gave a bucket up by itself, with nothing of it left to be acknowledged."""
+        """Let go of what is another's, and follow whom the new view says. Before the view is shown to anybody. `gave_up`:
+        whether this node gave a bucket up by itself, with nothing of it left to be acknowledged."""
         turn = Turn()
         for bucket, placed in enumerate(new.placements):
             was = old.placements[bucket]

@@ -79,7 +79,7 @@ class Intake:
         self.peer = peer
         self.source = source
         self._durable = durable
-        self._frames = self._records = self._bytes = self.refused = 0
+        self._frames = self._records = self.refused = 0
         self.broken = ""
         self._engine = engine
         self._applied = applied
@@ -103,10 +103,14 @@ class Intake:
                 self.gate.forbid()
 
     @property
-    def counts(self) -> tuple[int, int, int]:
-        """Frames taken in, their records, and the bytes of these."""
-        frames, records, count = self.gate.counts
-        return self._frames + frames, self._records + records, self._bytes + count
+    def frames(self) -> int:
+        """Taken in here, and by the engine itself."""
+        return self._frames + self.gate.counts[0]
+
+    @property
+    def records(self) -> int:
+        """Of these frames."""
+        return self._records + self.gate.counts[1]
 
     def take(self, heading: Heading, body: bytes, follows: Callable[[int], int]) -> Taken:
         """Apply what a frame holds; `follows` says whom a bucket follows. Blocks. The caller has seen to the frame's view."""
@@ -153,7 +157,6 @@ class Intake:
         except (ChainError, BadRecord) as error:
             return self._refuse(body, error, follows)
         self._frames += 1
-        self._bytes += len(body)
         return TAKEN, self._record(body)
 
     def _without_repeats(self, body: bytes) -> bytes:

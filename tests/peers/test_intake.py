@@ -8,7 +8,7 @@ import pytest
 
 from rcache.cluster.bucket_state import BucketState
 from rcache.engine.contract import Engine
-from rcache.peers.intake import OF_OLD, TAKEN, Intake
+from rcache.peers.intake import OF_OLD, TAKEN, Heading, Intake
 from rcache.records.record import Kind, Record, decode, heads
 from rcache.stream.applied import AppliedStream
 from rcache_client.wire.opcodes import Status
@@ -48,7 +48,7 @@ class Taking:
         return bytes(batch.body)
 
     def take(self, generation: int, *bodies: bytes):  # type: ignore[no-untyped-def]
-        return self.intake.take(generation, b"".join(bodies), lambda bucket: self.follows[bucket])
+        return self.intake.take(Heading(1, PEER.incarnation, 1, generation), b"".join(bodies), lambda bucket: self.follows[bucket])
 
     def logged(self) -> list[Record]:
         """What went on its way to the log since it was last looked at."""
@@ -192,7 +192,7 @@ def test_without_a_log_it_is_applied_all_the_same(engine_factory: EngineFactory)
     taking = Taking(engine_factory(), engine_factory(opened=0))
     taking.fill()
     intake = Intake(PEER, SOURCE, taking.backup, None, lambda _bucket: True, durable=False)
-    assert intake.take(1, taking.set(1), lambda _bucket: SOURCE) == TAKEN
+    assert intake.take(Heading(1, PEER.incarnation, 1, 1), taking.set(1), lambda _bucket: SOURCE) == TAKEN
     assert state_of(taking.backup) == state_of(taking.primary)
     taking.reader.close()
 

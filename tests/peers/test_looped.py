@@ -12,7 +12,7 @@ import pytest
 from rcache.cluster.bucket_state import BucketState
 from rcache.engine.change_stream import HELD_FOR_EVER
 from rcache.engine.contract import Engine
-from rcache.peers.intake import Intake
+from rcache.peers.intake import Heading, Intake
 from rcache.peers.link import Link
 from rcache.records.record import HISTORY_KINDS, Kind, Record, decode, heads
 from rcache.stream.append_log import AppendLog
@@ -67,7 +67,7 @@ class Backup:
 
     def answer(self, request: Request) -> tuple[Status, tuple[object, ...]] | None:
         frame = frame_of(request)
-        taken = self.intake.take(frame.generation, frame.body, lambda _bucket: SOURCE)
+        taken = self.intake.take(Heading(frame.epoch, PEER.incarnation, MINE, frame.generation), frame.body, lambda _bucket: SOURCE)
         assert taken.status in (Status.OK, Status.STALE_VIEW), taken
         self._left -= 1
         if self._left == 0:
