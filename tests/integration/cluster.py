@@ -41,6 +41,7 @@ class Cluster:
         self.directory = directory
         self.arguments = arguments
         self.nodes: dict[str, ServerProcess] = {}
+        self.silent: set[str] = set()  # stopped for a while: nobody is to wait for them
 
     def add(self, name: str, *more: str, start: bool = True) -> ServerProcess:
         """A node that begins the cluster, or joins those that run."""
@@ -58,7 +59,7 @@ class Cluster:
         return self
 
     def running(self) -> list[ServerProcess]:
-        return [node for node in self.nodes.values() if node.running and node.address]
+        return [node for name, node in self.nodes.items() if node.running and node.address and name not in self.silent]
 
     def close(self) -> None:
         for node in self.nodes.values():

@@ -48,7 +48,9 @@ class Taking:
         return bytes(batch.body)
 
     def take(self, generation: int, *bodies: bytes):  # type: ignore[no-untyped-def]
-        return self.intake.take(Heading(1, PEER.incarnation, 1, generation), b"".join(bodies), lambda bucket: self.follows[bucket])
+        return self.intake.take(
+            Heading(1, PEER.incarnation, 1, generation), b"".join(bodies), lambda bucket: self.follows[bucket]
+        )
 
     def logged(self) -> list[Record]:
         """What went on its way to the log since it was last looked at."""

@@ -67,7 +67,8 @@ class Backup:
 
     def answer(self, request: Request) -> tuple[Status, tuple[object, ...]] | None:
         frame = frame_of(request)
-        taken = self.intake.take(Heading(frame.epoch, PEER.incarnation, MINE, frame.generation), frame.body, lambda _bucket: SOURCE)
+        heading = Heading(frame.epoch, PEER.incarnation, MINE, frame.generation)
+        taken = self.intake.take(heading, frame.body, lambda _bucket: SOURCE)
         assert taken.status in (Status.OK, Status.STALE_VIEW), taken
         self._left -= 1
         if self._left == 0:
