@@ -48,7 +48,7 @@ class Wish:
 
 
 class Agreement:
-    """See the module. `on_view` is called with every newer revision, on either thread."""
+    """See the module. `on_view` is called with every newer revision, on either thread, under the lock: it only notes it."""
 
     def __init__(self, register: Register, name: str, on_view: Callable[[Revised], None]) -> None:
         self._register = register
@@ -105,7 +105,7 @@ class Agreement:
             if self._latest is not None and revised.revision <= self._latest.revision:
                 return
             self._latest = revised
-        self._on_view(revised)
+            self._on_view(revised)  # under the lock: whoever settles a wish by this view finds it in the queue before
 
     # --- the threads
 

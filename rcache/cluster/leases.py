@@ -30,6 +30,11 @@ RATE_MARGIN = 0.005
 """By how much the rates of two clocks may differ. NTP slews by 0.0005 at most; ten times that is still little to wait."""
 
 
+SENT_MAX = 64
+"""Heartbeats that are remembered until they are granted something: those of many leases. What is older grants nothing by
+now."""
+
+
 class Peer(NamedTuple):
     """Another node, as it is since its last start."""
 
@@ -56,6 +61,8 @@ class HeldLeases:
         if held is None or held.incarnation != peer.incarnation:
             held = self._held[peer.name] = _Held(peer.incarnation, {})  # invariant 2
         held.sent[heartbeat] = now_ns
+        if len(held.sent) > SENT_MAX:
+            del held.sent[next(iter(held.sent))]
 
     def note_grant(self, peer: Peer, heartbeat: int, length_ns: int) -> None:
         """The answer to a heartbeat grants this much from when that was sent. One that was not sent to this incarnation, or

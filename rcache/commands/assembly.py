@@ -111,7 +111,8 @@ class Assembly:
                 why = "--restore: this node joins a cluster; put the files into it with rcache-replay FILE --into HOST:PORT"
                 raise StartFailed(ExitCode.WRONG_USE, why)
         self._identity = _be_somebody(options, data_dir, found.view)
-        self._returns = found.view is not None and finder.demand_name(found.view, self._identity.data_dir_id)
+        if found.view is not None:
+            finder.demand_name(found.view, self._identity.data_dir_id)
         self._found = found
         self._greeter = _greeter(options, self._identity)  # from here on of this cluster only
 
@@ -205,14 +206,20 @@ class Assembly:
             self._recovered = recover_here(options, self._given.data_dir, self._watch, None)
             self._joined = self._begin_cluster(max(identity.epoch, self._recovered.newest_epoch) + 1)
         else:
-            node, returns = self._node, self._returns
             finder = self._finder(identity)
-            self._joined = finder.agree(found, lambda view, asker: join(view, asker, node, recovers=returns))
+            self._joined = finder.agree(found, self._join)
             alone = self._joined.view.primaries_of(options.name)
             self._recovered = recover_here(options, self._given.data_dir, self._watch, alone)
             _demand_newer(self._joined.view, self._recovered)
         self._standing.view = self._joined.view
         keep_seen_view(options.data_dir, self._standing.where, self._joined.view)
+
+    def _join(self, view: View, asker: Asker) -> View:
+        """What only a former self had is recovered here if that was in this data directory; judged by the view that is
+        asked."""
+        former = view.nodes.get(asker.by)
+        same = former is not None and former.data_dir_id == self._identity.data_dir_id
+        return join(view, asker, self._node, recovers=same)
 
     def _begin_cluster(self, epoch: int) -> Revised:
         options, identity = self._options, self._identity
@@ -236,9 +243,8 @@ class Assembly:
         if log is not None:
             _start_log(log, recovered, view.epoch)
         self._service.next_segment = recovered.place.number
-        mine = view.primaries_of(options.name)
-        if mine:
-            engine.open_buckets(mine, view.epoch, identity.incarnation, identity.node)
+        for bucket in view.primaries_of(options.name):  # the view may be later than the one that this node joined by
+            engine.open_buckets([bucket], view.placements[bucket].opened, identity.incarnation, identity.node)
         restored = restore_here(options, engine, log, data_dir, watch)
         trim_to_limit(options, engine)
         make_durable(data_dir, log, view.epoch)

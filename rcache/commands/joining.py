@@ -132,13 +132,13 @@ class Finder:
                 continue
             self._look()
             try:
-                return self._ask_view(address)
+                return self._ask_view(address)[:2]
             except PeerUnreachable as error:
                 troubles.append(error)
         return None
 
-    def _ask_view(self, address: Address) -> tuple[str, View]:
-        """Where views are agreed, and the view, as that node knows them. Raises `PeerUnreachable`."""
+    def _ask_view(self, address: Address) -> tuple[str, View, str]:
+        """Where views are agreed, the view, as that node knows them, and its name. Raises `PeerUnreachable`."""
         line = Line(address, self._greeter, ASK_S)
         try:
             status, values = line.ask(Opcode.VIEW, 0, timeout_s=ASK_S)
@@ -147,7 +147,7 @@ class Finder:
         if status != Status.OK:
             raise PeerUnreachable(f"{address}: {status_name(status)}: {values[-1]}", not_sent=True)
         try:
-            return values[0], decode_view(values[1])
+            return values[0], decode_view(values[1]), line.welcome.node_name if line.welcome is not None else ""
         except BadView as error:
             raise PeerUnreachable(f"{address}: {error}", not_sent=True, unwelcome=True) from None
 
@@ -180,11 +180,11 @@ class Finder:
         told_at = time.monotonic()
         while (view := self._standing.view) is not None and view.manager == self._options.name:
             heard = 1
-            for _, address in _others(view, self._options.name):
+            for name, address in _others(view, self._options.name):
                 self._look()
                 with contextlib.suppress(PeerUnreachable):
-                    _, theirs = self._ask_view(address)
-                    if theirs.cluster_id == view.cluster_id:
+                    _, theirs, who = self._ask_view(address)
+                    if theirs.cluster_id == view.cluster_id and who == name:
                         heard += 1
                         self._standing.view = _newest([self._standing.view, theirs])
             newest = self._standing.view
@@ -262,7 +262,7 @@ class Finder:
         view = self._standing.view
         for address in _addresses(view, self._options.name):
             with contextlib.suppress(PeerUnreachable):
-                _, theirs = self._ask_view(address)
+                _, theirs, _ = self._ask_view(address)
                 self._standing.view = _newest([self._standing.view, theirs])
 
     def demand_fit(self, view: View) -> None:

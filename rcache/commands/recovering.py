@@ -132,7 +132,7 @@ def make_durable(data_dir: DataDir, log: AppendLog | None, epoch: int) -> None:
         why = str(log.failure) if log.failure else f"the first records were not on disk within {SYNC_WAIT_S:.0f} s"
         raise StartFailed(ExitCode.APPEND_LOG_FAILED, f"the append log could not be written: {why}")
     try:
-        data_dir.begin_serving(epoch)
+        data_dir.begin_serving(epoch, logged=log is not None)
     except OSError as error:
         raise StartFailed(ExitCode.APPEND_LOG_FAILED, f"the epoch could not be written down: {error}") from None
 

@@ -30,6 +30,9 @@ from rcache.peers.link import Link
 PLAN_EVERY_S = 1.0
 """How often it is planned anew where nothing happened: a peer may have come up."""
 
+FULL_S = 30.0
+"""How long a node that had no room is left alone."""
+
 ADD_BUCKETS = 64
 ADD_S = 0.25
 """Copies are counted in by so many in one view, or after so long, while more are being made."""
@@ -44,6 +47,7 @@ class Copies:
         self._ready_since = 0.0
         self._silent_since: dict[Peer, float] = {}
         self._whole: dict[int, Link] = {}
+        self._full_until: dict[str, float] = {}
 
     def look(self) -> None:
         """One round."""
@@ -61,7 +65,9 @@ class Copies:
             return
         filling = {bucket: neighbour.peer.name for neighbour in board.neighbours for bucket in neighbour.link.filling()}
         plan = plan_for(view, filling)
-        wanted = {bucket: name for bucket, name in plan.fills if view.placements[bucket].primary == board.name}
+        full = {name for name, until in self._full_until.items() if board.now() < until}
+        mine = [(bucket, name) for bucket, name in plan.fills if view.placements[bucket].primary == board.name]
+        wanted = {bucket: name for bucket, name in mine if name not in full}
         for bucket, name in filling.items():
             if wanted.get(bucket) != name and bucket not in board.adding:
                 for link in board.links_of([name]):
@@ -89,9 +95,9 @@ class Copies:
         leave."""
         board = self._board
         for bucket, link in list(self._whole.items()):
-            if link not in board.links_of([link.peer.name]) or not board.is_open(bucket) or bucket not in link.filling():
+            if link not in board.links_of([link.peer.name]) or bucket not in link.filling():
                 del self._whole[bucket]
-            elif board.holds_lease(link.peer):
+            elif board.is_open(bucket) and board.holds_lease(link.peer):
                 del self._whole[bucket]
                 board.adding[bucket] = (link, 0)
                 head = board.set_points(bucket)
@@ -162,6 +168,11 @@ class Copies:
 
     # --- trouble
 
+    def found_no_room(self, link: Link) -> None:
+        """A backup has no room for what it was sent: it is none any more, and is not asked again for a while (invariant 9)."""
+        self._full_until[link.peer.name] = self._board.now() + FULL_S
+        self.are_broken(link, "it has no room")
+
     def are_broken(self, link: Link, why: str) -> None:
         """A backup says that what it was sent does not fit: its copies are made anew."""
         board, name = self._board, link.peer.name
@@ -170,8 +181,11 @@ class Copies:
         board.counts.broken_chains += 1
         logger.error("the copies at {} are broken and are made anew: {}", name, why)
         for bucket in link.filling():
+            if bucket in board.adding and board.is_wished("add"):
+                continue  # it may be counted in at this moment, and is waited for until that is settled (invariant 6)
             link.cancel(bucket)
-            board.adding.pop(bucket, None)
+            if board.adding.pop(bucket, None) is not None and board.is_open(bucket):
+                board.set_points(bucket)
 
         def make(view: View, asker: Asker) -> View:
             held = {bucket: name for bucket in view.primaries_of(asker.by) if name in view.placements[bucket].backups}

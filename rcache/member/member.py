@@ -164,6 +164,8 @@ class Member:
         if status == Status.STALE_VIEW:
             assert isinstance(values[0], bytes)
             self.heard_newer_view(values[0])
+        elif status == Status.NO_ROOM:
+            self.board.post(lambda: self.copies.found_no_room(link))
         else:
             self.board.post(lambda: self.copies.are_broken(link, f"{status_name(status)}: {values[-1]}"))
 

@@ -29,6 +29,7 @@ class Openings:
 
     def __init__(self, board: Board) -> None:
         self._board = board
+        self._told: set[int] = set()
         self._said: dict[str, tuple[int, dict[int, int]]] = {}
 
     def heard_sequences(self, peer: Peer, epoch: int, packed: bytes) -> None:
@@ -44,16 +45,29 @@ class Openings:
         board = self._board
         if not board.roles.openings or board.is_failing:
             return False
-        due = [bucket for bucket in board.roles.due(self._may_serve) if self._backups_match(bucket)]
+        may = [bucket for bucket in board.roles.due(self._may_serve) if self._is_whole(bucket)]
+        due = [bucket for bucket in may if self._backups_match(bucket)]
         if not due:
             return False
         try:
-            board.roles.open(due, board.incarnation, board.points_of)
+            board.roles.open(due, board.incarnation, board.points_of, board.neighbours.pass_intakes)
         except RequestRefused as refusal:
-            logger.error("buckets could not be opened: {}", refusal.reason)
-            return False
-        logger.info("{} buckets opened in epoch {}", len(due), board.view.epoch)
-        return True
+            logger.error("buckets could not be opened, and are tried again: {}", refusal.reason)
+        opened = sum(bucket not in board.roles.openings for bucket in due)
+        if opened:
+            logger.info("{} buckets opened in epoch {}", opened, board.view.epoch)
+        return opened > 0
+
+    def _is_whole(self, bucket: int) -> bool:
+        """Invariant 7: a copy that is not whole is never served. The view should not have named this node; it is an error, and
+        somebody has to look."""
+        board = self._board
+        if board.roles.openings[bucket].is_empty or board.roles.is_whole(bucket):
+            return True
+        if bucket not in self._told:
+            self._told.add(bucket)
+            logger.error("NOT WHOLE: this node is to be primary of bucket {}, and has no whole copy of it", bucket)
+        return False
 
     def _may_serve(self, name: str, epoch: int) -> bool:
         """Whether a node may still be serving by a view before `epoch` (invariant 3)."""

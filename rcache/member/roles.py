@@ -42,10 +42,12 @@ NOBODY = 0
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """A bucket that this node is to open in `epoch`, once nobody of `after` can be serving it."""
+    """A bucket that this node is to open in `epoch`, once nobody of `after` can be serving it. `is_empty`: it was lost, and
+    begins anew."""
 
     epoch: int
     after: frozenset[str]
+    is_empty: bool = False
 
 
 @dataclass(slots=True)
@@ -153,17 +155,21 @@ class Roles:
                 continue
             held = self.openings.get(bucket)
             if held is None or held.epoch != placed.opened:
-                self.openings[bucket] = Opening(placed.opened, self._served_before(old, new, bucket))
+                lost = old.placements[bucket].primary is None
+                self.openings[bucket] = Opening(placed.opened, self._served_before(old, new, bucket), lost)
 
     def _served_before(self, old: View, new: View, bucket: int) -> frozenset[str]:
         """Who may be serving this bucket under an earlier view (invariant 3)."""
         was, placed = old.placements[bucket], new.placements[bucket]
+        everybody = frozenset(name for name in {*old.nodes, *new.nodes} if name != self.name)
         if old.epoch != placed.opened - 1:  # views in between were not seen here: it may have been anybody
-            return frozenset(name for name in {*old.nodes, *new.nodes} if name != self.name)
+            return everybody
         if was.primary in (None, self.name):
             return frozenset()
-        if new.epoch == placed.opened and new.proposer == was.primary:
-            return frozenset()  # it said so itself: it froze the bucket before it asked for this view
+        if epoch_of(self.engine.sequence(bucket)) != was.opened:
+            return everybody  # the one before is not known to have opened it: it may have been waiting for another
+        if new.epoch == placed.opened and new.proposer == was.primary and _is_same_process(old, new, was.primary):
+            return frozenset()  # it said so itself: it froze the bucket before it asked for this view, or was started anew
         return frozenset({was.primary})
 
     def due(self, may_serve: Callable[[str, int], bool]) -> list[int]:
@@ -174,19 +180,27 @@ class Roles:
             if not any(may_serve(name, opening.epoch) for name in opening.after)
         ]
 
-    def open(self, buckets: Collection[int], incarnation: int, points_of: Callable[[int], Collection[CommitPoint]]) -> None:
-        """Open these, each in its epoch; their answers wait for the points from then on. Raises `RequestRefused`."""
-        by_epoch: dict[int, list[int]] = {}
-        for bucket in buckets:
-            by_epoch.setdefault(self.openings[bucket].epoch, []).append(bucket)
+    def open(
+        self,
+        buckets: Collection[int],
+        incarnation: int,
+        points_of: Callable[[int], Collection[CommitPoint]],
+        pass_intakes: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Open these, each in its epoch; their answers wait for the points from then on. Raises `RequestRefused` where the
+        stream has no room; those before are open then."""
         if any(self.engine.state(bucket) is BucketState.BACKUP for bucket in buckets):
+            pass_intakes()
             self.pass_by()
-        for epoch, opened in by_epoch.items():
-            for bucket in opened:
-                self.engine.set_commit_points(bucket, points_of(bucket))
-            self.engine.open_buckets(opened, epoch, incarnation, self.name)
-            for bucket in opened:
-                del self.openings[bucket]
+        for bucket in buckets:
+            epoch = self.openings[bucket].epoch
+            self.engine.set_commit_points(bucket, points_of(bucket))
+            self.engine.open_buckets([bucket], epoch, incarnation, self.name)
+            del self.openings[bucket]
+
+    def is_whole(self, bucket: int) -> bool:
+        """Whether what is here of a bucket is all of it: a copy that was kept in step, or what this node froze itself."""
+        return self.engine.state(bucket) in (BucketState.BACKUP, BucketState.FROZEN, BucketState.PRIMARY)
 
     def follow_newcomers(self, view: View, source_of: Callable[[str], int]) -> None:
         """Buckets of nodes that were not known when the view was fenced."""
@@ -220,3 +234,10 @@ def _has_another(old: View, new: View, bucket: int) -> bool:
     if was is None or now is None or was != now:
         return True
     return old.nodes[was].incarnation != new.nodes[now].incarnation
+
+
+def _is_same_process(old: View, new: View, name: str) -> bool:
+    """Whether a view that is proposed under a name is by who had it before, or by its successor in the same data directory,
+    whose lock proves that the one before has ended."""
+    was, now = old.nodes[name], new.nodes.get(name)
+    return now is not None and (was.incarnation == now.incarnation or was.data_dir_id == now.data_dir_id)

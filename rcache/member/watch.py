@@ -31,6 +31,7 @@ class Watch:
 
     def __init__(self, board: Board) -> None:
         self._board = board
+        self._told: list[int] = []
 
     def look(self) -> None:
         """One round. A node whose log failed goes on without nobody: it would be left alone with what it cannot keep."""
@@ -88,6 +89,15 @@ class Watch:
         """Ask for a view in which this node and that one share nothing."""
         board, peer = self._board, neighbour.peer
         if board.is_wished(f"part {peer.name}"):
+            return
+        broken = [b for b in board.view.backups_of(board.name) if board.view.placements[b].primary == peer.name]
+        broken = [b for b in broken if not board.roles.is_whole(b)]
+        if broken:
+            if self._told != broken:
+                self._told = broken
+                logger.error(
+                    "NOT WHOLE: the copies of buckets {} here are not, so {} is not gone on without", broken, peer.name
+                )
             return
         logger.warning("going on without {}: {}", peer.name, why)
         board.counts.peers_parted += 1

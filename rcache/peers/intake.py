@@ -132,6 +132,12 @@ class Intake:
             return self._await_disk(position)
         return taken
 
+    def refuse(self, generation: int) -> None:
+        """A frame of this generation was not taken for want of its view: nothing later of it is (invariant 3)."""
+        with self.gate:
+            self._refused_generation = max(self._refused_generation, generation)
+            self.gate.forbid()
+
     def pass_by(self) -> None:
         """Block until what is being taken in has its place in the log's stream."""
         with self.gate:
@@ -154,7 +160,7 @@ class Intake:
                 if not self._clear_for_import(body):
                     raise
                 self._engine.apply(body, self.source)
-        except (ChainError, BadRecord) as error:
+        except (ChainError, BadRecord, MemoryError) as error:
             return self._refuse(body, error, follows)
         self._frames += 1
         return TAKEN, self._record(body)
@@ -187,14 +193,31 @@ class Intake:
         """Nothing from the first record on that does not apply. What was applied before it goes to the log."""
         self.refused += 1
         self._refused_generation = self._generation
-        stopped = next((head for head in _readable_heads(body) if self._is_of_old(head, follows)), None)
-        if stopped is not None:
-            if stopped.start:
-                self._record(body[: stopped.start])
+        at = self._applied_up_to(body)
+        if at:
+            self._record(body[:at])
+        if isinstance(error, MemoryError):
+            return Taken(Status.NO_ROOM, "no memory for this copy"), None
+        if any(self._is_of_old(head, follows) for head in _readable_heads(body) if head.start >= at):
             return OF_OLD, None
         self.broken = str(error)
         logger.error("records of {} do not fit what is here: {}", self.peer.name, error)
         return Taken(Status.BROKEN_CHAIN, str(error)), None
+
+    def _applied_up_to(self, body: bytes) -> int:
+        """Where the first record lies that was not applied. What was applied is seen by what the engine holds: nobody clears a
+        bucket while this lock is held (`pass_by`)."""
+        engine = self._engine
+        for head in _readable_heads(body):
+            if head.bucket >= engine.config.buckets:
+                return head.start
+            if head.kind in HISTORY_KINDS:
+                applied = head.sequence <= engine.sequence(head.bucket)
+            else:
+                applied = engine.state(head.bucket) in (BucketState.IMPORTING, BucketState.BACKUP)
+            if not applied:
+                return head.start
+        return len(body)
 
     def _is_of_old(self, head: Head, follows: Callable[[int], int]) -> bool:
         """Whether a record is for a bucket that is not this peer's, or not here, in the view that was taken in: the peer goes

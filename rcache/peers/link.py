@@ -59,6 +59,9 @@ SEND_S = 10.0
 CHOOSE_S = 0.5
 """How long the sender has to follow an order before its connection is taken from it."""
 
+LOST_S = 0.01
+"""How long to rest after a connection that was lost: a peer that ends each one at once is not rushed at."""
+
 RETRY_S = 0.1
 """How long to leave a peer alone that did not take the connection."""
 
@@ -275,6 +278,7 @@ class Link:
                 if not self._stopping.is_set():
                     logger.info("link to {}: {}", self.peer.name, lost)
                     self._host.came_down(self, refused=False)
+                    self._stopping.wait(LOST_S)
             except Exception:
                 self.errors += 1
                 logger.exception("link to {}: unhandled error", self.peer.name)

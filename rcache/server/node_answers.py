@@ -141,7 +141,13 @@ class NodeAnswers:
     ) -> tuple[Any, ...]:
         member = self._member()
         self._demand_incarnation(member, receiver)
-        self._await_epoch(member, epoch)
+        neighbour = member.neighbour(name, sender)
+        try:
+            self._await_epoch(member, epoch)
+        except Refusal:
+            if neighbour is not None:
+                neighbour.intake.refuse(generation)  # or the next frame, which finds the view here, would leave a hole
+            raise
         neighbour = member.neighbour(name, sender)
         if neighbour is None:
             raise Refusal(Status.STALE_VIEW, encode_view(member.view))

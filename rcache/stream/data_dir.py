@@ -44,7 +44,8 @@ class Identity:
 
     `epoch` is the highest ever used, so that none is used twice. `start_epoch` is the one in which the last start began to
     serve: a history on disk that ends before it is not the present. `restoring`: a --restore has begun and not ended. `joined`:
-    the cluster was not born here, so no other may be.
+    the cluster was not born here, so no other may be. `logged`: whoever served last kept a log, so what is on disk is the
+    present, however old the epochs of its buckets are.
     """
 
     cluster_id: str
@@ -56,6 +57,7 @@ class Identity:
     incarnation: int = 0
     restoring: bool = False
     joined: bool = False
+    logged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +134,10 @@ class DataDir:
         self.write(replace(self.identity, incarnation=max(self.identity.incarnation, above) + 1))
         return self.identity
 
-    def begin_serving(self, epoch: int) -> None:
-        """Serving begins in `epoch`; on disk when this returns."""
+    def begin_serving(self, epoch: int, *, logged: bool = False) -> None:
+        """Serving begins in `epoch`, with a log or without; on disk when this returns."""
         assert self.identity is not None
-        self.write(replace(self.identity, epoch=epoch, start_epoch=epoch, restoring=False))
+        self.write(replace(self.identity, epoch=epoch, start_epoch=epoch, restoring=False, logged=logged))
 
     def begin_restore(self) -> None:
         """What comes into this directory now is only part of something, until serving begins; on disk when this returns."""

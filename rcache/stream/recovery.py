@@ -199,7 +199,7 @@ def _survey(
     if found.problems:
         recovered.notes.append(f"cannot begin from {sources[0].name}: {found.problems[0]}")
         return None
-    if found.newest_epoch < identity.start_epoch:
+    if found.newest_epoch < identity.start_epoch and not (identity.logged and wanted is not None):
         recovered.notes.append(
             f"cannot begin from {sources[0].name}: it ends in epoch {found.newest_epoch}, but this node served epoch "
             f"{identity.start_epoch}"
@@ -232,7 +232,7 @@ def _last_resort(
         *_log([file for file in files if file.header.kind is FileKind.SEGMENT]),
     ]
     found = _only(survey(sources, skip_damaged=skip_damaged, progress=walks.reading), wanted)
-    if found.newest_epoch < identity.start_epoch:  # invariant 2
+    if found.newest_epoch < identity.start_epoch and not (identity.logged and wanted is not None):  # invariant 2
         recovered.stale = True
         recovered.newest_epoch = found.newest_epoch
         return recovered
