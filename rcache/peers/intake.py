@@ -207,17 +207,18 @@ class Intake:
     def _applied_up_to(self, body: bytes) -> int:
         """Where the first record lies that was not applied. What was applied is seen by what the engine holds: nobody clears a
         bucket while this lock is held (`pass_by`)."""
-        engine = self._engine
+        engine, end = self._engine, 0
         for head in _readable_heads(body):
             if head.bucket >= engine.config.buckets:
                 return head.start
             if head.kind in HISTORY_KINDS:
                 applied = head.sequence <= engine.sequence(head.bucket)
-            else:
-                applied = engine.state(head.bucket) in (BucketState.IMPORTING, BucketState.BACKUP)
+            else:  # a portion is of one bucket, and nothing follows in its frame: what failed is one of its marks
+                applied = engine.state(head.bucket) is BucketState.IMPORTING and head.kind != Kind.IMPORT_END
             if not applied:
                 return head.start
-        return len(body)
+            end = head.end
+        return end
 
     def _is_of_old(self, head: Head, follows: Callable[[int], int]) -> bool:
         """Whether a record is for a bucket that is not this peer's, or not here, in the view that was taken in: the peer goes

@@ -167,6 +167,7 @@ class FakeNeighbours:
         self.trace = trace
         self.known: dict[str, Neighbour] = {}
         self.errors = 0
+        self.sessions: set[str] = set()
         self._sources = itertools.count(1)
 
     def add(self, name: str, incarnation: int = 1, **more: Any) -> Neighbour:
@@ -186,9 +187,8 @@ class FakeNeighbours:
         neighbour = self.known.get(name)
         return neighbour.intake.source if neighbour is not None else 0
 
-    def note_session(self, name: str, *, began: bool) -> None:
-        if name in self.known:
-            self.known[name].sessions += 1 if began else -1
+    def has_sessions(self, name: str) -> bool:
+        return name in self.sessions
 
     def follow(self, view: View, name: str, incarnation: int, *, durable: bool) -> None:
         self.trace.append(("neighbours", view.epoch, incarnation))
@@ -267,7 +267,7 @@ class FakeLog:
 
     def __init__(self, trace: list[Any]) -> None:
         self.trace = trace
-        self.failure = None
+        self.failure: Any = None
         self.policy = FsyncPolicy.INTERVAL
         self.passes = True
 

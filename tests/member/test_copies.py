@@ -11,7 +11,7 @@ from rcache.cluster.view import NodeState, View
 from rcache.cluster.wishes import Asker
 from rcache.member.copies import ADD_BUCKETS, ADD_S, PLAN_EVERY_S, Copies
 from rcache.member.handovers import Handovers
-from tests.contract.harness import Caller, Task
+from tests.contract.harness import Caller, Task, assert_stays, wait_until
 from tests.member.harness import Clock, FakeLink, Scene, node, view_of
 
 TWO = {"n1": node(), "n2": node()}
@@ -116,16 +116,39 @@ def test_what_a_leaving_node_is_primary_of_it_hands_over(clock: Clock) -> None:
 
 def test_a_copy_is_waited_for_from_when_it_is_whole(copying: Copying) -> None:
     """Invariant 6: before asking it already waits for that node's acknowledgements."""
+    copying.hold_lease("n2")
     copying.whole(0)
     writing = write(copying)
-    head = copying.engine.stream.head
+    wait_until(lambda: copying.engine.stream.head > copying.board.adding[0][1], "the write")
     assert copying.board.points_of(0) == [copying.to.point]
-    assert copying.board.adding[0][1] <= head
-    assert not writing.is_done
+    assert_stays(lambda: not writing.is_done, "the answer")
     copying.to.acknowledge()
-    while not writing.is_done:
-        copying.to.acknowledge()
     writing.result()
+
+
+def test_a_copy_at_a_node_that_grants_no_lease_is_not_waited_for_yet(copying: Copying) -> None:
+    """Without one no answer would leave."""
+    copying.whole(0)
+    copying.copies.look()
+    assert (copying.board.adding, copying.board.points_of(0)) == ({}, [])
+    copying.hold_lease("n2")
+    copying.copies.look()
+    assert copying.board.points_of(0) == [copying.to.point]
+
+
+def test_a_copy_at_a_node_that_falls_silent_is_let_go_of_before_it_was_asked_for(copying: Copying) -> None:
+    copying.hold_lease("n2")
+    copying.to.acknowledge(0)
+    copying.whole(0)
+    copying.clock.advance(1.1)
+    copying.copies.look()
+    copying.clock.advance(2 * 1.5)
+    copying.copies.look()
+    assert 0 in copying.board.adding
+    copying.clock.advance(0.1)
+    copying.copies.look()
+    assert (copying.board.adding, copying.to.cancelled, copying.board.points_of(0)) == ({}, [0], [])
+    write(copying).result()
 
 
 @pytest.mark.parametrize("leased", [False, True])
@@ -133,10 +156,11 @@ def test_a_copy_is_waited_for_from_when_it_is_whole(copying: Copying) -> None:
 def test_it_is_asked_for_only_past_the_head_and_with_the_lease(copying: Copying, leased: bool, acknowledged: int) -> None:
     """Invariant 6: else it is counted in, misses a change that was acknowledged without it, and is promoted."""
     copying.to.acknowledge(0)
+    copying.hold_lease("n2")
     copying.whole(0)
     copying.to.acknowledged = copying.board.adding[0][1] + acknowledged
-    if leased:
-        copying.hold_lease("n2")
+    if not leased:
+        copying.clock.advance(1.0)
     watches = copying.to.watches
     copying.copies.look()
     may = leased and acknowledged == 0
@@ -144,12 +168,16 @@ def test_it_is_asked_for_only_past_the_head_and_with_the_lease(copying: Copying,
     assert (copying.to.watches > watches) is not may, "it is told of the next acknowledgement"
 
 
-def test_a_lease_that_ran_out_does_not_count(copying: Copying) -> None:
-    copying.whole(0)
+def test_it_is_asked_for_with_what_was_there_when_it_began_to_be_waited_for(copying: Copying) -> None:
+    """Invariant 6: what is acknowledged of the link says nothing of the bucket before that."""
     copying.hold_lease("n2")
-    copying.clock.advance(1.0)
+    Caller(copying.engine).set(b"key", b"value")
+    copying.whole(0)
     copying.copies.look()
-    assert copying.agreement.wishes == []
+    assert copying.agreement.wishes == [], "this change was not acknowledged yet"
+    copying.to.acknowledge()
+    copying.copies.look()
+    assert copying.agreement.wished == ["count 1 copies in"]
 
 
 def test_it_is_waited_for_until_that_is_settled(copying: Copying) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rcache.cluster.view import Node, NodeState, View
-from rcache.member.departure import Departure
+from rcache.member.departure import LOST_S, Departure
 from tests.member.harness import Clock, Scene, node, view_of
 
 UP, LEAVING, LOST, JOINING = NodeState.UP, NodeState.LEAVING, NodeState.LOST, NodeState.JOINING
@@ -88,10 +88,25 @@ def test_who_is_joining_may_leave(clock: Clock) -> None:
     assert scene.next() == ["leave"]
 
 
-def test_who_was_taken_for_lost_has_left(clock: Clock) -> None:
+def test_who_was_taken_for_lost_asks_not_to_be_listed_for_a_moment(clock: Clock) -> None:
+    """The cluster went on without it while it was leaving; it has nothing."""
     scene = Leaving(clock, view_of(6, ("n2", "", 6), nodes=three(LOST, UP), manager="n2"))
     scene.departure.begin()
+    assert scene.next() == ["be removed"]
+    scene.clock.advance(LOST_S)
+    scene.next()
+    assert not scene.departure.left.is_set()
+    scene.clock.advance(0.1)
+    scene.next()
     assert (scene.departure.left.is_set(), scene.departure.is_last) == (True, False)
+
+
+def test_who_can_be_no_member_any_more_stops(clock: Clock) -> None:
+    scene = Leaving(clock, view_of(6, ("n2", "", 6)))
+    told: list[str] = []
+    scene.departure.on_told = told.append
+    scene.departure.give_up("the disk is full")
+    assert (scene.departure.left.is_set(), told) == (True, ["the disk is full"])
 
 
 def test_an_operator_drains_it_by_a_view(clock: Clock) -> None:

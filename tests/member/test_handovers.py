@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from rcache.cluster import wishes
 from rcache.cluster.bucket_state import BucketState
 from rcache.cluster.wishes import Asker
 from rcache.member.handovers import HANDOVER_BUCKETS, HANDOVER_S, Handovers
-from tests.member.harness import Clock, Scene, view_of
+from tests.member.harness import Clock, FakeLog, Scene, view_of
 
 FROZEN, PRIMARY = BucketState.FROZEN, BucketState.PRIMARY
 
 
 class Handing(Scene):
-    def __init__(self, clock: Clock, buckets: int = 2) -> None:
-        super().__init__(clock, view_of(6, *[("n1", "n2 n3", 6)] * buckets))
+    def __init__(self, clock: Clock, buckets: int = 2, **parts: Any) -> None:
+        super().__init__(clock, view_of(6, *[("n1", "n2 n3", 6)] * buckets), **parts)
         self.handovers = Handovers(self.board)
 
     def states(self) -> set[BucketState]:
@@ -102,10 +104,7 @@ def test_what_comes_to_nothing_is_opened_again_in_a_later_view(handing: Handing,
         handing.handovers.look()
     assert handing.states() == {FROZEN}
     assert handing.handovers.frozen == 2
-    if how == "refused":
-        assert handing.agreement.wished == ["open 2 buckets again"]
-    else:
-        assert handing.agreement.wished == ["open 2 buckets again"]
+    assert handing.agreement.wished == ["open 2 buckets again"]
     epoch = handing.board.view.epoch
     view = handing.agree()
     assert [placed.opened for placed in view.placements] == [epoch + 1] * 2
@@ -138,3 +137,21 @@ def test_whoever_is_no_member_any_more_hands_nothing_over(handing: Handing) -> N
     handing.acknowledge_all()
     handing.handovers.look()
     assert (handing.handovers.frozen, handing.agreement.wishes) == (0, [])
+
+
+def test_a_node_whose_log_failed_hands_over_what_is_frozen_and_opens_nothing(clock: Clock) -> None:
+    log = FakeLog([])
+    handing = Handing(clock, log=log)
+    log.failure = "no space"
+    handing.handovers.begin({0: "n2", 1: "n3"})
+    handing.clock.advance(HANDOVER_S + 0.1)
+    handing.handovers.look()
+    assert (handing.agreement.wishes, handing.handovers.frozen) == ([], 0), "what is frozen stays so"
+    assert handing.states() == {FROZEN}
+    handing.handovers.begin({0: "n2", 1: "n3"})
+    assert handing.handovers.frozen == 2
+    assert not handing.handovers.gave_up(0)
+    handing.acknowledge_all()
+    handing.handovers.look()
+    assert handing.agreement.wished == ["hand 2 buckets over"]
+    assert handing.handovers.gave_up(0)

@@ -85,8 +85,9 @@ def test_it_falls_out_and_joins_anew_empty(running: Make, how: str) -> None:
     point = there.link().point
     abandon = point.abandon
     point.abandon = lambda: (states.append(there.engine.state(0)), abandon())
+    head = there.engine.stream.head
     waiting = Task(lambda: there.write(0, 60_000))
-    wait_until(lambda: there.engine.stream.head > there.link().acknowledged, "the write")
+    wait_until(lambda: there.engine.stream.head > head, "the write")
     nodes = {"n1": node(state=NodeState.LOST), "n2": node()}
     if how == "gone":
         del nodes["n1"]

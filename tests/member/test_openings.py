@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from rcache.cluster.bucket_state import BucketState
@@ -9,7 +11,7 @@ from rcache.cluster.leases import Peer
 from rcache.cluster.view import View
 from rcache.member.openings import Openings
 from rcache.member.roles import Opening
-from tests.member.harness import Clock, Scene, copy_into, view_of
+from tests.member.harness import Clock, FakeLog, Scene, copy_into, view_of
 
 N2 = frozenset({"n2"})
 
@@ -17,8 +19,8 @@ N2 = frozenset({"n2"})
 class Opened(Scene):
     """n1, made primary of bucket 0 in epoch 6 after n2; it has a whole copy."""
 
-    def __init__(self, clock: Clock, view: View, after: frozenset[str] = N2) -> None:
-        super().__init__(clock, view, opened=False)
+    def __init__(self, clock: Clock, view: View, after: frozenset[str] = N2, **parts: Any) -> None:
+        super().__init__(clock, view, opened=False, **parts)
         self.sequence = copy_into(self.engine, 0)
         self.board.roles.openings[0] = Opening(6, after)
         self.openings = Openings(self.board)
@@ -168,3 +170,21 @@ def test_what_cannot_be_opened_is_tried_again(clock: Clock, monkeypatch: pytest.
     assert not scene.openings.look()
     assert 0 in scene.board.roles.openings
     held.close()
+
+
+def test_what_is_not_whole_here_is_never_opened(alone: Opened) -> None:
+    """Invariant 7."""
+    alone.engine.set_state(0, BucketState.ABSENT)
+    assert not alone.openings.look()
+    assert alone.state is BucketState.ABSENT
+    alone.board.roles.openings[0] = Opening(6, frozenset(), is_empty=True)
+    assert alone.openings.look(), "but where it was lost, and begins anew"
+
+
+def test_a_node_whose_log_failed_opens_nothing(clock: Clock) -> None:
+    log = FakeLog([])
+    scene = Opened(clock, ALONE, frozenset(), log=log)
+    log.failure = "no space"
+    assert not scene.openings.look()
+    log.failure = None
+    assert scene.openings.look()

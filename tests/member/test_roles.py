@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ class Roled:
 
     def __init__(self, buckets: int = 4) -> None:
         self.trace: list[Any] = []
+        self.gave_up: set[int] = set()
         self.engine: ReferenceEngine = engine_of(buckets)
         self.log = FakeLog(self.trace)
         self.applied = AppliedStream(1 << 20)
@@ -35,7 +37,7 @@ class Roled:
         return [self.engine.state(bucket) for bucket in range(self.engine.config.buckets)]
 
     def fence(self, old: View, new: View) -> Turn:
-        return self.roles.fence(old, new, lambda name: SOURCES.get(name, NOBODY))
+        return self.roles.fence(old, new, lambda name: SOURCES.get(name, NOBODY), lambda bucket: bucket in self.gave_up)
 
     def carry_out(self, old: View, new: View) -> Turn:
         turn = self.fence(old, new)
@@ -95,6 +97,16 @@ def test_who_is_deposed_in_any_other_way_becomes_absent(roled: Roled, frozen: bo
     roled.roles.let_go(turn, lambda: roled.trace.append("pass intakes"))
     assert roled.engine.state(0) is ABSENT
     assert roled.marks() == [(Kind.DROP, 0)], "the log says that it left"
+
+
+def test_what_was_given_up_and_dropped_by_its_heir_at_once_was_committed(roled: Roled) -> None:
+    """Invariant 7: every backup had all of it; nothing that waited is abandoned."""
+    roled.engine.open_buckets([0], 5, 1, "n1")
+    roled.roles.freeze([0])
+    roled.gave_up.add(0)
+    turn = roled.carry_out(view_of(5, ("n1", "n2", 5)), view_of(7, ("n2", "", 6), proposer="n2"))
+    assert (turn.dropped, turn.deposed, turn.abandoned) == ([0], [], set())
+    assert roled.engine.state(0) is ABSENT
 
 
 def test_a_primary_that_the_view_makes_a_backup_without_having_frozen_is_no_backup(roled: Roled) -> None:
@@ -222,9 +234,24 @@ def test_at_once_after_a_primary_that_gave_it_up_by_itself() -> None:
     assert opening(old, new) == Opening(6, frozenset())
 
 
-def test_what_was_nobodys_is_opened_at_once() -> None:
+def test_what_was_nobodys_is_opened_at_once_and_empty() -> None:
     old, new = view_of(5, (None, "", 5)), view_of(6, ("n1", "", 6))
-    assert opening(old, new) == Opening(6, frozenset())
+    assert opening(old, new) == Opening(6, frozenset(), is_empty=True)
+
+
+def test_after_anybody_where_the_old_primary_may_not_have_opened_it_itself() -> None:
+    """Invariant 3: it may have been waiting for the one before it, who may be serving yet."""
+    old, new = view_of(5, ("n2", "n1", 5)), view_of(6, ("n1", "n2", 6), proposer="n2")
+    assert opening(old, new) == Opening(6, frozenset({"n2", "n3"})), "what is here is of epoch 1"
+
+
+def test_after_one_that_was_started_anew_from_the_same_files_nobody_is_waited_for() -> None:
+    """Invariant 3: its successor holds the lock of the data directory, so it has ended; from other files that is not known."""
+    old = view_of(5, ("n2", "n1", 1))
+    for files, after in (("f" * 32, frozenset[str]()), ("a" * 32, frozenset({"n2"}))):
+        nodes = {**old.nodes, "n2": replace(node(2), data_dir_id=files)}
+        new = view_of(6, ("n1", "", 6), proposer="n2", nodes=nodes)
+        assert opening(old, new) == Opening(6, after)
 
 
 def test_after_anybody_where_views_in_between_were_not_seen() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from rcache.cluster.bucket_state import BucketState
 from rcache.cluster.leases import Peer
 from rcache.cluster.view import Node, NodeState, View
 from rcache.member.watch import FORSAKE_GRACES, Watch
-from tests.member.harness import Clock, Scene, node, view_of
+from tests.member.harness import Clock, FakeLog, Scene, copy_into, node, view_of
 
 MINE = view_of(6, ("n1", "n2", 6), ("n1", "", 6))
 """n1 counts on n2."""
@@ -19,9 +22,11 @@ LEASE_S, GRACE_S, ACK_S = 1.0, 1.5, 1.0
 
 
 class Watching(Scene):
-    def __init__(self, clock: Clock, view: View) -> None:
-        super().__init__(clock, view)
+    def __init__(self, clock: Clock, view: View, **parts: Any) -> None:
+        super().__init__(clock, view, **parts)
         self.watch = Watch(self.board)
+        for bucket in view.backups_of("n1"):
+            copy_into(self.engine, bucket)
         self.n2 = self.neighbours.known["n2"]
         self.neighbours.known["n3"].heard_at += 1e6  # it is not what this is about
 
@@ -130,7 +135,7 @@ def test_a_broken_connection_shortens_the_wait_to_what_was_granted_and_no_furthe
     scene = Watching(clock, THEIRS)
     scene.clock.advance(10)
     scene.grant()
-    scene.n2.ever_heard, scene.n2.sessions = True, 0
+    scene.n2.ever_heard = True
     assert scene.look_after(LEASE_S) == []
     assert scene.look_after(0.02) == PART
 
@@ -139,10 +144,30 @@ def test_a_connection_that_was_never_there_is_not_broken(clock: Clock) -> None:
     scene = Watching(clock, THEIRS)
     scene.clock.advance(10)
     scene.grant()
-    scene.n2.ever_heard, scene.n2.sessions = False, 0
+    scene.n2.ever_heard = False
     assert scene.look_after(LEASE_S + 0.02) == []
-    scene.n2.ever_heard, scene.n2.sessions = True, 1
+    scene.n2.ever_heard = True
+    scene.neighbours.sessions.add("n2")
     assert scene.look_after(0.0) == []
+
+
+@pytest.mark.parametrize("view", [MINE, THEIRS], ids=["mine", "theirs"])
+def test_a_node_whose_log_failed_parts_from_nobody(clock: Clock, view: View) -> None:
+    """It would be left alone with what it cannot keep."""
+    log = FakeLog([])
+    scene = Watching(clock, view, log=log)
+    log.failure = "no space"
+    assert scene.look_after(60) == []
+    log.failure = None
+    assert scene.look_after(0) == PART
+
+
+def test_a_primary_of_what_is_not_whole_here_is_not_parted_from(clock: Clock) -> None:
+    """Invariant 7: a node that knows its copy to be incomplete never asks for the bucket."""
+    scene = Watching(clock, THEIRS)
+    scene.engine.set_state(0, BucketState.ABSENT)
+    assert scene.look_after(60) == []
+    assert scene.grant() > 0, "nothing was decided"
 
 
 # --- deciding

@@ -34,6 +34,10 @@ class FakeIntake:
         self.taken: list[tuple[Any, ...]] = []
         self.answer = Taken(Status.OK)
         self.gate = PlainGate()
+        self.refused: list[int] = []
+
+    def refuse(self, generation: int) -> None:
+        self.refused.append(generation)
 
     def take(self, heading: Heading, records: bytes, follows: Callable[[int], int]) -> Taken:
         self.taken.append((heading, records, follows(2)))
@@ -362,6 +366,7 @@ def test_what_is_of_a_view_that_does_not_come_is_refused(there: Node, opcode: Op
     status, reason = there.refusal(opcode, *sound(opcode, epoch=9))
     assert status is Status.VIEW_AHEAD
     assert f"epoch {there.member.epoch}" in reason
+    assert len(there.member.known.intake.refused) == (opcode is Opcode.RECORDS), "or the next frame would leave a hole"
     assert there.untouched()
 
 
