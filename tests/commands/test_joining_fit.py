@@ -121,7 +121,14 @@ def test_it_joins_once_whatever_is_lost(start: MakeStart, troubles: list[str]) -
     register = SlowRegister(at(one_of_n2()), list(troubles))
     found = Found(register, "embedded", None, heard=True)  # type: ignore[arg-type]
     mine = node_here(3, HERE, "a" * 32)
-    revised = begun.finder.agree(found, lambda view, asker: join(view, asker, mine, recovers=False))
+    made: list[int] = []
+
+    def make(view: View, asker: Asker) -> View:
+        made.append(view.epoch)
+        return join(view, asker, mine, recovers=False)
+
+    revised = begun.finder.agree(found, make)
+    assert len(made) == len(set(made)), "what was asked for already is asked for again as it was"
     assert revised.view.nodes["n1"].incarnation == 3
     assert revised == register.held
     assert len({view.nonce for view in register.asked}) == 1

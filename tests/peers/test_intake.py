@@ -157,7 +157,6 @@ def test_what_is_of_a_bucket_that_is_not_here_is_of_old_unless_the_view_counts_o
     assert taking.take(2, taking.set(2)).status is Status.BROKEN_CHAIN
 
 
-@pytest.mark.xfail(reason="_applied_up_to takes an unreadable tail for applied: _record raises BadRecord out of take")
 def test_what_is_no_record_is_a_broken_chain(taking: Taking) -> None:
     taking.fill()
     assert taking.take(1, taking.set(1)[:-1]).status is Status.BROKEN_CHAIN
@@ -176,7 +175,6 @@ def test_a_copy_that_the_view_counts_on_is_never_cleared_by_an_import(taking: Ta
     assert (taking.backup.state(1), state_of(taking.backup)) == (BucketState.BACKUP, held)
 
 
-@pytest.mark.xfail(reason="_applied_up_to takes an IMPORT_BEGIN into a whole copy for applied, because the copy is whole")
 def test_an_import_that_was_refused_is_not_in_the_log(taking: Taking) -> None:
     """A replay of it would clear what is here."""
     taking.fill()

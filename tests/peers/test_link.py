@@ -282,6 +282,17 @@ def test_without_a_connection_what_the_peer_is_to_have_is_kept(linked: Linked, l
     linked.wait_for(linked.engine.stream.head)
 
 
+def test_where_nobody_listens_what_the_peer_is_to_have_is_kept(linked: Linked, listener: PeerListener) -> None:
+    """Invariant 1: until a view says that it is no backup any more, nothing is as if it had it."""
+    listener.stop_listening()
+    linked.link.choose([1], 5)
+    before = linked.link.acknowledged
+    linked.set(1, b"kept")
+    tries = len(linked.host.downs)
+    wait_until(lambda: len(linked.host.downs) > tries + 2, "some more tries")
+    assert linked.link.acknowledged == linked.link.point.position == before
+
+
 # --- choosing
 
 

@@ -49,7 +49,8 @@ class TwoStreams:
         self.disk = ScriptedDisk()
         self.now_ms = NOON_MS
         self.failures: list[LogFailure] = []
-        self.applied = AppliedStream(room, engine.stream.wake_readers, always=policy is ALWAYS)
+        self.hurries = 0
+        self.applied = AppliedStream(room, self.hurry, always=policy is ALWAYS)
         self.log = AppendLog(
             AppendLogConfig(directory, policy, FOREVER_S, 1 << 24),
             engine.stream,
@@ -62,6 +63,10 @@ class TwoStreams:
         STARTED.append(self.log)
         self.log.start(LogPlace(), 1)
         self.counter = 0
+
+    def hurry(self) -> None:
+        self.hurries += 1
+        self.engine.stream.wake_readers()
 
     def place(self, count: int = 1, bucket: int = 1) -> list[Record]:
         """Put records into the second stream alone."""
@@ -120,7 +125,7 @@ def test_with_fsync_always_the_second_stream_is_durable_only_after_the_fsync(
     """Invariant 1: with fsync always what is acknowledged is on this node's disk."""
     two = TwoStreams(tmp_path, engine_factory(opened=0, buckets=BUCKETS, stripes=2), ALWAYS)
     two.disk.gate.clear()
-    two.place(3)
+    two.place()  # one: the log takes it and hangs in its fsync
     waiting = Task(lambda: two.applied.wait_durable(two.applied.head, FOR_EVER_NS))
     assert two.applied.wait_written(two.applied.head, FOR_EVER_NS) is StreamEnd.REACHED
     assert_stays(lambda: not waiting.is_done and two.applied.durable == 0, "the wait for the disk")
@@ -247,7 +252,9 @@ def test_the_policy_is_changed_while_the_log_runs(two: TwoStreams) -> None:
     two.log.set_policy(ALWAYS)
     wait_until(lambda: two.applied.durable == two.applied.head, "what was written before to be on disk")
     assert two.log.stats()["fsync"] == "always"
+    hurries = two.hurries
     two.place()
+    assert two.hurries == hurries + 1, "a peer waits for the disk with every batch"
     assert two.applied.wait_durable(two.applied.head, FOR_EVER_NS) is StreamEnd.REACHED
     two.engine.open_buckets([0], 1, 1, "n1")
     assert two.engine.stream.wait_durable(two.engine.stream.head, FOR_EVER_NS) is StreamEnd.REACHED
