@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from loguru import logger
 
-from rcache.commands import startup
+from rcache.commands import recovering, startup
 from rcache.commands.options import parse
 from rcache.server.notify import Notifier
 from rcache.server.stops import Stops
@@ -34,7 +34,7 @@ def test_every_walk_has_its_name_and_its_unit(tmp_path: Path, monkeypatch: pytes
 
 def _said_by_a_start(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The lines of progress of one start, none left out."""
-    monkeypatch.setattr(startup, "PROGRESS_EVERY_S", 0.0)
+    monkeypatch.setattr(recovering, "PROGRESS_EVERY_S", 0.0)
     lines: list[str] = []
     logger.remove()
     sink = logger.add(lambda text: lines.append(str(text).rstrip("\n")), format="{message}")

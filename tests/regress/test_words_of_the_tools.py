@@ -64,7 +64,9 @@ def test_damage_in_the_middle_names_both_options(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-def test_make_soak_runs_both_loops() -> None:
-    said = subprocess.run(["make", "-n", "soak", "ARGS=--seed 3"], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+def test_make_soak_loops_runs_both_loops() -> None:
+    said = subprocess.run(
+        ["make", "-n", "soak-loops", "ARGS=--seed 3"], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout
     assert "-m soak.kill_loop --rounds 50 --seed 3" in said
     assert "-m soak.stop_loop --rounds 50 --seed 3" in said
