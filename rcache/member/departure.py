@@ -86,8 +86,14 @@ class Departure:
         it keeps it."""
         name = self._board.name
         heirs = [other for other in view.names(NodeState.UP) or view.names(NodeState.LEAVING) if other != name]
-        heir = heirs[0]
+        heard = [other for other in heirs if self._is_heard(other)]
+        heir = (heard or heirs)[0]
         self._board.wish_once("cede", f"cede the register to {heir}", lambda now, asker: wishes.cede_register(now, asker, heir))
+
+    def _is_heard(self, name: str) -> bool:
+        """Whether a node grants this one a lease: it is there to take the register."""
+        neighbour = self._board.neighbours.get(name)
+        return neighbour is not None and self._board.holds_lease(neighbour.peer)
 
     def _has_left(self, why: str) -> None:
         logger.info("this node has left its cluster: {}", why)
