@@ -300,7 +300,7 @@ class Service:
             ("ending the upkeep", lambda: self._end_upkeep(stopped)),
             ("freezing the buckets", lambda: self._set_buckets(BucketState.PRIMARY, BucketState.FROZEN)),
             ("closing the append log", lambda: self._end_log(stopped, progress)),
-            ("saving", lambda: self._save(stopped, progress) if self._persist else None),
+            ("saving", lambda: self._save(stopped, progress) if self._is_to_save else None),
             ("releasing the buckets", lambda: self._release(stopped)),
         ]
         for name, step in steps:
@@ -389,6 +389,13 @@ class Service:
         if not log.stop(EXTEND_S):
             stopped.stuck.append("the append log")
         stopped.log_failure = log.failure
+
+    @property
+    def _is_to_save(self) -> bool:
+        """With persist on, unless this node handed over all it had: the last one saves, and who could not get rid of it."""
+        departure = self.member.departure if self.member is not None else None
+        handed_over = departure is not None and departure.left.is_set() and not departure.is_last
+        return self._persist and not handed_over
 
     def _save(self, stopped: Stopped, progress: Callable[[str], object]) -> None:
         parts, identity = self.parts, self.parts.data_dir.identity

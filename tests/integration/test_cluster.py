@@ -178,6 +178,7 @@ def test_the_last_node_has_everything_and_saves_it(cluster_of: MakeCluster) -> N
     assert cluster.nodes["a"].stop() == 0, "the register's holder leaves in order"
     view = cluster.view()
     assert (list(view.nodes), view.manager) == (["b"], "b")
+    assert not (cluster.nodes["a"].data_dir / "a.rcs").exists(), "it has nothing to save: it handed all of it over"
     assert cluster.nodes["b"].stop() == 0
     cluster.nodes["b"].arguments = ["--persist-on-shutdown", "--no-append-log"]
     cluster.nodes["b"].start()
