@@ -18,7 +18,7 @@ A primary whose own copy is the one to go hands the bucket over first.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 
 from rcache.cluster.view import NodeState, Placement, View
@@ -119,24 +119,25 @@ class _Planner:
         """Make copies at the emptiest node of what the fullest has, until none has two more than another. The fullest lets go
         of its own when they are there."""
         moved = {bucket for bucket, _ in self.plan.fills} | set(self.plan.drops) | self.yielding
+        movable = {(start, end): self._movable(start, end, moved) for start in self.pool for end in self.pool if start != end}
         while True:
             fullest = max(self.pool, key=lambda name: (self.copies[name], name))
             emptiest = self._least(list(self.pool))
             if self.copies[fullest] - self.copies[emptiest] < 2:
                 return
-            bucket = next(
-                (
-                    bucket
-                    for bucket, here in self.here.items()
-                    if bucket not in moved and fullest in here and emptiest not in here and len(here) == self.wanted
-                ),
-                None,
-            )
+            bucket = next(movable[fullest, emptiest], None)
             if bucket is None:
                 return
             moved.add(bucket)
             self._fill(bucket, emptiest)
             self.copies[fullest] -= 1
+
+    def _movable(self, start: str, end: str, moved: Set[int]) -> Iterator[int]:
+        """The buckets of which `start` has a copy that `end` could have. What `moved` comes to hold meanwhile is left out, and
+        nothing else changes: so one walk over all buckets does for all moves between the two."""
+        for bucket, here in self.here.items():
+            if bucket not in moved and start in here and end not in here and len(here) == self.wanted:
+                yield bucket
 
     # --- primaries
 
@@ -154,7 +155,8 @@ class _Planner:
                 heirs = self._heirs(placed, bucket)
                 if heirs:
                     self._hand(bucket, min(heirs, key=lambda name: (primaries[name], name)), roles, primaries)
-        while path := self._path(roles, primaries):
+        edges = self._edges(roles)
+        while path := self._path(edges, primaries):
             for bucket, name in path:
                 self._hand(bucket, name, roles, primaries)
 
@@ -169,20 +171,36 @@ class _Planner:
         primaries[name] += 1
         self.plan.handovers[bucket] = name
 
-    def _path(self, roles: Mapping[int, str], primaries: Mapping[str, int]) -> list[tuple[int, str]]:
-        """Buckets and whom each goes to, so that the first node of the path has one fewer and the last one more; empty if
-        nobody has two more than anybody it can reach."""
-        edges: dict[str, dict[str, int]] = {name: {} for name in self.pool}
+    def _edges(self, roles: Mapping[int, str]) -> dict[str, dict[str, deque[int]]]:
+        """Of each node the buckets that it could hand to each other one, in their order."""
+        edges: dict[str, dict[str, deque[int]]] = {name: {} for name in self.pool}
         for bucket, name in roles.items():
             if bucket not in self.plan.handovers:
                 for heir in self._heirs(self.view.placements[bucket], bucket):
-                    edges[name].setdefault(heir, bucket)
+                    edges[name].setdefault(heir, deque()).append(bucket)
+        return edges
+
+    def _next_edges(self, edges: Mapping[str, deque[int]]) -> list[tuple[str, int]]:
+        """For each heir the first bucket that is not handed over yet, the lowest bucket first. What was handed over is none
+        of anybody's any more, so it is let go of for good."""
+        found = []
+        for heir, buckets in edges.items():
+            while buckets and buckets[0] in self.plan.handovers:
+                buckets.popleft()
+            if buckets:
+                found.append((heir, buckets[0]))
+        return sorted(found, key=lambda edge: edge[1])
+
+    def _path(self, edges: Mapping[str, dict[str, deque[int]]], primaries: Mapping[str, int]) -> list[tuple[int, str]]:
+        """Buckets and whom each goes to, so that the first node of the path has one fewer and the last one more; empty if
+        nobody has two more than anybody it can reach."""
+        onward = {name: self._next_edges(edges[name]) for name in self.pool}
         for start in sorted(self.pool, key=lambda name: (-primaries[name], name)):
             came: dict[str, tuple[str, int]] = {}
             queue = deque([start])
             while queue:
                 name = queue.popleft()
-                for heir, bucket in edges[name].items():
+                for heir, bucket in onward[name]:
                     if heir == start or heir in came:
                         continue
                     came[heir] = (name, bucket)

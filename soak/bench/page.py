@@ -58,11 +58,11 @@ def _drawn(grid: Grid) -> Table:
 def markdown(reports: Mapping[str, Report], directory: Path) -> str:
     """The whole page; drawings that are in `directory` are shown."""
     machines = [report.machine for report in reports.values()]
-    lines = ["# Beside Redis and memcached", "", *_paragraph(INTRODUCTION), ""]
+    lines = ["# Beside Redis and memcached", "", *paragraph(INTRODUCTION), ""]
     lines += [f"- {name}: {value}" for name, value in machines[0].items()] if machines else []
     wanted = goals_grid(reports)
     if wanted.rows:
-        lines += ["", "## The figures to reach", "", *_paragraph(HOW), "", *table_lines(wanted)]
+        lines += ["", "## The figures to reach", "", *paragraph(HOW), "", *table_lines(wanted)]
     for name, part in PARTS.items():
         if name in reports:
             lines += ["", *_section(part, reports[name], machines[0], directory)]
@@ -70,7 +70,7 @@ def markdown(reports: Mapping[str, Report], directory: Path) -> str:
 
 
 def _section(part: Part, report: Report, machine: Mapping[str, str], directory: Path) -> list[str]:
-    lines = [f"## {part.title}", "", *_paragraph(part.how), ""]
+    lines = [f"## {part.title}", "", *paragraph(part.how), ""]
     length = f"{report.sizes['rounds']} rounds, {report.sizes['seconds']:g} s a measurement"
     lines += [f"Measured on {report.date} by `{report.command}`: {length}.", ""]
     lines += [f"- {name} {facts['version']}: `{facts['command']}`" for name, facts in report.servers.items()]
@@ -85,7 +85,7 @@ def _section(part: Part, report: Report, machine: Mapping[str, str], directory: 
     return lines
 
 
-def _paragraph(text: str) -> list[str]:
+def paragraph(text: str) -> list[str]:
     return textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
