@@ -76,6 +76,7 @@ class Doors:
         together do not probe together."""
         self._seeds = tuple(seeds)
         self._doors = self._seeds
+        self._addresses: dict[str, Address] = {}
         self._wait_for_servers = wait_for_servers
         self._make_door = make_door
         self._jitter = jitter
@@ -163,6 +164,7 @@ class Doors:
         with self._changed:
             if self._closed:
                 return None
+            self._note_moves(nodes)
             by_address = {door.address: door for door in reversed(self._doors)}
             by_name = {door.leads_to: door for door in reversed(self._seeds) if door.leads_to}
             found: dict[str, Door] = {}
@@ -178,6 +180,17 @@ class Doors:
         for door in gone:
             door.pool.dissolve()
         return found
+
+    def _note_moves(self, nodes: Mapping[str, Node]) -> None:
+        """A node that has another address now has left the one that a seed was known to lead to it by: who answers there is to
+        be seen anew."""
+        for name, node in nodes.items():
+            address = parse_address(node.address)
+            if self._addresses.setdefault(name, address) != address:
+                self._addresses[name] = address
+                for seed in self._seeds:
+                    if seed.leads_to == name:
+                        seed.leads_to = None
 
     def fail(self, door: Door, why: str, cause: BaseException | None = None) -> None:
         """Mark a door as failed, unless somebody already did; its idle connections are dropped."""

@@ -382,7 +382,7 @@ def _add_files(group: Any) -> None:
         values.existing_path,
         None,
         "FILE|DIR",
-        "start from this savefile or these logs (default: from the data directory)",
+        "start from this savefile or these logs; who joins puts them into the cluster (default: from the data directory)",
     )
     group.add_argument(
         "--skip-damaged", action="store_true", help="go on where a data file is damaged, without what cannot be read"

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from rcache.commands.progress_bar import progress
 from rcache.commands.replay_exit import INTERRUPTED, ReplayExit, ReplayStopped
 from rcache.commands.replay_files import Loaded, find_files, load
-from rcache.commands.replay_inject import Injected, chosen_rows, inject, open_client
+from rcache.commands.replay_inject import Injected, chosen_rows, inject, open_client, terms_between
 from rcache.commands.replay_options import PROGRAM, ReplayOptions, parse
 from rcache.commands.replay_print import Listing, Shown, key_history, show_record
 from rcache.commands.replay_report import SKIP_HINT, Summary, advice, show_summary, summarise, verdict
@@ -113,10 +113,13 @@ def _inject(options: ReplayOptions) -> ReplayExit:
             return _finish(options, summary, [], code or _nothing_there(loaded))
         buckets = _second_walk(options, loaded)
         total = sum(1 for _ in chosen_rows(buckets, options.prefix))
+        files = loaded.found.newest.cluster_id
+        terms = terms_between(files, client.cluster_id, overwrite=options.overwrite, rate=options.rate)
         with progress("injecting") as report:
-            injected = inject(chosen_rows(buckets, options.prefix), total, client, options, report)
+            injected = inject(chosen_rows(buckets, options.prefix), total, client, terms, report)
     summary["injected"] = {
         "into": str(options.into),
+        "same_cluster": files == client.cluster_id,
         "items": injected.done,
         "kept": injected.kept,
         "expired": injected.expired,
@@ -124,13 +127,14 @@ def _inject(options: ReplayOptions) -> ReplayExit:
         "failures": injected.failures,
     }
     done = ReplayExit.NOT_WRITTEN if injected.failed else ReplayExit.DONE
-    return _finish(options, summary, _show_injected(options, injected), done)
+    return _finish(options, summary, _show_injected(options, injected, summary), done)
 
 
-def _show_injected(options: ReplayOptions, injected: Injected) -> list[str]:
+def _show_injected(options: ReplayOptions, injected: Injected, summary: Summary) -> list[str]:
     lines = [f"injected   {injected.done:,} items into {options.into}"]
     if injected.kept:
-        lines.append(f"kept       {injected.kept:,} keys that the server had (--overwrite replaces them)")
+        what = "a newer value" if summary["injected"]["same_cluster"] else "a value"
+        lines.append(f"kept       {injected.kept:,} keys of which the server had {what} (--overwrite replaces them)")
     if injected.expired:
         lines.append(f"expired    {injected.expired:,} items left out")
     if injected.failed:

@@ -22,10 +22,12 @@ from rcache.commands.show import show_count, show_size
 from rcache.commands.start_failed import StartFailed
 from rcache.engine.contract import Engine
 from rcache.records.reader import DataDamaged
+from rcache.records.record import Cause, Kind, Record, encode
 from rcache.server.notify import Notifier
 from rcache.server.service import EXTEND_S
 from rcache.server.stops import Stops
 from rcache.stream.append_log import AppendLog
+from rcache.stream.applied import AppliedFailed, AppliedStream
 from rcache.stream.data_dir import DataDir
 from rcache.stream.recovery import HistoryIncomplete, Recovered, Walks, feed, recover
 
@@ -82,7 +84,7 @@ def recover_here(options: ServerOptions, data_dir: DataDir, watch: StartWatch, w
             wanted=wanted,
         )
     except (DataDamaged, HistoryIncomplete) as error:
-        hint = "rcache-replay verify tells more; --skip-damaged goes on with what can be read"
+        hint = "rcache-replay verify tells more, for all nodes' directories together; --skip-damaged goes on with what is there"
         raise StartFailed(ExitCode.DAMAGED_FILE, f"{error}. {hint}") from None
     except OSError as error:
         raise StartFailed(ExitCode.APPEND_LOG_FAILED, f"--data-dir: {error}") from None
@@ -100,12 +102,25 @@ def load(options: ServerOptions, recovered: Recovered, engine: Engine, watch: St
     recovered.buckets.clear()
 
 
+def let_go(applied: AppliedStream, buckets: Collection[int], now_ms: int) -> None:
+    """The log says that these buckets are not here any more: this start begins without them, whatever the files hold of a
+    former one. (It is filled anew, loses its power before that is on the disk, and would take the old copy for the last:
+    `records.holdings`.) On the disk with this start's OPENs. Raises `StartFailed`."""
+    marks = [encode(Record(Kind.DROP, Cause.NONE, bucket, 0, 0, now_ms, 0, b"", b"")) for bucket in buckets]
+    if not marks:
+        return
+    try:
+        applied.append(b"".join(marks), len(marks), time.monotonic_ns() + int(SYNC_WAIT_S * 1e9))
+    except (TimeoutError, AppliedFailed) as error:
+        raise StartFailed(ExitCode.APPEND_LOG_FAILED, f"the append log could not be written: {error}") from None
+
+
 def restore_here(options: ServerOptions, engine: Engine, log: AppendLog | None, data_dir: DataDir, watch: StartWatch) -> int:
     """Returns how many items were restored. Where it is the log that failed, its own words say why."""
     if options.restore is None:
         return 0
     try:
-        return restore(options.restore, engine, data_dir.begin_restore, watch.walks(), watch.progress("restoring", _in_items))
+        return restore(options.restore, engine, data_dir.begin_restore, watch.walks(), watch.progress("restoring", in_items))
     except OSError as error:
         raise StartFailed(ExitCode.APPEND_LOG_FAILED, f"--data-dir: {error}") from None
     except StartFailed as failed:
@@ -149,6 +164,8 @@ def report(recovered: Recovered, items: int, restored: int, served_epoch: int, e
             recovered.newest_epoch,
             served_epoch,
         )
+    elif recovered.lost:
+        logger.error("LOST: the last start of this node kept nothing of {} buckets that nobody else has: empty", recovered.lost)
     if restored:
         logger.info("restored {} items", restored)
     logger.info("starting with {} items in epoch {}", items, epoch)
@@ -161,6 +178,7 @@ def recovery_stats(recovered: Recovered, items: int, restored: int, seconds: flo
         "bytes_read": recovered.bytes,
         "seconds": round(seconds, 3),
         "stale_history_set_aside": recovered.stale,
+        "buckets_lost": recovered.lost,
         "restored": restored,
         "warnings": list(recovered.warnings),
     }
@@ -170,5 +188,6 @@ def _in_buckets(number: int) -> str:
     return show_count(number, "bucket")
 
 
-def _in_items(number: int) -> str:
+def in_items(number: int) -> str:
+    """For `StartWatch.progress`."""
     return show_count(number, "item")

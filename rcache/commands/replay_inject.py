@@ -1,13 +1,19 @@
 """Putting what was rebuilt into a running server.
 
-What it is: the command `inject` behind its files: which rows go over, with what time to live, how fast, and what came of it.
+What it is: the command `inject` behind its files, and what `rcached --restore` does in a cluster that it joins: which rows go
+over, with what time to live, how fast, and what came of it.
 Which thread runs it: the main thread hands out the work; `WORKERS` threads of its own, joined before it returns, wait for the
 server.
 What it owns: those threads, and the client.
 What it must not know: where the rows came from.
 
-It goes by key, so the numbers of buckets may differ. Without `--overwrite` a key that the server has is kept (ADD): among
-those are the keys that an earlier, interrupted run put there, so running it again does what is left to do.
+It goes by key, so the numbers of buckets may differ. A key that the server has is replaced
+- of a server of the same cluster: if the row's sequence is higher than the item's version (check-and-set by version), since
+  both are places in the history of one bucket;
+- of another cluster: never (ADD), since versions of two clusters have nothing in common;
+- with `--overwrite`: always (SET), which is how to go back in time.
+A key that was deleted since cannot be told from one that never was. What an interrupted run put there is kept by the next one,
+in each of the first two (what was put there has a newer version), so running it again does what is left to do.
 """
 
 from __future__ import annotations
@@ -17,6 +23,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
 from rcache.commands.replay_exit import ReplayExit, ReplayStopped
@@ -25,6 +32,7 @@ from rcache.commands.replay_times import now_ms
 from rcache.commands.show import show_bytes
 from rcache.records.rebuild import Progress, RebuiltBucket, Row
 from rcache_client import Client, OutcomeUnknown, RcacheError, Refused, SomeKeysFailed
+from rcache_client.key_calls import Inspection
 from rcache_client.wire.opcodes import TTL_MS_MAX
 
 WORKERS = 4
@@ -45,6 +53,29 @@ TRIES_MAX = 3
 """For a request whose outcome is unknown: a connection that breaks three times in a row is not chance."""
 
 FAILURES_SHOWN = 5
+
+
+class Existing(Enum):
+    """What becomes of a key that the server has."""
+
+    KEPT = "kept"
+    REPLACED_IF_OLDER = "replaced if older"
+    REPLACED = "replaced"
+
+
+@dataclass(frozen=True, slots=True)
+class InjectTerms:
+    """How rows are put in. `rate`: keys a second at most; 0: as fast as it goes."""
+
+    existing: Existing = Existing.KEPT
+    rate: int = 0
+
+
+def terms_between(file_cluster: bytes, server_cluster: bytes | None, *, overwrite: bool, rate: int) -> InjectTerms:
+    """What holds between files of one cluster and a server of that cluster, or of another."""
+    if overwrite:
+        return InjectTerms(Existing.REPLACED, rate)
+    return InjectTerms(Existing.REPLACED_IF_OLDER if file_cluster == server_cluster else Existing.KEPT, rate)
 
 
 class Value(NamedTuple):
@@ -73,12 +104,16 @@ class Target(Protocol):
 
     def add(self, key: bytes, value: Value, ttl: float | None = None) -> int: ...
 
+    def cas(self, key: bytes, value: Value, *, version: int | None = None, ttl: float | None = None) -> int: ...
+
+    def inspect(self, key: bytes) -> Inspection | None: ...
+
     def set_many(self, mapping: dict[bytes, Value], ttl: float | None = None) -> Any: ...
 
 
 @dataclass(slots=True)
 class Injected:
-    """What came of it. `kept`: the server had the key already. `failures`: the first few, for people."""
+    """What came of it. `kept`: keys that the server had, and keeps as they are. `failures`: the first few, for people."""
 
     done: int = 0
     kept: int = 0
@@ -99,17 +134,22 @@ class Injected:
             self.failures.append(f"{show_bytes(key)}: {why}")
 
 
-def open_client(options: ReplayOptions) -> Client[Value]:
-    """A client of the server that `--into` names, which has answered. Raises `ReplayStopped`."""
-    client = Client(
-        str(options.into),
+def client_of(servers: str | Iterable[str], secret: bytes | None, name: str) -> Client[Value]:
+    """A client for `inject`; it connects to nothing yet."""
+    return Client(
+        servers,
         budget=CALL_SECONDS,
         read_timeout=CALL_SECONDS,
-        secret=options.secret,
-        name="rcache-replay",
+        secret=secret,
+        name=name,
         serializer=ValueSerializer(),
         wait_for_servers=True,
     )
+
+
+def open_client(options: ReplayOptions) -> Client[Value]:
+    """A client of the server that `--into` names, which has answered. Raises `ReplayStopped`."""
+    client = client_of(str(options.into), options.secret, "rcache-replay")
     try:
         client.ping(budget=HELLO_SECONDS)
     except RcacheError as error:
@@ -140,22 +180,28 @@ class Pace:
 Pair = tuple[bytes, Row]
 
 
-def inject(rows: Iterable[Pair], total: int, target: Target, options: ReplayOptions, progress: Progress) -> Injected:
-    """Put every row into the server; at most `total` of them. What fails is counted, and the rest goes on."""
-    result, pace, handed = Injected(), Pace(options.rate), 0
-    putter = _Putter(target, overwrite=options.overwrite)
+def inject(rows: Iterable[Pair], total: int, target: Target, terms: InjectTerms, progress: Progress) -> Injected:
+    """Put every row into the server; at most `total` of them. What fails is counted, and the rest goes on. Where `progress`
+    raises, nothing more is sent, and that leaves from here once what is under way has ended."""
+    result, pace, handed = Injected(), Pace(terms.rate), 0
+    putter = _Putter(target, terms.existing)
     under_way: set[Future[Injected]] = set()
     with ThreadPoolExecutor(WORKERS, "replay-inject") as workers:
-        for batch in _batches(rows, pace.batch_rows):
-            if not putter.gone.is_set():
-                pace.take(len(batch))
-            under_way.add(workers.submit(putter.put, batch))
-            handed += len(batch)
-            progress(handed, total)
-            while len(under_way) >= BATCHES_AHEAD:
+        try:
+            for batch in _batches(rows, pace.batch_rows):
+                if not putter.gone.is_set():
+                    pace.take(len(batch))
+                under_way.add(workers.submit(putter.put, batch))
+                handed += len(batch)
+                progress(handed, total)
+                while len(under_way) >= BATCHES_AHEAD:
+                    under_way = _gather(under_way, result)
+            while under_way:
                 under_way = _gather(under_way, result)
-        while under_way:
-            under_way = _gather(under_way, result)
+                progress(handed, total)
+        except BaseException:
+            putter.gone.set()
+            raise
     return result
 
 
@@ -191,12 +237,13 @@ def _batches(rows: Iterable[Pair], rows_max: int) -> Iterator[list[Pair]]:
 class _Putter:
     """Puts batches of rows into the server, on several threads at once. `gone`: it was away too long, so nothing more is sent.
 
-    A request whose outcome is unknown is sent again: the value is the same, and an ADD that was executed keeps it.
+    A request whose outcome is unknown is sent again: the value is the same, and an ADD or a check-and-set that was executed
+    keeps it.
     """
 
-    def __init__(self, target: Target, *, overwrite: bool) -> None:
+    def __init__(self, target: Target, existing: Existing) -> None:
         self._target = target
-        self._overwrite = overwrite
+        self._existing = existing
         self.gone = threading.Event()
 
     def put(self, batch: list[Pair]) -> Injected:
@@ -208,10 +255,10 @@ class _Putter:
             left_ms = row.expires_at_ms - now_ms() if row.expires_at_ms else None
             if left_ms is not None and left_ms <= 0:
                 result.expired += 1
-            elif self._overwrite and left_ms is None:
+            elif self._existing is Existing.REPLACED and left_ms is None:
                 together[key] = value
             else:
-                self._put_one(result, key, value, left_ms)
+                self._put_one(result, key, value, left_ms, row.version)
         if together:
             self._put_many(result, together)
         return result
@@ -232,15 +279,14 @@ class _Putter:
             self._put_one(result, key, together[key], None)
         result.done += len(together) - len(failed)
 
-    def _put_one(self, result: Injected, key: bytes, value: Value, left_ms: int | None) -> None:
-        store = self._target.set if self._overwrite else self._target.add
+    def _put_one(self, result: Injected, key: bytes, value: Value, left_ms: int | None, version: int = 0) -> None:
         ttl = None if left_ms is None else min(left_ms, TTL_MS_MAX) / 1000
         why: object = "not sent: the server is gone"
         for _ in range(TRIES_MAX):
             if self.gone.is_set():
                 break
             try:
-                stored = store(key, value, ttl)
+                stored = self._store(key, value, ttl, version)
             except OutcomeUnknown as error:
                 why = error
             except Refused as error:
@@ -254,3 +300,18 @@ class _Putter:
                 result.kept += stored == 0
                 return
         result.fail(key, why)
+
+    def _store(self, key: bytes, value: Value, ttl: float | None, version: int) -> int:
+        """The version of what was stored; 0 where the server keeps what it has. `version`: of the row."""
+        if self._existing is Existing.REPLACED:
+            return self._target.set(key, value, ttl)
+        if stored := self._target.add(key, value, ttl):
+            return stored
+        for _ in range(TRIES_MAX if self._existing is Existing.REPLACED_IF_OLDER else 0):
+            held = self._target.inspect(key)
+            if held is not None and held.version >= version:
+                break
+            stored = self._target.cas(key, value, version=held.version if held is not None else 0, ttl=ttl)
+            if stored:
+                return stored
+        return 0  # where it changed each time between the look and the write, clients write it now: that is newer

@@ -169,7 +169,9 @@ def _add_inject(parser: _Parser) -> None:
     _add_partial(parser)
     parser.add_argument("--into", type=_server, required=True, metavar="HOST:PORT", help="the server to fill")
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace keys that the server already has (default: they are kept)"
+        "--overwrite",
+        action="store_true",
+        help="replace keys that the server already has (default: only older ones, of the same cluster)",
     )
     rate = values.whole(1, RATE_MAX, "keys a second")
     parser.add_argument(

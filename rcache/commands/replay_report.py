@@ -144,7 +144,7 @@ def advice(code: ReplayExit) -> str:
     """What to do about a verdict that is not fine."""
     if code is ReplayExit.DAMAGED:
         return f"damaged: {SKIP_HINT}"
-    return "incomplete: --partial goes on with what is there"
+    return "incomplete: are the directories of all nodes here? --partial goes on with what is there"
 
 
 def _join(names: list[str]) -> str:

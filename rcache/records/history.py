@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from rcache.records.holdings import Holdings
 from rcache.records.record import (
     BORN_EMPTY,
     HISTORY_KINDS,
@@ -99,16 +100,24 @@ class _BucketNotes:
 
 
 class History:
-    """Collects what files say: call `note_all` for the records of every source, in the order of the source, or tell the same in
-    larger pieces. A bucket's runs, its OPENs, and its rows and marks of one source are each told in their order."""
+    """Collects what files say: call `note_all` for the records of every source, in the order of the source, or `begin_source`,
+    and tell the same in larger pieces. A bucket's runs, its rows, and its OPENs and marks of one source are each told in their
+    order. `holdings`: which sources still have which buckets."""
 
     def __init__(self) -> None:
+        self.holdings = Holdings()
+        self._source = 0
         self._buckets: dict[int, _BucketNotes] = {}
         self._imports: dict[tuple[int, int], tuple[int, int, int]] = {}  # (source, bucket): ordinal, begin, rows so far
         self._ordinals: dict[tuple[int, int], int] = {}
 
+    def begin_source(self, source: int) -> None:
+        """What is told from here on is of this source."""
+        self._source = source
+
     def note_all(self, source: int, body: bytes, heads: list[Head]) -> None:
         """Take in the records of one block of `source`. Raises `BadRecord`."""
+        self.begin_source(source)
         for head in heads:
             if head.kind == Kind.ROW:
                 self.note_rows(source, head.bucket, 1)
@@ -127,6 +136,7 @@ class History:
 
     def note_run(self, bucket: int, first: int, last: int, first_ms: int, last_ms: int) -> None:
         """Changes of one epoch, `first` to `last` without a hole (invariant 4); the times are those of the two."""
+        self.holdings.note_end(self._source, bucket, last)
         runs = self._notes(bucket).runs.setdefault(epoch_of(first), [])
         if not runs or not runs[-1].first <= first <= runs[-1].last + 1:
             runs.append(Run(first, last, first_ms, last_ms))
@@ -139,6 +149,8 @@ class History:
         continues_from = decode_opening(decode(body, head.start, head.end).value).continues_from
         if continues_from >= make_sequence(epoch, 0):
             raise BadRecord(f"bucket {head.bucket}: epoch {epoch} says it continues from its own future")
+        if continues_from == BORN_EMPTY:
+            self.holdings.note_turn(self._source, head.bucket, head.time_ms, has_it=True)
         if notes.opens.setdefault(epoch, continues_from) != continues_from:
             notes.conflict = f"epoch {epoch} was opened twice, from different places"
 
@@ -156,13 +168,19 @@ class History:
             self._notes(head.bucket)
             ordinal = self._ordinals[place] = self._ordinals.get(place, 0) + 1
             self._imports[place] = (ordinal, head.sequence, 0)
+            if head.sequence > BORN_EMPTY:  # else it is a checkpoint's word for a bucket that is not there
+                self.holdings.note_turn(source, head.bucket, head.time_ms, has_it=False)
         elif head.kind == Kind.DROP:
             self._imports.pop(place, None)
+            self.holdings.note_turn(source, head.bucket, head.time_ms, has_it=False)
         elif head.kind == Kind.IMPORT_END and place in self._imports:
             ordinal, begin, rows = self._imports.pop(place)
             claimed = decode_import_end(decode(body, head.start, head.end).value)
             if claimed == (begin, rows) and head.sequence >= begin:
                 self._notes(head.bucket).bases.append(Base(source, ordinal, begin, head.sequence, head.time_ms))
+                if head.sequence > BORN_EMPTY:
+                    self.holdings.note_turn(source, head.bucket, head.time_ms, has_it=True)
+                    self.holdings.note_end(source, head.bucket, head.sequence)
 
     def plan(self, *, until_ms: int = NO_LIMIT) -> dict[int, BucketPlan]:
         """One plan for each bucket that any source speaks of."""

@@ -20,6 +20,7 @@ from pathlib import Path
 from rcache.records import walk
 from rcache.records.files import FileHeader, FileKind
 from rcache.records.history import NO_LIMIT, BucketPlan, History
+from rcache.records.holdings import Holdings
 from rcache.records.links import Links
 from rcache.records.reader import DataDamaged, Findings, RecordFile, Tail
 from rcache.records.rows import RebuiltBucket, Row
@@ -92,8 +93,8 @@ def survey(
         links.note_file(file.header, file.findings)
         findings.append((file.path, file.findings))
 
-    _walk_all(surveyor, sources, note_file, skip_damaged=skip_damaged, progress=progress)
-    plans = _add_doubts(history.plan(until_ms=until_ms), links, headers, until_ms)
+    _walk_all(surveyor, sources, note_file, skip_damaged=skip_damaged, progress=progress, begin=history.begin_source)
+    plans = _add_doubts(history.plan(until_ms=until_ms), links, history.holdings, headers, until_ms)
     return Survey(plans, history.newest_epoch(), findings, surveyor.records, total, links.missing(), history.span_ms())
 
 
@@ -104,14 +105,17 @@ def _walk_all(
     *,
     skip_damaged: bool,
     progress: Progress,
+    begin: Callable[[int], None] = lambda _number: None,
 ) -> None:
-    """Give all records of all files to `taker`; after each file `note_file` is called with its source's number, and it."""
+    """Give all records of all files to `taker`; `begin` is called with each source's number, and after each file of it
+    `note_file` with that, and it."""
     done, total = 0, total_size(sources)
 
     def report(at: int) -> None:
         progress(done + at, total)
 
     for number, source in enumerate(sources):
+        begin(number)
         for path in source.paths:
             with RecordFile(path) as file:
                 walk.walk(taker, number, file, skip_damaged=skip_damaged, progress=report)
@@ -137,13 +141,16 @@ def _check_closed(file: RecordFile, *, skip_damaged: bool) -> None:
 
 
 def _add_doubts(
-    plans: dict[int, BucketPlan], links: Links, headers: list[FileHeader | None], until_ms: int
+    plans: dict[int, BucketPlan], links: Links, holdings: Holdings, headers: list[FileHeader | None], until_ms: int
 ) -> dict[int, BucketPlan]:
-    """Add to each plan what missing segments say against it. `headers`: of each source, one of its files'."""
+    """Add to each plan what missing segments, and copies that were let go of, say against it. `headers`: of each source, one of
+    its files'."""
     doubted = {}
     for bucket, plan in plans.items():
-        doubt = links.doubt(bucket, headers[plan.base.source] if plan.base else None, until_ms)
-        doubted[bucket] = replace(plan, problems=(*plan.problems, doubt)) if doubt else plan
+        missing = links.doubt(bucket, headers[plan.base.source] if plan.base else None, until_ms)
+        let_go = holdings.doubt(bucket, plan.end, headers, until_ms)
+        doubts = tuple(doubt for doubt in (missing, let_go) if doubt)
+        doubted[bucket] = replace(plan, problems=(*plan.problems, *doubts)) if doubts else plan
     return doubted
 
 

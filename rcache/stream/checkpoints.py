@@ -10,6 +10,9 @@ Invariants:
 1. A checkpoint is renamed to its place only after all its buckets were copied and the log is on disk up to the last of them.
 2. Every record after a bucket's copy began is in a segment from `first segment` on, since copying began after that segment.
 3. `retain` keeps the newest whole checkpoint, and the newest one older than the time to keep, with all segments from there on.
+4. A bucket's part is of one copy, and whole. (It is looked at; it is let go of and filled anew; half of that is copied; the
+   filling ends; it is looked at again: both looks find a whole bucket, and half of its rows would pass for it, at the very
+   sequence at which the import in the log is whole.)
 """
 
 from __future__ import annotations
@@ -20,11 +23,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from rcache.cluster.bucket_state import BucketState
 from rcache.records.files import FileHeader, FileKind
 from rcache.records.reader import DataDamaged
+from rcache.records.record import heads
 from rcache.stream.append_log import day_of
 from rcache.stream.data_dir import CHECKPOINT_SUFFIX, SEGMENT_SUFFIX, Identity, ListedFile, read_headers
 from rcache.stream.disk import Disk
@@ -53,6 +57,8 @@ class Copyable(Protocol):
     """What is copied: an engine, as far as this module needs it."""
 
     def state(self, bucket: int) -> BucketState: ...
+
+    def times_let_go(self, bucket: int) -> int: ...
 
     def copy_bucket(self, bucket: int) -> Iterator[bytes]: ...
 
@@ -126,14 +132,32 @@ def _whole_bucket(engine: Copyable, bucket: int, hooks: CopyHooks) -> list[bytes
     the beginning of its import lies in a segment that this copy lets go of. Raises OSError where that takes too long."""
     deadline = time.monotonic() + IMPORT_WAIT_S
     while True:
-        if engine.state(bucket) is not BucketState.IMPORTING:
+        before = _look(engine, bucket)
+        if before is not None:
             records = list(engine.copy_bucket(bucket))
-            if engine.state(bucket) is not BucketState.IMPORTING:
+            if _look(engine, bucket) == before and (before.is_here or not next(heads(records[0])).sequence):
                 return records
         if time.monotonic() > deadline:
             raise OSError(f"bucket {bucket} is still being filled after {IMPORT_WAIT_S:.0f} s")
         hooks.look()
         time.sleep(IMPORT_LOOK_S)
+
+
+class _Copy(NamedTuple):
+    """Which copy of a bucket is here."""
+
+    times_let_go: int
+    is_here: bool
+
+
+def _look(engine: Copyable, bucket: int) -> _Copy | None:
+    """Which copy of a bucket is here, or that there is none; None: it is being filled, or let go of, at this moment. Where two
+    looks say the same, all between them was of that copy (invariant 4)."""
+    times = engine.times_let_go(bucket)
+    state = engine.state(bucket)
+    if times % 2 or state is BucketState.IMPORTING or engine.times_let_go(bucket) != times:
+        return None
+    return _Copy(times, state is not BucketState.ABSENT)
 
 
 def copy_header(kind: FileKind, identity: Identity, epoch: int, number: int, first_segment: int, now_ms: int) -> FileHeader:

@@ -10,6 +10,8 @@ Invariants:
    told to go on (`skip_damaged`).
 2. A history that ends before the epoch this node served last is not the present: nothing of it is recovered, loudly.
 3. Only the newest segment can have a torn tail; a tail cut from an older one is damage.
+4. A bucket that is wanted comes back from the copy that this node had last, or not at all: neither from one that it had let go
+   of (`records.holdings` has the sequence of events), nor as an empty one because nothing of it is on the disk.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rcache.records.files import NO_FILE, FileKind, encode_end
+from rcache.records.history import BucketPlan
 from rcache.records.reader import DataDamaged, RecordFile, Tail
 from rcache.records.rebuild import Progress, RebuiltBucket, Source, Survey, no_progress, rebuild, survey
 from rcache.records.walk import check
@@ -40,12 +43,14 @@ class HistoryIncomplete(Exception):
 
 @dataclass(slots=True)
 class Recovered:
-    """What a start begins with. `notes` and `warnings` are lines for the log."""
+    """What a start begins with. `notes` and `warnings` are lines for the log. `lost`: so many of the buckets that were wanted
+    are gone, because whoever served last kept nothing on disk, by its options."""
 
     buckets: dict[int, RebuiltBucket] = field(default_factory=dict)
     newest_epoch: int = 0
     place: LogPlace = field(default_factory=LogPlace)
     stale: bool = False
+    lost: int = 0
     records: int = 0
     bytes: int = 0
     notes: list[str] = field(default_factory=list)
@@ -93,8 +98,13 @@ def recover(  # noqa: PLR0913  whose files, which of them, and who watches
     for candidate in _candidates(files):
         found = _survey(candidate, identity, recovered, walks.reading, wanted)
         if found is not None:
-            return _finish(recovered, candidate, found, walks.rebuilding, skip_damaged=False)
-    return _last_resort(files, identity, recovered, walks, wanted, skip_damaged=skip_damaged)
+            _finish(recovered, candidate, found, walks.rebuilding, skip_damaged=False)
+            break
+    else:
+        _last_resort(files, identity, recovered, walks, wanted, skip_damaged=skip_damaged)
+    if wanted is not None and identity.start_epoch and not identity.logged:
+        recovered.lost = sum(bucket not in recovered.buckets or not recovered.buckets[bucket].sequence for bucket in wanted)
+    return recovered
 
 
 def _remove_temporaries(directory: Path, savefile: Path, disk: Disk) -> None:
@@ -192,7 +202,7 @@ def _survey(
 ) -> Survey | None:
     """The survey of these sources if they are a whole history up to the epoch served last, else None."""
     try:
-        found = _only(survey(sources, skip_damaged=False, progress=progress), wanted)
+        found = _only(survey(sources, skip_damaged=False, progress=progress), wanted, identity)
     except DataDamaged as damage:
         recovered.notes.append(f"cannot begin from {sources[0].name}: {damage}")
         return None
@@ -208,11 +218,19 @@ def _survey(
     return found
 
 
-def _only(found: Survey, wanted: Collection[int] | None) -> Survey:
-    """What a survey says of the wanted buckets."""
+def _only(found: Survey, wanted: Collection[int] | None, identity: Identity) -> Survey:
+    """What a survey says of the wanted buckets. Where this node served before and kept a log, of each of them something must be
+    there (invariant 4)."""
     if wanted is None:
         return found
-    return replace(found, plans={bucket: plan for bucket, plan in found.plans.items() if bucket in wanted})
+    plans = {bucket: plan for bucket, plan in found.plans.items() if bucket in wanted}
+    if identity.logged and identity.start_epoch:
+        plans |= {bucket: _nothing_of(bucket) for bucket in sorted(wanted) if bucket not in plans or not plans[bucket].end}
+    return replace(found, plans=plans)
+
+
+def _nothing_of(bucket: int) -> BucketPlan:
+    return BucketPlan(bucket, None, 0, {0: 0}, 0, 0, ("nothing of it is on disk",))
 
 
 def _last_resort(
@@ -225,13 +243,13 @@ def _last_resort(
     skip_damaged: bool,
 ) -> Recovered:
     """No copy leads to the present: say why, or, with `skip_damaged`, take what is there."""
-    if not files:
-        return recovered
     sources = [
         *(Source(file.path.name, (file.path,)) for file in files if file.header.kind is not FileKind.SEGMENT),
         *_log([file for file in files if file.header.kind is FileKind.SEGMENT]),
     ]
-    found = _only(survey(sources, skip_damaged=skip_damaged, progress=walks.reading), wanted)
+    found = _only(survey(sources, skip_damaged=skip_damaged, progress=walks.reading), wanted, identity)
+    if not files and not found.problems:
+        return recovered
     if found.newest_epoch < identity.start_epoch and not (identity.logged and wanted is not None):  # invariant 2
         recovered.stale = True
         recovered.newest_epoch = found.newest_epoch
@@ -241,6 +259,8 @@ def _last_resort(
     recovered.warnings += [str(damage) for damage in found.damage]
     if found.problems:
         recovered.warnings.append(str(HistoryIncomplete(found.problems)))
+    if not files:
+        return recovered
     return _finish(recovered, sources, found, walks.rebuilding, skip_damaged=skip_damaged)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -78,11 +79,17 @@ def all_of(bucket: RebuiltBucket, piece_bytes: int) -> tuple[object, ...]:
 def plans_by_walking(
     sources: Sequence[Sequence[bytes]], *, until_ms: int = NO_LIMIT, records_in_block: int
 ) -> dict[int, BucketPlan]:
-    """What the compiled survey plans for these records, each source in a file of its own. Raises `DataDamaged`."""
+    """What the compiled survey plans for these records, each source in a file of its own, by the history alone: who still has
+    the bucket is left out. Raises `DataDamaged`."""
     with TemporaryDirectory() as name, using(walk.COMPILED):
         files = []
         for number, records in enumerate(sources):
             header = header_of(1, kind=FileKind.SAVEFILE, node=f"n{number}")  # of which nothing can be missing
             blocks = [records[at : at + records_in_block] for at in range(0, len(records), records_in_block)]
             files.append(Source(header.node, (write_file(Path(name), header, *blocks),)))
-        return survey(files, until_ms=until_ms).plans
+        plans = survey(files, until_ms=until_ms).plans
+        return {bucket: replace(plan, problems=_of_history(plan)) for bucket, plan in plans.items()}
+
+
+def _of_history(plan: BucketPlan) -> tuple[str, ...]:
+    return tuple(problem for problem in plan.problems if not problem.startswith("let go of by"))

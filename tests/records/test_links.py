@@ -140,9 +140,11 @@ def test_a_checkpoint_without_the_segment_it_was_made_in(tmp_path: Path, log: li
     assert look(tmp_path).problems == []
 
 
-def test_a_bucket_that_was_dropped_is_not_in_doubt(tmp_path: Path, log: list[Path]) -> None:
+def test_what_a_log_lacks_says_nothing_of_a_bucket_that_it_let_go_of(tmp_path: Path, log: list[Path]) -> None:
+    """Another's log has it."""
     log[1].unlink()
     write_file(tmp_path, header_of(1, buckets=2), [opened(1, bucket=QUIET)], [dropped(seq(1, 0), bucket=QUIET)])
+    write_file(tmp_path, header_of(1, node="n2", buckets=2), imported(seq(1, 0), seq(1, 0), bucket=QUIET))
     assert look(tmp_path).problems == ["bucket 1: no base: the history does not go back to its birth"]
 
 
