@@ -14,7 +14,6 @@ from hashlib import blake2b
 from pathlib import Path
 from struct import calcsize, pack
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 
@@ -22,13 +21,12 @@ from rcache.cluster import view as views
 from rcache.cluster import wishes
 from rcache.cluster.leases import RATE_MARGIN
 from rcache.cluster.view import NodeState, decode_view, encode_view
-from rcache.member import member
+from rcache.member import sessions
 from rcache.peers import books, link
 from rcache.records.record import Kind, scan, show_sequence
-from rcache.server import node_answers, steering
+from rcache.server import node_answers, orders, steering
 from rcache.server.node_answers import NodeAnswers, Refusal, Standing
 from rcache.server.session import CONTROL_BUDGET_S
-from rcache.server.steering import Steering
 from rcache_client.view import parse_view
 from rcache_client.wire import opcodes, proof
 from rcache_client.wire.frames import HEADER, Reply, ReplyReader, Request, RequestReader, encode_reply, encode_request
@@ -49,6 +47,7 @@ NODE_STATUSES: dict[Opcode, set[Status]] = {
     Opcode.REGISTER_READ: {Status.REGISTER_UNAVAILABLE},
     Opcode.REGISTER_SET: {Status.REGISTER_UNAVAILABLE, Status.BAD_VIEW, Status.VIEW_UNSETTLED},
     Opcode.REGISTER_WATCH: {Status.REGISTER_UNAVAILABLE},
+    Opcode.REGISTER_PROMISE: {Status.NOT_ALLOWED, Status.BAD_ARGUMENT, Status.VIEW_AHEAD, Status.REGISTER_UNAVAILABLE},
 }
 """What the document lists for each, beside what any request may get."""
 
@@ -62,7 +61,7 @@ LIMITS_BETWEEN_NODES = {
     "BUCKETS_MAX": views.BUCKETS_MAX,
     "BEATS_A_LEASE": books.BEATS_A_LEASE,
     "RATE_MARGIN": RATE_MARGIN,
-    "VIEW_WAIT_S": member.VIEW_WAIT_S,
+    "VIEW_WAIT_S": sessions.VIEW_WAIT_S,
     "WATCH_S_MAX": node_answers.WATCH_S_MAX,
     "SEND_BYTES": link.SEND_BYTES,
 }
@@ -403,12 +402,10 @@ def test_who_may_ask_what_is_as_the_node_answers() -> None:
 
 def test_the_orders_are_those_there_are() -> None:
     (rows,) = tables_headed(SECTIONS["0x44 STEER"], "verb", "fields", "what comes of it")
-    known = Steering(Mock(), print)._verbs
-    assert {verb: fields for verb, fields, _ in rows} == {
-        verb: ", ".join(sorted(fields)) for verb, (fields, _) in known.items()
-    }
+    known = {verb: ", ".join(sorted(fields)) for verb, fields in steering.VERBS.items()}
+    assert {verb: fields for verb, fields, _ in rows} == known
     assert f"at most {wishes.PAUSE_S_MAX:,.0f} s" in SECTIONS["0x44 STEER"]
-    assert f"1 to {steering.TEXT_MAX} printable" in SECTIONS["0x44 STEER"]
+    assert f"1 to {orders.TEXT_MAX} printable" in SECTIONS["0x44 STEER"]
     assert f"(nothing: {CONTROL_BUDGET_S:.0f})" in SECTIONS["0x44 STEER"]
 
 
@@ -416,7 +413,7 @@ def is_answered(opcode: Opcode, role: Role) -> bool:
     """Whether a node takes up the question, whatever it then says."""
     layout = REQUESTS[opcode]
     assert isinstance(layout, Layout)
-    payload = layout.encode(*[b"" if field.string else max(field.low, 1) for field in layout.fields])
+    payload = layout.encode(*["" if field.text else b"" if field.string else max(field.low, 1) for field in layout.fields])
     try:
         NodeAnswers(Standing()).answer(opcode, payload, role, "me", 0.0)
     except Refusal as refusal:
@@ -438,7 +435,7 @@ def field_paths(facts: dict[str, Any]) -> list[str]:
     found = []
     for name, value in facts.items():
         found.append(name)
-        inner = next(iter(value.values())) if name == "nodes" else value
+        inner = next(iter(value.values())) if name in ("nodes", "nonces") else value
         if isinstance(inner, dict):
             found += [f"{name}: {field}" for field in inner]
     return found

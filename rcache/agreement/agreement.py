@@ -12,6 +12,9 @@ Invariants:
    register answers it, or is past the revision that it was asked against. (A change is given up, a second is asked for and
    refused, the first is carried out late: nobody keeps its duties.)
 2. `done` is called once for each wish, when it is settled, or never, if the node stops first.
+3. A change that was made is not taken for one that was refused, however many were made since: every view tells the last wish
+   of each node that was agreed, and by 1 there was none of this node's after it. (The answer is lost, others change the view,
+   and the wish, made anew, is refused for what it has done itself: "nothing is paused" to whoever ended the pause.)
 """
 
 from __future__ import annotations
@@ -204,7 +207,7 @@ class Agreement:
                 return False
             self._note_answer()
             self.learn(now)
-            return kept or (now.view.proposer, now.view.nonce) == (wanted.proposer, wanted.nonce)
+            return kept or _tells_of(now.view, wanted)
         return None
 
     def _note_trouble(self, error: Exception) -> None:
@@ -217,3 +220,8 @@ class Agreement:
         if self.unreachable:
             logger.info("the register answers again")
         self.unreachable = ""
+
+
+def _tells_of(view: View, wanted: View) -> bool:
+    """Whether a view says that this change was made (invariant 3). Who removed itself is told of by that view alone."""
+    return wanted.nonce in (view.nonces.get(wanted.proposer), view.nonce if view.proposer == wanted.proposer else None)

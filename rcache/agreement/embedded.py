@@ -1,6 +1,7 @@
 """The embedded register, from wherever this node stands: its own file where it is the manager, else the manager's over a line.
 
-What it is: the three verbs, brought to whoever the newest view names as manager.
+What it is: the three verbs, brought to whoever the newest view names as manager. What that one says is taken in only if this
+node may follow it: after a promise to a takeover, nothing of a lower term (`rcache.stream.terms`).
 Which thread runs it: `read` and `compare_and_set` the agreement's; `watch` its watcher's. Both block.
 What it owns: a line to the manager for each of the two. What it must not know: who may be asked to keep the register.
 """
@@ -8,12 +9,13 @@ What it owns: a line to the manager for each of the two. What it must not know: 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rcache.cluster.register import Register, RegisterFailed, RegisterUnreachable, Revised
 from rcache.cluster.view import BadView, View, decode_view, encode_view
 from rcache.peers.line import Line, PeerUnreachable
+from rcache.stream.terms import Promise, Terms
 from rcache_client.address import Address, parse_address
 from rcache_client.handshake import Greeter
 from rcache_client.wire.opcodes import Opcode, Status, status_name
@@ -30,11 +32,14 @@ GRACE_S = 0.5
 class EmbeddedRegister:
     """See the module. `own` is this node's file; `manager` gives the name and the address of who keeps the register."""
 
-    def __init__(self, own: Register, name: str, manager: Callable[[], tuple[str, str]], greeter: Greeter) -> None:
+    def __init__(
+        self, own: Register, name: str, manager: Callable[[], tuple[str, str]], greeter: Greeter, terms: Terms
+    ) -> None:
         self._own = own
         self._name = name
         self._manager = manager
         self._greeter = greeter
+        self._terms = terms
         self._lines: dict[str, Line] = {}
         self._asking: set[str] = set()  # the lines over which somebody waits
         self._lock = threading.Lock()
@@ -42,29 +47,44 @@ class EmbeddedRegister:
 
     def read(self) -> Revised | None:
         if self._is_ours():
-            return self._own.read()
+            return self._followed(self._own.read())
         revision, text = self._ask("ask", Opcode.REGISTER_READ, timeout_s=ASK_S)
-        return _revised(revision, text)
+        return self._followed(_revised(revision, text))
 
     def begin(self, view: View) -> Revised:
         return self._own.begin(view)
 
     def compare_and_set(self, revision: int, view: View) -> tuple[bool, Revised]:
+        if why := self._terms.why_not(view):  # it is made of a view from before a promise
+            now = self.read()
+            if now is not None and now.revision > revision:
+                return False, now  # the takeover's: the register is past what this was asked against
+            raise RegisterUnreachable(f"nothing is asked of {self._manager()[0]} any more: {why}")
         if self._is_ours():
             held = self._own.read()
             if held is not None and held.view.manager != self._name:  # ceded, and the view that says so is on its way here
                 raise RegisterUnreachable(f"the register was given to {held.view.manager}")
-            return self._own.compare_and_set(revision, view)
-        kept, now, text = self._ask("ask", Opcode.REGISTER_SET, revision, encode_view(view), timeout_s=ASK_S)
-        revised = _revised(now, text)
-        assert revised is not None
-        return bool(kept), revised
+            kept, revised = self._own.compare_and_set(revision, view)
+        else:
+            answer, now, text = self._ask("ask", Opcode.REGISTER_SET, revision, encode_view(view), timeout_s=ASK_S)
+            kept, told = bool(answer), _revised(now, text)
+            assert told is not None
+            revised = told
+        self._followed(revised)
+        return kept, revised
 
     def watch(self, revision: int, timeout_s: float) -> Revised | None:
         if self._is_ours():
-            return self._own.watch(revision, timeout_s)
+            return self._followed(self._own.watch(revision, timeout_s))
         now, text = self._ask("watch", Opcode.REGISTER_WATCH, revision, timeout_s=timeout_s + GRACE_S)
-        return _revised(now, text) if now > revision else None
+        return self._followed(_revised(now, text)) if now > revision else None
+
+    def _followed(self, revised: Revised | None) -> Revised | None:
+        """What may be followed. It is noted as such before a promise can come that forbids it: so it is told with that."""
+        why = self._terms.follow(revised.view) if revised is not None else ""
+        if why:
+            raise RegisterUnreachable(f"what {self._manager()[0]} says is not followed: {why}")
+        return revised
 
     def close(self) -> None:
         """Whoever waits for an answer gets an error, and closes its line; the others are closed here."""
@@ -109,6 +129,13 @@ class EmbeddedRegister:
                 line = self._lines[name] = Line(Address(*address), self._greeter, CONNECT_S)
             self._asking.add(name)
             return line
+
+
+def told_promise(values: Sequence[Any]) -> tuple[bool, Promise, View]:
+    """An answer to REGISTER_PROMISE: whether it was promised, what is, and the newest view that node followed. Raises
+    `BadView`."""
+    promised, term, nonce, text = values
+    return bool(promised), Promise(term, nonce), decode_view(text)
 
 
 def _revised(revision: int, text: bytes) -> Revised | None:

@@ -32,7 +32,7 @@ from time import monotonic
 from loguru import logger
 
 from rcache.agreement.gateway import Gateway
-from rcache.agreement.line import Facts, Stops
+from rcache.agreement.line import Facts
 from rcache.cluster.register import RegisterFailed, RegisterUnreachable, Revised
 from rcache.cluster.transition import faults_between
 from rcache.cluster.view import BadView, View, decode_view, encode_view, faults_of
@@ -111,7 +111,7 @@ class EtcdRegister:
         deadline = monotonic() + timeout_s
         while not self._gateway.stops.ended.is_set():
             try:
-                held, now = self._read(monotonic() + self._timeout_s, self._gateway.stops)
+                held, now = self._read(monotonic() + self._timeout_s)
             except RegisterUnreachable:
                 if self._gateway.stops.ended.is_set():
                     break
@@ -124,15 +124,16 @@ class EtcdRegister:
         return None
 
     def close(self) -> None:
-        """Whoever watches comes back, now and from now on."""
+        """Whoever waits comes back, now and from now on. What came of a change that was sent is not known then, as for any
+        other without an answer."""
         self._gateway.stops.end()
 
     # --- what is asked of etcd
 
-    def _read(self, deadline: float, stops: Stops | None = None) -> tuple[Revised | None, int]:
+    def _read(self, deadline: float) -> tuple[Revised | None, int]:
         """What the key holds, and the revision that all of etcd was at then."""
         before = self._floor()
-        answer = self._gateway.ask("/v3/kv/range", {"key": self._key}, deadline, again=True, stops=stops)
+        answer = self._gateway.ask("/v3/kv/range", {"key": self._key}, deadline, again=True)
         with self._understanding(answer):
             held = self._held_of(answer)
             now = int(answer["header"]["revision"])

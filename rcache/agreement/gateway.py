@@ -36,12 +36,13 @@ class Gateway:
         self._lock = threading.Lock()
         self._first = 0
 
-    def ask(self, path: str, facts: Facts, deadline: float, *, again: bool, stops: Stops | None = None) -> Facts:
-        """The answer. `again`: it does no harm twice. Raises `RegisterUnreachable` and `RegisterFailed`."""
+    def ask(self, path: str, facts: Facts, deadline: float, *, again: bool) -> Facts:
+        """The answer. `again`: it does no harm twice. Raises `RegisterUnreachable`, also at `stops.end`, and
+        `RegisterFailed`."""
         faults: list[str] = []
         for index, share in self._in_turn(deadline):
             try:
-                with closing(Line(self.endpoints[index], share, self._tls, stops or Stops())) as line:
+                with closing(Line(self.endpoints[index], share, self._tls, self.stops)) as line:
                     line.deadline = share if again else deadline
                     answer = line.ask(path, facts)
             except (NotSent, RegisterUnreachable) as error:

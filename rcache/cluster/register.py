@@ -51,5 +51,5 @@ class Register(Protocol):
         ...
 
     def close(self) -> None:
-        """Whoever watches comes back, now and from now on."""
+        """Whoever watches comes back, now and from now on. What else is under way may be broken off, its outcome unknown."""
         ...

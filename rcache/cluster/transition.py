@@ -20,6 +20,8 @@ Rules, with the sequence of events that each prevents:
 7. A bucket loses its last copy only where its node was declared lost, or came back without it; and a lost bucket gets a primary
    only from whoever offers its files, alone. (A bucket is forgotten because nobody looked.)
 8. The embedded register goes to another node only from its holder, or in a higher term. (Two nodes keep a register each.)
+9. The mark of the takeover that a term began with stays to its end. (Two takeovers began the same term, of histories that do
+   not know of each other, and epochs of both are taken for one order.)
 """
 
 from __future__ import annotations
@@ -38,6 +40,8 @@ def faults_between(old: View, new: View) -> list[str]:
         return [*faults, f"{len(new.placements)} buckets after {len(old.placements)}"]  # rule 1
     if old.manager not in (new.manager, new.proposer) and new.term <= old.term:
         faults.append(f"{new.proposer} takes the register from {old.manager} in the same term")  # rule 8
+    if new.taken != old.taken and new.term <= old.term:
+        faults.append(f"the takeover {new.taken!r} after {old.taken!r} in the same term")  # rule 9
     for bucket, (was, now) in enumerate(zip(old.placements, new.placements, strict=True)):
         if was != now or not _same_nodes(old, new, now):
             faults += [f"bucket {bucket}: {fault}" for fault in _faults_of_change(old, new, was, now)]

@@ -26,6 +26,7 @@ from typing import Any
 EPOCH_BITS = 24
 """As many as a sequence has for it (`rcache.records.record`): 16 million views."""
 TERM_BITS = 6
+TERM_MAX = (1 << TERM_BITS) - 1
 EPOCH_MAX = (1 << EPOCH_BITS) - 1
 TERM_SHIFT = EPOCH_BITS - TERM_BITS
 
@@ -96,7 +97,9 @@ class Settings:
 @dataclass(frozen=True, slots=True)
 class View:
     """`manager`: the node that keeps the embedded register; None with etcd. `proposer` and `nonce` say whose wish it was, so
-    that an asker knows its own view again."""
+    that an asker knows its own view again, and `nonces`, for each node in the view, the last of its wishes that was agreed: it
+    brings one at a time, so that this tells of any wish of its, however many views later. `taken`: the nonce of the takeover
+    that this term began with, "" where it began without."""
 
     cluster_id: str
     epoch: int
@@ -107,9 +110,12 @@ class View:
     manager: str | None = None
     pause: Pause | None = None
     settings: Settings = field(default_factory=Settings)
+    taken: str = ""
+    nonces: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "nodes", MappingProxyType(dict(sorted(self.nodes.items()))))
+        object.__setattr__(self, "nonces", MappingProxyType(dict(sorted(self.nonces.items()))))
 
     @property
     def term(self) -> int:
@@ -198,6 +204,8 @@ def encode_view(view: View) -> bytes:
         "manager": view.manager,
         "pause": asdict(view.pause) if view.pause else None,
         "settings": asdict(view.settings),
+        "taken": view.taken,
+        "nonces": dict(view.nonces),
     }
     return json.dumps(facts, separators=(",", ":"), ensure_ascii=False).encode()
 
@@ -259,6 +267,8 @@ def _view_of(facts: dict[str, Any]) -> View:
             _seconds(settings["ack_s"]),
             _text(settings["fsync"]),
         ),
+        taken=_text(facts["taken"]),
+        nonces={_text(name): _text(nonce) for name, nonce in facts["nonces"].items()},
     )
 
 

@@ -42,6 +42,7 @@ def born(  # noqa: PLR0913  the facts of a first view
         placements=(Placement(asker.by, (), epoch),) * buckets,
         manager=asker.by if embedded else None,
         settings=settings,
+        nonces={asker.by: asker.nonce},
     )
 
 
@@ -50,6 +51,8 @@ def _next(view: View, asker: Asker, **changed: Any) -> View:
     if view.epoch >= EPOCH_MAX:
         raise WishRefused("the cluster has used up its epochs")
     new = replace(view, **{"epoch": view.epoch + 1, "proposer": asker.by, "nonce": asker.nonce, **changed})
+    told = {**view.nonces, asker.by: asker.nonce}
+    new = replace(new, nonces={name: nonce for name, nonce in told.items() if name in new.nodes})
     faults = faults_between(view, new)
     if faults:
         raise WishRefused("; ".join(faults[:3]))
@@ -281,11 +284,38 @@ def cede_register(view: View, asker: Asker, heir: str) -> View:
     return _next(view, asker, manager=heir)
 
 
-def take_over_register(view: View, asker: Asker, stopped: str) -> View:
-    """An operator says that the register's holder is stopped for good: the asker keeps it in the next term."""
-    if view.manager != stopped:
-        raise WishRefused(f"{view.manager} keeps the register, not {stopped}")
-    epoch = (view.term + 1) << TERM_SHIFT
+def take_over_register(
+    view: View, asker: Asker, holder: str, term: int | None = None, stopped: Collection[str] = frozenset()
+) -> View:
+    """An operator says that the register's holder is stopped for good, and with it all of `stopped`: the asker keeps it from
+    the beginning of `term` on (None: the next one). What those nodes had with others goes to those, in the same view: a node
+    that was restarted has its part in its files only by a view in which it is alone. What they alone had stays theirs."""
+    if view.manager != holder:
+        raise WishRefused(f"{view.manager} keeps the register, not {holder}")
+    _demand_member(view, asker.by)
+    term = view.term + 1 if term is None else term
+    epoch = term << TERM_SHIFT
     if epoch > EPOCH_MAX:
         raise WishRefused("the cluster has used up its terms")
-    return _next(view, asker, epoch=epoch, manager=asker.by)
+    placements, nodes = _after(view, stopped, epoch), dict(view.nodes)
+    for name in stopped:
+        if not any(name in placed.holders for placed in placements):
+            nodes[name] = replace(nodes[name], state=NodeState.LOST, since=epoch)
+    return _next(view, asker, epoch=epoch, manager=asker.by, taken=asker.nonce, placements=placements, nodes=nodes)
+
+
+def _after(view: View, stopped: Collection[str], epoch: int) -> tuple[Placement, ...]:
+    """Every bucket without these nodes, but for what nobody else has."""
+    loads = {other: len(view.primaries_of(other)) for other in view.nodes}
+
+    def change(_bucket: int, placed: Placement) -> Placement:
+        backups = tuple(name for name in placed.backups if name not in stopped)
+        if placed.primary is None or (placed.primary in stopped and not backups):
+            return placed
+        if placed.primary not in stopped:
+            return replace(placed, backups=backups)
+        heir = _heir(view, backups, loads)
+        loads[heir] += 1
+        return Placement(heir, tuple(name for name in backups if name != heir), epoch)
+
+    return _placed(view, change)

@@ -24,11 +24,12 @@ from rcache.cluster.register import Revised
 from rcache.cluster.view import View
 from rcache.cluster.wishes import Asker, born, join
 from rcache.commands.exit_codes import ExitCode
-from rcache.commands.joining import EMBEDDED, Finder, keep_seen_view, node_here, settings_of, where_of
+from rcache.commands.joining import EMBEDDED, Finder, node_here, settings_of, where_of
 from rcache.commands.options import BUCKETS_DEFAULT, WORKER_THREADS_DEFAULT, ServerOptions
 from rcache.commands.recovering import (
     SYNC_WAIT_S,
     StartWatch,
+    let_go,
     load,
     make_durable,
     recover_here,
@@ -37,6 +38,8 @@ from rcache.commands.recovering import (
     restore_here,
     trim_to_limit,
 )
+from rcache.commands.restore_joined import JoinedRestore, warn_of_unfinished
+from rcache.commands.seen_view import keep_seen_view
 from rcache.commands.start_failed import StartFailed
 from rcache.engine.bodies import make_engine
 from rcache.engine.clock import NodeClock
@@ -47,6 +50,7 @@ from rcache.records.reader import DataDamaged
 from rcache.server.node_answers import Standing
 from rcache.server.notify import watchdog_interval_s
 from rcache.server.service import Parts, Service
+from rcache.server.steering import early_steering
 from rcache.stream.append_log import AppendLog
 from rcache.stream.applied import AppliedStream
 from rcache.stream.checkpoints import CheckpointConfig, Checkpointer
@@ -55,7 +59,8 @@ from rcache.stream.log_terms import AppendLogConfig, LogHooks
 from rcache.stream.policy import FsyncPolicy
 from rcache.stream.recovery import Recovered
 from rcache.stream.register import FileRegister
-from rcache_client.address import Address
+from rcache.stream.terms import Terms
+from rcache_client.address import Address, parse_address
 from rcache_client.handshake import Greeter
 from rcache_client.wire.opcodes import ANY_CLUSTER, Role
 
@@ -82,9 +87,12 @@ class Assembly:
         self._given = given
         self._watch = watch
         self._began = time.monotonic()
-        self._standing = Standing()
+        self._terms = _open_terms(options)
+        self._standing = Standing(terms=self._terms)
         self._here = options.advertise or Address(*given.sock.getsockname()[:2])
         self._own = _open_register(options)
+        self._begun_empty: list[int] = []
+        self._restore: JoinedRestore | None = None
 
     def run(self) -> Service:
         """A member that is recovered and durable in its new epoch. Raises `StartFailed`."""
@@ -107,14 +115,22 @@ class Assembly:
         found = finder.find(joined=known is not None and known.joined)
         if found.view is not None:
             finder.demand_fit(found.view)
-            if options.restore is not None and set(found.view.nodes) - {options.name}:
-                why = "--restore: this node joins a cluster; put the files into it with rcache-replay FILE --into HOST:PORT"
-                raise StartFailed(ExitCode.WRONG_USE, why)
+            if set(found.view.nodes) - {options.name}:
+                self._prepare_restore(is_new=known is None)
         self._identity = _be_somebody(options, data_dir, found.view)
         if found.view is not None:
             finder.demand_name(found.view, self._identity.data_dir_id)
         self._found = found
         self._greeter = _greeter(options, self._identity)  # from here on of this cluster only
+
+    def _prepare_restore(self, *, is_new: bool) -> None:
+        """What --restore brings goes into the cluster that this node joins, once it is up."""
+        options = self._options
+        if options.restore is None:
+            warn_of_unfinished(options.data_dir)
+            return
+        self._restore = JoinedRestore(options.restore, options.data_dir, self._watch)
+        self._restore.prepare(is_new=is_new)
 
     def _finder(self, identity: Identity | None) -> Finder:
         greeter = _greeter(self._options, identity)
@@ -181,6 +197,7 @@ class Assembly:
             except OSError as error:
                 why = f"cannot listen on {options.listen}: {error.strerror}"
                 raise StartFailed(ExitCode.CANNOT_LISTEN, why) from None
+            self._standing.steer = early_steering(self._standing, options.name, self._greeter)
 
     def _settle_register(self) -> None:
         """Who keeps the embedded register, and that it is the newest."""
@@ -209,9 +226,10 @@ class Assembly:
             finder = self._finder(identity)
             self._joined = finder.agree(found, self._join)
             alone = self._joined.view.primaries_of(options.name)
+            self._begun_empty = sorted(set(range(identity.buckets)) - set(alone))
             self._recovered = recover_here(options, self._given.data_dir, self._watch, alone)
             _demand_newer(self._joined.view, self._recovered)
-        self._standing.view = self._joined.view
+        self._standing.learn(self._joined.view)
         keep_seen_view(options.data_dir, self._standing.where, self._joined.view)
 
     def _join(self, view: View, asker: Asker) -> View:
@@ -242,10 +260,12 @@ class Assembly:
         load(options, recovered, engine, watch)
         if log is not None:
             _start_log(log, recovered, view.epoch)
+        if self._applied is not None and self._begun_empty and recovered.place.number > 1:
+            let_go(self._applied, self._begun_empty, self._clock.now_ms())
         self._service.next_segment = recovered.place.number
         for bucket in view.primaries_of(options.name):  # the view may be later than the one that this node joined by
             engine.open_buckets([bucket], view.placements[bucket].opened, identity.incarnation, identity.node)
-        restored = restore_here(options, engine, log, data_dir, watch)
+        restored = restore_here(options, engine, log, data_dir, watch) if self._restore is None else 0
         trim_to_limit(options, engine)
         make_durable(data_dir, log, view.epoch)
         if self._checkpointer is not None:
@@ -268,9 +288,21 @@ class Assembly:
             log=self._log,
             applied=self._applied,
             next_incarnation=lambda: node_here(data_dir.begin_incarnation().incarnation, here, data_dir_id),
+            terms=self._terms if self._is_embedded else None,
         )
         self._service.keep_view = lambda seen: keep_seen_view(directory, where, seen)
         self._service.admit(Member(member, self._joined), self._own if self._is_embedded else None)
+        if self._restore is not None:
+            self._service.finish_start = self._put_restored
+
+    def _put_restored(self) -> None:
+        assert self._restore is not None
+        member = self._service.member
+        nodes = member.view.nodes.values() if member is not None else ()
+        servers = [Address(*self._service.address), *(parse_address(node.address) for node in nodes)]
+        cluster_id = bytes.fromhex(self._identity.cluster_id)
+        restored = self._restore.put(list(dict.fromkeys(servers)), self._options.secret, cluster_id)
+        self._service.recovery["restored"] = restored
 
 
 def _demand_newer(view: View, recovered: Recovered) -> None:
@@ -307,6 +339,15 @@ def _greeter(options: ServerOptions, identity: Identity | None) -> Greeter:
 def _open_register(options: ServerOptions) -> FileRegister:
     try:
         return FileRegister(options.data_dir)
+    except DataDamaged as error:
+        raise StartFailed(ExitCode.DAMAGED_FILE, str(error)) from None
+    except OSError as error:
+        raise StartFailed(ExitCode.APPEND_LOG_FAILED, f"--data-dir: {error}") from None
+
+
+def _open_terms(options: ServerOptions) -> Terms:
+    try:
+        return Terms(options.data_dir)
     except DataDamaged as error:
         raise StartFailed(ExitCode.DAMAGED_FILE, str(error)) from None
     except OSError as error:

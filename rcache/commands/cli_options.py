@@ -321,7 +321,7 @@ def _add_renew(parser: _Parser) -> None:
 def _add_takeover(parser: _Parser) -> None:
     stopped = "a node that you know is stopped and will not come back; repeatable"
     kind, name = values.node_name, "--is-stopped"
-    parser.add_argument(name, dest="stopped", type=kind, action="append", required=True, metavar="NODE", help=stopped)
+    parser.add_argument(name, dest="stopped", type=kind, action="append", default=[], metavar="NODE", help=stopped)
     old = "go on from backups that may lack what a stopped primary acknowledged alone"
     parser.add_argument("--accept-old", action="store_true", help=old)
 

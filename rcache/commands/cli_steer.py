@@ -145,12 +145,17 @@ def renew(options: CliOptions, door: Door) -> Answer:
 
 def takeover(options: CliOptions, door: Door) -> Answer:
     answer = _order(door, "takeover", stopped=list(options.stopped), accept_old=options.accept_old)
-    old, away = answer["old"], answer["away"]
+    old, shared, away = answer["old"], answer["shared"], answer["away"]
     what = f"{show_count(len(old), 'bucket')}, whose primary is stopped, may have been changed without their backups"
     if not answer["taken"]:
         advice = "Nothing was changed. Start what is stopped, or go on from the backups with --accept-old"
         return Answer(answer, code=CliExit.REFUSED, complaint=f"{what}: {show_ranges(old)}\n{advice}")
     lines = [f"{door.server} keeps the register in place of {answer['from']}, from epoch {answer['epoch']} on"]
+    if shared:
+        lines.append(
+            f"{show_count(len(shared), 'bucket')} go on without a backup that is stopped: if it was cut off from their primary"
+            f" before it stopped, it may have changed them alone: {show_ranges(shared)}"
+        )
     if old:
         lines.append(f"{what}; the backups take over: {show_ranges(old)}")
     if away:

@@ -1,13 +1,13 @@
 """Coming into a cluster: finding it, settling who keeps its register, and the view that this node joins by.
 
-What it is: what a start does between locking its data directory and serving anything.
+What it is: what a start does between locking its data directory and serving anything (with `confirming`).
 Which thread runs it: the main thread. It blocks: for each node that is asked (ASK_S), for a majority that knows the register's
 term, and for the register to answer; a signal ends each of these waits.
 What it owns: nothing that lasts. What it must not know: engines, logs.
 
-A node that finds nobody and keeps no register begins nothing by itself if it was told of others: exit code 3. The register's
-holder answers for it after a restart only when a majority of its last view's nodes know no newer one (an operator may have
-given it to another meanwhile); while it waits it answers VIEW, so a cluster that starts from cold in any order comes together.
+A node that finds nobody and keeps no register begins nothing by itself if it was told of others: exit code 3. While it waits,
+for a majority or for the register, it answers VIEW and questions of term, so a cluster that starts from cold in any order comes
+together.
 """
 
 from __future__ import annotations
@@ -17,35 +17,26 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from loguru import logger
 
 from rcache.agreement.embedded import EmbeddedRegister
 from rcache.agreement.etcd import EtcdRegister
 from rcache.cluster.register import Register, RegisterFailed, RegisterUnreachable, Revised
-from rcache.cluster.view import BadView, Node, NodeState, Settings, View, decode_view, encode_view
+from rcache.cluster.view import BadView, Node, NodeState, Settings, View, decode_view
 from rcache.cluster.wishes import Asker, WishRefused
+from rcache.commands.confirming import ASK_S, RETRY_S, TAKEOVER, TELL_EVERY_S, Confirming, ask_node, held_by, others_of
 from rcache.commands.exit_codes import ExitCode
 from rcache.commands.options import ServerOptions
+from rcache.commands.seen_view import read_seen_view, seen_where
 from rcache.commands.start_failed import StartFailed
 from rcache.peers.line import Line, PeerUnreachable
 from rcache.server.node_answers import Standing
-from rcache.stream.disk import Disk, replace_file
 from rcache.stream.policy import FsyncPolicy
 from rcache.stream.register import FileRegister
 from rcache_client.address import Address, parse_address
 from rcache_client.handshake import Greeter
-from rcache_client.wire.opcodes import Opcode, Status, status_name
-
-SEEN_VIEW_FILE = "view"
-"""The newest view that this node has carried out: whom to look for after a restart."""
-
-ASK_S = 2.0
-"""How long each node that is asked has to answer."""
-
-RETRY_S = 0.2
-TELL_EVERY_S = 5.0
+from rcache_client.wire.opcodes import Opcode
 
 EMBEDDED = "embedded"
 ETCD = "etcd"
@@ -65,10 +56,6 @@ class Found:
     heard: bool
 
 
-def _never() -> None:
-    """No signal is looked for."""
-
-
 class Finder:
     """Finds the cluster. `here`: how others reach this node; `look` raises where the start is to be given up."""
 
@@ -79,7 +66,7 @@ class Finder:
         greeter: Greeter,
         standing: Standing,
         here: Address,
-        look: Callable[[], None] = _never,
+        look: Callable[[], None] = lambda: None,
     ) -> None:
         self._options = options
         self._own = own
@@ -87,6 +74,7 @@ class Finder:
         self._standing = standing
         self._here = here
         self._look = look
+        standing.name, standing.own = options.name, own
 
     # --- finding
 
@@ -95,36 +83,31 @@ class Finder:
         elsewhere. Raises `StartFailed`, with NO_NODE_ANSWERED where nodes were given, or are known, and none did, and this
         disk and etcd know of no register either. (A second cluster is born from the files of a node of the first.)"""
         options = self._options
-        held = self._held()
+        held = held_by(self._own)
         seen = _newest([held, read_seen_view(options.data_dir)])
         self._standing.view = seen
         troubles: list[PeerUnreachable] = []
         answer = self._first_answer([*options.node, *_addresses(seen, options.name)], troubles)
         if answer is not None:
             where, view = answer
-            self._standing.view = _newest([seen, view])
+            self._standing.learn(view)
             return self._found(where, heard=True)
         if options.etcd:
             return self._found(_etcd_words(options), heard=False)
         if options.node and (held is None or _code_of(troubles) is ExitCode.WRONG_USE):
-            raise StartFailed(_code_of(troubles), "no node could be joined: " + "; ".join(map(str, troubles)))
+            why = "no node could be joined: " + "; ".join(map(str, troubles))
+            if seen is not None:
+                why += f". Without --node this node waits for those it knew, and can be told to go on: {TAKEOVER}"
+            raise StartFailed(_code_of(troubles), why)
         if options.node:
             logger.warning("no node answered ({}); this node keeps the register itself", "; ".join(map(str, troubles)))
         if held is None and seen is not None and not options.node:
             logger.warning("nobody of this node's cluster answers ({}); it waits for them", "; ".join(map(str, troubles)))
-            return self._found(_seen_where(options.data_dir), heard=False)
+            return self._found(seen_where(options.data_dir), heard=False)
         if held is None and (seen is not None or joined):
             why = "; ".join(map(str, troubles)) or "it knows no address of another node; give --node"
             raise StartFailed(_code_of(troubles), f"this node is of a cluster of which nobody answers: {why}")
         return self._found(EMBEDDED, heard=False)
-
-    def _held(self) -> View | None:
-        """What this node's own register holds."""
-        try:
-            held = self._own.read()
-        except RegisterFailed as error:
-            raise StartFailed(ExitCode.APPEND_LOG_FAILED, str(error)) from None
-        return held.view if held is not None else None
 
     def _first_answer(self, addresses: Iterable[Address], troubles: list[PeerUnreachable]) -> tuple[str, View] | None:
         for address in dict.fromkeys(addresses):
@@ -132,22 +115,16 @@ class Finder:
                 continue
             self._look()
             try:
-                return self._ask_view(address)[:2]
+                return self._ask_view(address)
             except PeerUnreachable as error:
                 troubles.append(error)
         return None
 
-    def _ask_view(self, address: Address) -> tuple[str, View, str]:
-        """Where views are agreed, the view, as that node knows them, and its name. Raises `PeerUnreachable`."""
-        line = Line(address, self._greeter, ASK_S)
+    def _ask_view(self, address: Address) -> tuple[str, View]:
+        """Where views are agreed, and the view, as that node knows them. Raises `PeerUnreachable`."""
+        (where, text), _ = ask_node(address, self._greeter, Opcode.VIEW, 0)
         try:
-            status, values = line.ask(Opcode.VIEW, 0, timeout_s=ASK_S)
-        finally:
-            line.close()
-        if status != Status.OK:
-            raise PeerUnreachable(f"{address}: {status_name(status)}: {values[-1]}", not_sent=True)
-        try:
-            return values[0], decode_view(values[1]), line.welcome.node_name if line.welcome is not None else ""
+            return where, decode_view(text)
         except BadView as error:
             raise PeerUnreachable(f"{address}: {error}", not_sent=True, unwelcome=True) from None
 
@@ -162,7 +139,8 @@ class Finder:
                 ExitCode.WRONG_USE, f"--etcd: this cluster agrees by a register of its own ({where}), not by etcd"
             )
         else:
-            register = EmbeddedRegister(self._own, self._options.name, self.manager, self._greeter)
+            assert self._standing.terms is not None
+            register = EmbeddedRegister(self._own, self._options.name, self.manager, self._greeter, self._standing.terms)
         return Found(register, where, self._standing.view, heard)
 
     def manager(self) -> tuple[str, str]:
@@ -175,43 +153,8 @@ class Finder:
     # --- the register's holder after a restart
 
     def confirm_register(self) -> None:
-        """Where this node keeps the register by the newest view it knows: wait until a majority of that view's nodes was heard,
-        and go by the newest view among them. Blocks; a signal ends it. Raises `StartFailed`."""
-        told_at = time.monotonic()
-        while (view := self._standing.view) is not None and view.manager == self._options.name:
-            heard = 1
-            for name, address in _others(view, self._options.name):
-                self._look()
-                with contextlib.suppress(PeerUnreachable):
-                    _, theirs, who = self._ask_view(address)
-                    if theirs.cluster_id == view.cluster_id and who == name:
-                        heard += 1
-                        self._standing.view = _newest([self._standing.view, theirs])
-            newest = self._standing.view
-            if newest is not view:
-                continue  # it may be of other nodes, and of another holder
-            if heard * 2 > len(view.nodes):
-                self._adopt(view)
-                return
-            if time.monotonic() - told_at > TELL_EVERY_S:
-                told_at = time.monotonic()
-                logger.warning(
-                    "this node keeps the register, and waits for a majority of {} nodes to say that they know no newer view; {}"
-                    " answered. If the others are gone for good: rcache-cli takeover",
-                    len(view.nodes),
-                    heard,
-                )
-            time.sleep(RETRY_S)
-
-    def _adopt(self, view: View) -> None:
-        """What is newest is this node's register."""
-        held = self._held()
-        if held is None or held.epoch < view.epoch:
-            logger.warning(
-                "the register in the data directory is older than what others know; it goes on from epoch {}", view.epoch
-            )
-            self._own.begin(view)
-        self._standing.register = self._own
+        """See `confirming`. Blocks; a signal ends it. Raises `StartFailed`."""
+        Confirming(self._own, self._standing, self._greeter, lambda: self._look()).run()  # noqa: PLW0108 (it may change)
 
     def found_again(self, found: Found) -> Found:
         """After `confirm_register`: with what is known by now."""
@@ -242,7 +185,8 @@ class Finder:
             except (RegisterUnreachable, RegisterFailed) as error:
                 if time.monotonic() - told_at > TELL_EVERY_S:
                     told_at = time.monotonic()
-                    logger.warning("waiting for the register: {}", error)
+                    advice = f". If who keeps it is gone for good: {TAKEOVER}" if found.where == EMBEDDED else ""
+                    logger.warning("waiting for the register: {}{}", error, advice)
                 time.sleep(RETRY_S)
                 self._hear_of_newer()
             except WishRefused as error:
@@ -253,7 +197,7 @@ class Finder:
         held = found.register.read()
         if held is None:
             raise RegisterUnreachable("it holds no view yet")
-        self._standing.view = held.view
+        self._standing.learn(held.view)
         self.demand_fit(held.view)
         return held
 
@@ -262,8 +206,7 @@ class Finder:
         view = self._standing.view
         for address in _addresses(view, self._options.name):
             with contextlib.suppress(PeerUnreachable):
-                _, theirs, _ = self._ask_view(address)
-                self._standing.view = _newest([self._standing.view, theirs])
+                self._standing.learn(self._ask_view(address)[1])
 
     def demand_fit(self, view: View) -> None:
         """What belongs to the cluster may not be said otherwise here. Raises `StartFailed`."""
@@ -343,29 +286,6 @@ def node_here(incarnation: int, here: Address, data_dir_id: str) -> Node:
     return Node(incarnation, str(here), data_dir_id)
 
 
-def keep_seen_view(directory: Path, where: str, view: View, disk: Disk | None = None) -> None:
-    """Remember a view, and where views are agreed: a line each. What cannot be written is told, and costs no more than a
-    longer search after a restart."""
-    try:
-        replace_file(disk or Disk(), directory / SEEN_VIEW_FILE, where.encode() + b"\n" + encode_view(view) + b"\n")
-    except OSError as error:
-        logger.warning("the view could not be remembered: {}", error)
-
-
-def read_seen_view(directory: Path) -> View | None:
-    try:
-        return decode_view((directory / SEEN_VIEW_FILE).read_bytes().partition(b"\n")[2])
-    except FileNotFoundError:
-        return None
-    except (OSError, BadView) as error:
-        logger.warning("{}: {}", directory / SEEN_VIEW_FILE, error)
-        return None
-
-
-def _seen_where(directory: Path) -> str:
-    return (directory / SEEN_VIEW_FILE).read_bytes().partition(b"\n")[0].decode()
-
-
 def _etcd_words(options: ServerOptions) -> str:
     return " ".join((ETCD, options.etcd_key, *options.etcd))
 
@@ -379,9 +299,5 @@ def _newest(views: Iterable[View | None]) -> View | None:
     return max((view for view in views if view is not None), key=lambda view: view.epoch, default=None)
 
 
-def _others(view: View, name: str) -> list[tuple[str, Address]]:
-    return [(other, parse_address(node.address)) for other, node in view.nodes.items() if other != name]
-
-
 def _addresses(view: View | None, name: str) -> list[Address]:
-    return [address for _, address in _others(view, name)] if view is not None else []
+    return [address for _, address in others_of(view, name)] if view is not None else []

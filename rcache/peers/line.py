@@ -42,6 +42,7 @@ class Line:
         self._connect_s = connect_s
         self._resolver = Resolver(address)
         self._connection: Connection | None = None
+        self._is_broken_off = False
 
     def ask(self, opcode: Opcode, *values: Any, timeout_s: float) -> tuple[int, Any]:
         """Ask, and return the answer's status and the values of its payload. Blocks up to `timeout_s`, after up to `connect_s`
@@ -60,6 +61,9 @@ class Line:
         if self._connection is None or self._connection.closed or self._connection.is_stale():
             self.close()
             self._connection = self._connect()
+            if self._is_broken_off:  # while it was made, when there was nothing to break
+                self.close()
+                raise PeerUnreachable(f"{self.address}: broken off", not_sent=True)
         return self._connection
 
     def detach(self) -> socket.socket:
@@ -69,7 +73,8 @@ class Line:
         return connected.detach()
 
     def break_off(self) -> None:
-        """Any thread: whoever waits for an answer gets an error instead."""
+        """Any thread: whoever waits for an answer gets an error instead, and a connection that is being made is not used."""
+        self._is_broken_off = True
         connection = self._connection
         if connection is not None:
             connection.break_off()

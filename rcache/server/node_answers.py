@@ -1,32 +1,43 @@
 """What a node answers to the other nodes, and to whoever asks for the view.
 
-What it is: the node opcodes of `docs/protocol.md`: heartbeats, records, sequences, and the register's three verbs; VIEW and
-STEER.
+What it is: the node opcodes of `docs/protocol.md`: heartbeats, records, sequences, the register's three verbs and its promise;
+VIEW and STEER.
 Which thread runs it: the worker of the connection that asks. It blocks where the opcode does: for a view, for the log, for a
 watch.
-What it owns: nothing. What it must not know: sockets; how views are carried out.
+What it owns: nothing. It may lock: the terms' lock. What it must not know: sockets; how views are carried out.
 
-Before this node is a member (it starts, or waits for its register) it answers VIEW, and the register's verbs if it keeps the
-register; what needs a member is to be asked again later.
+Before this node is a member (it starts, or waits for its register) it answers VIEW and questions of term, and the register's
+verbs if it keeps the register; what needs a member is to be asked again later.
+
+A register that was ceded is read from the file that ceded it for as long as that is there, whether this node is a member or
+still starts: it says who keeps it now. (The holder cedes to n2, and both are killed before n2 has the answer. n2 asks n1, the
+holder by all that it knows; n1, restarted, waits for n2. Neither would ever answer.)
 """
 
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rcache.cluster.register import Register, RegisterFailed, RegisterUnreachable, Revised
-from rcache.cluster.view import BadView, View, decode_view, encode_view
+from rcache.cluster.view import TERM_MAX, BadView, View, decode_view, encode_view
 from rcache.engine.contract import Gate
 from rcache.member.member import Member
 from rcache.peers.intake import Heading
+from rcache.stream.register import FileRegister
+from rcache.stream.terms import Promise, Terms
 from rcache_client.wire.grammar import REQUESTS, Layout
 from rcache_client.wire.opcodes import NODE_OPCODES, Opcode, Role, Status
 
 WATCH_S_MAX = 10.0
 """How long a watch may last; whoever wants to know more asks again."""
+
+HEARTBEAT_WAITS = 0.5
+"""So much of a lease a heartbeat of a newer view waits for that view. (The node that keeps the register has every view first:
+its heartbeats would be refused for that again and again while one view follows the other, and its leases run out.)"""
 
 
 class Refusal(Exception):
@@ -40,19 +51,38 @@ class Refusal(Exception):
 
 @dataclass(slots=True)
 class Standing:
-    """What this node is in its cluster so far. `view`: the newest it knows, None before the first; `member`: once it is one;
-    `register`: the one it keeps itself, while it may answer for it; `where`: where views are agreed, for those who join;
-    `steer`: what an operator's order does."""
+    """What this node is in its cluster so far. `name`: its own; `view`: the newest it knows, None before the first; `member`:
+    once it is one; `register`: the one it keeps itself, while it may answer for it; `own`: the register in its files, whoever
+    keeps it; `terms`: what it promised; `where`: where views are agreed, for those who join; `steer`: what an operator's order
+    does."""
 
+    name: str = ""
     where: str = ""
     view: View | None = None
     member: Member | None = None
     register: Register | None = None
+    own: FileRegister | None = None
+    terms: Terms | None = None
     steer: Callable[[dict[str, Any], float], dict[str, Any]] | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def newest(self) -> View | None:
         return self.member.view if self.member is not None else self.view
+
+    def learn(self, view: View) -> None:
+        """Any thread, before there is a member: this is a view of the cluster, perhaps the newest."""
+        with self.lock:
+            if self.view is None or self.view.epoch < view.epoch:
+                self.view = view
+
+    def newest_known(self) -> View | None:
+        """With what was followed and is not carried out yet, and what this node's own register holds. Raises `RegisterFailed`.
+        (The heir of a register has yet to hear of it, and the holder ceded it in its last write.)"""
+        held = self.own.read() if self.own is not None else None
+        followed = self.terms.followed if self.terms is not None else None
+        views = [self.newest, followed, held.view if held is not None else None]
+        return max((view for view in views if view is not None), key=lambda view: view.epoch, default=None)
 
 
 class NodeAnswers:
@@ -70,6 +100,7 @@ class NodeAnswers:
             Opcode.REGISTER_READ: self._register_read,
             Opcode.REGISTER_SET: self._register_set,
             Opcode.REGISTER_WATCH: self._register_watch,
+            Opcode.REGISTER_PROMISE: self._register_promise,
         }
 
     def gate_of(self, name: str) -> Gate | None:
@@ -118,7 +149,9 @@ class NodeAnswers:
     def _heartbeat(self, name: str, _budget_s: float, epoch: int, sender: int, receiver: int, beat: int) -> tuple[Any, ...]:
         member = self._member()
         self._demand_incarnation(member, receiver)
-        status, granted_ns = member.answer_heartbeat(name, epoch, sender)
+        status, granted_ns = member.sessions.answer_heartbeat(name, epoch, sender)
+        if status is Status.VIEW_AHEAD and member.sessions.await_epoch(epoch, member.sessions.lease_s * HEARTBEAT_WAITS):
+            status, granted_ns = member.sessions.answer_heartbeat(name, epoch, sender)
         if status is Status.STALE_VIEW:
             raise Refusal(status, encode_view(member.view))
         if status is not Status.OK:
@@ -133,7 +166,7 @@ class NodeAnswers:
     @staticmethod
     def _await_epoch(member: Member, epoch: int) -> None:
         """Until that view was taken in here; the wait also ends where the node stops."""
-        if epoch > member.epoch and not (member.await_epoch(epoch) and epoch <= member.epoch):
+        if epoch > member.epoch and not (member.sessions.await_epoch(epoch) and epoch <= member.epoch):
             raise Refusal(Status.VIEW_AHEAD, f"this node goes by epoch {member.epoch}")
 
     def _records(
@@ -141,17 +174,17 @@ class NodeAnswers:
     ) -> tuple[Any, ...]:
         member = self._member()
         self._demand_incarnation(member, receiver)
-        neighbour = member.neighbour(name, sender)
+        neighbour = member.sessions.neighbour(name, sender)
         try:
             self._await_epoch(member, epoch)
         except Refusal:
             if neighbour is not None:
                 neighbour.intake.refuse(generation)  # or the next frame, which finds the view here, would leave a hole
             raise
-        neighbour = member.neighbour(name, sender)
+        neighbour = member.sessions.neighbour(name, sender)
         if neighbour is None:
             raise Refusal(Status.STALE_VIEW, encode_view(member.view))
-        taken = neighbour.intake.take(Heading(epoch, sender, receiver, generation), records, member.follows)
+        taken = neighbour.intake.take(Heading(epoch, sender, receiver, generation), records, member.sessions.follows)
         if taken.status is Status.STALE_VIEW:
             raise Refusal(Status.STALE_VIEW, encode_view(member.view))
         if taken.status is not Status.OK:
@@ -163,9 +196,9 @@ class NodeAnswers:
         member = self._member()
         self._demand_incarnation(member, receiver)
         self._await_epoch(member, epoch)
-        if member.neighbour(name, sender) is None or member.epoch > epoch:
+        if member.sessions.neighbour(name, sender) is None or member.epoch > epoch:
             raise Refusal(Status.STALE_VIEW, encode_view(member.view))
-        return (member.sequences_for(name),)
+        return (member.sessions.sequences_for(name),)
 
     # --- the register
 
@@ -175,14 +208,23 @@ class NodeAnswers:
             raise Refusal(Status.REGISTER_UNAVAILABLE, "this node does not answer for the register, or not yet")
         return register
 
-    def _asked(self, ask: Callable[[Register], Revised | None]) -> Revised | None:
+    def _asked(self, ask: Callable[[Register], Revised | None], register: Register | None = None) -> Revised | None:
         try:
-            return ask(self._register())
+            return ask(register or self._register())
         except (RegisterFailed, RegisterUnreachable) as error:
             raise Refusal(Status.REGISTER_UNAVAILABLE, str(error)) from None
 
     def _register_read(self, _name: str, _budget_s: float) -> tuple[Any, ...]:
-        return _told(self._asked(lambda register: register.read()))
+        return _told(self._ceded() or self._asked(lambda register: register.read()))
+
+    def _ceded(self) -> Revised | None:
+        """What the register in this node's files last held, where it says that another keeps it and this node answers for none:
+        see the module."""
+        own = self._standing.own
+        if self._standing.register is not None or own is None:
+            return None
+        held = self._asked(lambda _register: own.read(), own)
+        return held if held is not None and held.view.manager != self._standing.name else None
 
     def _demand_ours(self) -> None:
         """A register that was given to another, or taken over, agrees to nothing any more: two nodes would keep one each. Who
@@ -206,7 +248,29 @@ class NodeAnswers:
         return int(kept), *_told(now)
 
     def _register_watch(self, _name: str, budget_s: float, revision: int) -> tuple[Any, ...]:
+        ceded = self._ceded()
+        if ceded is not None and ceded.revision > revision:
+            return _told(ceded)
         return _told(self._asked(lambda register: register.watch(revision, min(budget_s or WATCH_S_MAX, WATCH_S_MAX))))
+
+    def _register_promise(self, _name: str, _budget_s: float, term: int, nonce: str) -> tuple[Any, ...]:
+        """Under the terms' lock: no view is followed between the promise and what is told with it. Term 0: it is only asked."""
+        standing, terms = self._standing, self._standing.terms
+        if terms is None or (standing.newest is not None and standing.newest.manager is None):
+            raise Refusal(Status.REGISTER_UNAVAILABLE, "etcd keeps the register of this cluster; nothing is promised")
+        if term > TERM_MAX:
+            raise Refusal(Status.BAD_ARGUMENT, f"term {term}; {TERM_MAX} is the last")
+        with terms.lock:
+            try:
+                view = standing.newest_known()
+                if view is None:
+                    raise Refusal(Status.VIEW_AHEAD, "this node has no view yet; try again")
+                if term and standing.register is not None and view.manager == standing.name:
+                    raise Refusal(Status.NOT_ALLOWED, f"{standing.name} keeps the register itself")
+                promised = term > 0 and terms.promise(Promise(term, nonce))
+            except RegisterFailed as error:
+                raise Refusal(Status.REGISTER_UNAVAILABLE, str(error)) from None
+            return int(promised), *terms.held, encode_view(view)
 
 
 def _told(revised: Revised | None) -> tuple[int, bytes]:

@@ -308,6 +308,7 @@ REQUESTS: dict[int, Layout | Group] = {
     Opcode.REGISTER_READ: EMPTY,
     Opcode.REGISTER_SET: Layout("register set", u64("revision"), rest("view")),
     Opcode.REGISTER_WATCH: Layout("register watch", u64("revision")),
+    Opcode.REGISTER_PROMISE: Layout("register promise", u32("term"), text16("nonce", 0, 64)),
 }
 """The payload of each request."""
 
@@ -335,6 +336,9 @@ _OK_REPLIES: dict[int, Layout | Group] = {
     Opcode.REGISTER_READ: Layout("register read reply", u64("revision"), rest("view")),
     Opcode.REGISTER_SET: Layout("register set reply", u8("kept", 0, 1), u64("revision"), rest("view")),
     Opcode.REGISTER_WATCH: Layout("register watch reply", u64("revision"), rest("view")),
+    Opcode.REGISTER_PROMISE: Layout(
+        "register promise reply", u8("promised", 0, 1), u32("term"), text16("nonce", 0, 64), rest("view")
+    ),
 }
 
 _CONDITION_REPLIES: dict[int, Layout] = {

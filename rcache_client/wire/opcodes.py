@@ -83,12 +83,13 @@ class Opcode(IntEnum):
     REGISTER_READ = 0x53
     REGISTER_SET = 0x54
     REGISTER_WATCH = 0x55
+    REGISTER_PROMISE = 0x56
 
 
 DATA_OPCODES = frozenset(op for op in Opcode if Opcode.GET <= op <= Opcode.DELETE_MANY)
 """Executed by the engine. Everything else is the control plane's."""
 
-NODE_OPCODES = frozenset(op for op in Opcode if Opcode.HEARTBEAT <= op <= Opcode.REGISTER_WATCH)
+NODE_OPCODES = frozenset(op for op in Opcode if Opcode.HEARTBEAT <= op <= Opcode.REGISTER_PROMISE)
 """What nodes say to each other; refused to whoever did not say HELLO as a node."""
 
 READ_OPCODES = frozenset({Opcode.GET, Opcode.INSPECT, Opcode.GET_MANY, Opcode.PING, Opcode.STATS, Opcode.VIEW})

@@ -12,8 +12,8 @@ import pytest
 from rcache.agreement import agreement as agreement_module
 from rcache.agreement.agreement import Agreement, Wish
 from rcache.cluster.register import RegisterFailed, RegisterUnreachable, Revised
-from rcache.cluster.view import BadView, View
-from rcache.cluster.wishes import Asker, pause, resume
+from rcache.cluster.view import BadView, Settings, View
+from rcache.cluster.wishes import Asker, pause, resume, set_settings
 from tests.cluster.harness import by, one
 from tests.contract.harness import PATIENCE_S, assert_stays, wait_until
 
@@ -221,6 +221,30 @@ def test_an_unsettled_change_that_another_overtook_is_made_anew(agreeing: Agreei
     assert [revision for revision, _ in agreeing.register.asked] == [1, 1, 1, 1, 2]
     nonces = {view.nonce for _, view in agreeing.register.asked}
     assert len(nonces) == 1, "it is the same wish"
+
+
+@pytest.mark.parametrize("others", [1, 3])
+def test_a_change_that_was_made_is_not_refused_because_others_came_after_it(agreeing: Agreeing, others: int) -> None:
+    """Invariant 3: the answer was lost, and by the time it is asked again the register is past it. What it wished is so, and
+    made anew it would be refused for that."""
+    paused = pause(FIRST, by("n2"), "another's", 5.0)
+    agreeing.register.keep(paused)
+    agreeing.register.script.append("lost")
+
+    def overtake() -> None:
+        held = agreeing.register.held
+        if len(agreeing.register.asked) == 1 and held is not None:
+            assert held.view.pause is None, "it was made"
+            view = held.view
+            for _ in range(others):
+                view = set_settings(view, by("n2"), Settings(backups=view.settings.backups + 1))
+            with agreeing.register._changed:  # the watch tells nobody of the views between
+                agreeing.register.held = Revised(view.epoch, view)
+
+    agreeing.register.before_set = overtake
+    agreeing.wish(resume)
+    assert agreeing.wait_settled() == [""]
+    assert len(same(agreeing.register.asked)) == 1
 
 
 # --- somebody was quicker

@@ -10,9 +10,10 @@ import pytest
 from rcache.agreement.embedded import EmbeddedRegister
 from rcache.cluster.register import RegisterFailed, RegisterUnreachable, Revised
 from rcache.cluster.view import BadView, View
-from rcache.cluster.wishes import cede_register, pause
+from rcache.cluster.wishes import cede_register, pause, take_over_register
 from rcache.server.node_answers import NodeAnswers, Refusal, Standing
 from rcache.stream.register import FileRegister
+from rcache.stream.terms import Promise, Terms
 from rcache_client.wire.frames import Request
 from rcache_client.wire.opcodes import Opcode, Role, Status
 from tests.cluster.harness import by, grown
@@ -34,7 +35,7 @@ class Manager:
         directory.mkdir()
         self.file = FileRegister(directory)
         self.file.begin(view)
-        self.standing = Standing(view=view, register=self.file)
+        self.standing = Standing(name="n1", view=view, register=self.file, own=self.file, terms=Terms(directory))
         self.answers = NodeAnswers(self.standing)
         self.listener = Answering(self.answer, "n1")
 
@@ -68,12 +69,19 @@ def own(tmp_path: Path) -> FileRegister:
     return FileRegister(tmp_path / "n2")
 
 
+@pytest.fixture
+def terms(tmp_path: Path) -> Terms:
+    """What the node under test promised."""
+    (tmp_path / "terms").mkdir()
+    return Terms(tmp_path / "terms")
+
+
 MakeRegister = Callable[..., EmbeddedRegister]
 
 
 @pytest.fixture
-def remote(manager: Manager, own: FileRegister) -> Iterator[EmbeddedRegister]:
-    register = EmbeddedRegister(own, "n2", lambda: ("n1", manager.address), greeter())
+def remote(manager: Manager, own: FileRegister, terms: Terms) -> Iterator[EmbeddedRegister]:
+    register = EmbeddedRegister(own, "n2", lambda: ("n1", manager.address), greeter(), terms)
     yield register
     register.close()
 
@@ -81,8 +89,8 @@ def remote(manager: Manager, own: FileRegister) -> Iterator[EmbeddedRegister]:
 # --- here
 
 
-def test_who_is_manager_asks_its_own_file(manager: Manager) -> None:
-    local = EmbeddedRegister(manager.file, "n1", lambda: ("n1", manager.address), greeter())
+def test_who_is_manager_asks_its_own_file(manager: Manager, terms: Terms) -> None:
+    local = EmbeddedRegister(manager.file, "n1", lambda: ("n1", manager.address), greeter(), terms)
     assert local.read() == Revised(FIRST.epoch, FIRST)
     view = next_of(FIRST)
     assert local.compare_and_set(FIRST.epoch, view) == (True, Revised(view.epoch, view))
@@ -94,10 +102,10 @@ def test_who_is_manager_asks_its_own_file(manager: Manager) -> None:
     local.close()
 
 
-def test_a_register_that_was_ceded_changes_nothing(manager: Manager) -> None:
+def test_a_register_that_was_ceded_changes_nothing(manager: Manager, terms: Terms) -> None:
     """Section 7: ceding is the holder's last write. It may not have taken that view in yet; what it is asked for then was asked
     of the heir."""
-    local = EmbeddedRegister(manager.file, "n1", lambda: ("n1", manager.address), greeter())
+    local = EmbeddedRegister(manager.file, "n1", lambda: ("n1", manager.address), greeter(), terms)
     ceded = cede_register(FIRST, by("n1"), "n2")
     assert local.compare_and_set(FIRST.epoch, ceded)[0]
     with pytest.raises(RegisterUnreachable, match="given to n2"):
@@ -162,9 +170,9 @@ def test_no_answer_is_unreachable_and_the_next_question_goes_on(remote: Embedded
 
 
 @pytest.mark.parametrize("revision", [1, 0])
-def test_what_is_no_view_is_told_apart_from_none(own: FileRegister, revision: int) -> None:
+def test_what_is_no_view_is_told_apart_from_none(own: FileRegister, revision: int, terms: Terms) -> None:
     listener = Answering(lambda _request: (Status.OK, (revision, b"no view")), "n1")
-    register = EmbeddedRegister(own, "n2", lambda: ("n1", str(listener.address)), greeter())
+    register = EmbeddedRegister(own, "n2", lambda: ("n1", str(listener.address)), greeter(), terms)
     if revision:
         with pytest.raises(RegisterFailed, match="what is no view"):
             register.read()
@@ -187,11 +195,13 @@ def test_closing_ends_whoever_waits_now_and_from_now_on(remote: EmbeddedRegister
 # --- a manager that moves
 
 
-def test_where_the_manager_moved_the_new_one_is_asked(manager: Manager, own: FileRegister, tmp_path: Path) -> None:
+def test_where_the_manager_moved_the_new_one_is_asked(
+    manager: Manager, own: FileRegister, tmp_path: Path, terms: Terms
+) -> None:
     ceded = cede_register(FIRST, by("n1"), "n2")
     other = Manager(tmp_path / "other", ceded)
     where = [("n1", manager.address)]
-    register = EmbeddedRegister(own, "n3", lambda: where[0], greeter())
+    register = EmbeddedRegister(own, "n3", lambda: where[0], greeter(), terms)
     assert register.read() == Revised(FIRST.epoch, FIRST)
     where[0] = ("n2", other.address)
     assert register.read() == Revised(ceded.epoch, ceded)
@@ -202,10 +212,10 @@ def test_where_the_manager_moved_the_new_one_is_asked(manager: Manager, own: Fil
     other.close()
 
 
-def test_who_became_manager_goes_on_with_its_own_file(manager: Manager, own: FileRegister) -> None:
+def test_who_became_manager_goes_on_with_its_own_file(manager: Manager, own: FileRegister, terms: Terms) -> None:
     """And who was, asks the heir."""
     where = [("n1", manager.address)]
-    register = EmbeddedRegister(own, "n2", lambda: where[0], greeter())
+    register = EmbeddedRegister(own, "n2", lambda: where[0], greeter(), terms)
     ceded = cede_register(FIRST, by("n1"), "n2")
     assert register.compare_and_set(FIRST.epoch, ceded)[0], "whoever asks it of the holder, who agrees"
     own.begin(ceded)
@@ -218,8 +228,91 @@ def test_who_became_manager_goes_on_with_its_own_file(manager: Manager, own: Fil
     register.close()
 
 
-def test_a_register_is_begun_in_the_own_file(own: FileRegister) -> None:
-    register = EmbeddedRegister(own, "n2", lambda: ("n2", ""), greeter())
+def test_a_register_is_begun_in_the_own_file(own: FileRegister, terms: Terms) -> None:
+    register = EmbeddedRegister(own, "n2", lambda: ("n2", ""), greeter(), terms)
     assert register.begin(FIRST) == Revised(FIRST.epoch, FIRST)
     assert own.read() == Revised(FIRST.epoch, FIRST)
     register.close()
+
+
+# --- after a promise to a takeover
+
+
+def test_after_a_promise_the_former_holder_is_followed_no_more(
+    remote: EmbeddedRegister, manager: Manager, terms: Terms
+) -> None:
+    """Section 7: nothing lower is followed; nothing is asked of it either, or it would be done behind the takeover's back."""
+    assert terms.promise(Promise(1, "a"))
+    for ask in (
+        remote.read,
+        lambda: remote.watch(FIRST.epoch - 1, 0.01),
+        lambda: remote.compare_and_set(FIRST.epoch, next_of(FIRST)),
+    ):
+        with pytest.raises(RegisterUnreachable, match="this node promised the takeover a of term 1"):
+            ask()
+    assert manager.file.read() == Revised(FIRST.epoch, FIRST)
+    assert terms.followed is None
+
+
+def test_what_the_register_said_before_a_promise_is_told_with_it(remote: EmbeddedRegister, terms: Terms) -> None:
+    assert remote.read() is not None
+    assert terms.followed == FIRST
+    view = next_of(FIRST)
+    assert remote.compare_and_set(FIRST.epoch, view)[0]
+    assert terms.followed == view
+    assert terms.promise(Promise(1, "a"))
+    assert remote.read() == Revised(view.epoch, view), "it was followed before, so the takeover goes on from it"
+
+
+def test_the_takeover_that_was_promised_is_followed(manager: Manager, own: FileRegister, terms: Terms, tmp_path: Path) -> None:
+    asker = by("n2")
+    taken = take_over_register(FIRST, asker, "n1")
+    other = Manager(tmp_path / "other", taken)
+    register = EmbeddedRegister(own, "n3", lambda: ("n2", other.address), greeter(), terms)
+    assert terms.promise(Promise(1, "another"))
+    with pytest.raises(RegisterUnreachable, match=f"by takeover {asker.nonce}"):
+        register.read()
+    assert terms.promise(Promise(2, asker.nonce))
+    with pytest.raises(RegisterUnreachable):
+        register.read()
+    later = take_over_register(FIRST, asker, "n1", 2)
+    other.file.begin(later)
+    assert register.read() == Revised(later.epoch, later)
+    register.close()
+    other.close()
+
+
+def test_what_was_asked_before_a_takeover_is_settled_by_it(
+    manager: Manager, own: FileRegister, terms: Terms, tmp_path: Path
+) -> None:
+    """Else a wish of the former term would be brought for ever, and no other after it."""
+    asker = by("n2")
+    taken = take_over_register(FIRST, asker, "n1")
+    other = Manager(tmp_path / "other", taken)
+    where = [("n1", manager.address)]
+    register = EmbeddedRegister(own, "n3", lambda: where[0], greeter(), terms)
+    assert register.read() == Revised(FIRST.epoch, FIRST)
+    wanted = next_of(FIRST)
+    assert terms.promise(Promise(1, asker.nonce))
+    with pytest.raises(RegisterUnreachable):
+        register.compare_and_set(FIRST.epoch, wanted)
+    where[0] = ("n2", other.address)
+    assert register.compare_and_set(FIRST.epoch, wanted) == (False, Revised(taken.epoch, taken))
+    assert other.file.read() == Revised(taken.epoch, taken)
+    register.close()
+    other.close()
+
+
+# --- a register that was ceded, at a node that starts
+
+
+def test_a_register_that_was_ceded_says_to_whom_while_its_node_starts(remote: EmbeddedRegister, manager: Manager) -> None:
+    """Its heir lost the answer, and knows of no other to ask; the node that ceded waits for the heir."""
+    ceded = cede_register(FIRST, by("n1"), "n2")
+    manager.file.compare_and_set(FIRST.epoch, ceded)
+    manager.standing.register = None
+    assert remote.read() == Revised(ceded.epoch, ceded)
+    assert remote.watch(FIRST.epoch, PATIENCE_S) == Revised(ceded.epoch, ceded)
+    for ask in (lambda: remote.watch(ceded.epoch, PATIENCE_S), lambda: remote.compare_and_set(ceded.epoch, next_of(ceded))):
+        with pytest.raises(RegisterUnreachable, match="REGISTER_UNAVAILABLE"):
+            ask()

@@ -15,8 +15,10 @@ from rcache.commands.options import ServerOptions, parse
 from rcache.commands.start_failed import StartFailed
 from rcache.server.node_answers import Standing
 from rcache.stream.register import FileRegister
+from rcache.stream.terms import Promise, Terms
 from rcache_client.address import Address
 from rcache_client.wire.frames import Request
+from rcache_client.wire.grammar import REQUESTS
 from rcache_client.wire.opcodes import Opcode, Status
 from tests.cluster.harness import node, one
 from tests.peers.harness import Answering, greeter
@@ -36,12 +38,16 @@ class Other:
     def __init__(self, name: str, view: View | None, where: str = "embedded") -> None:
         self.view = view
         self.where = where
+        self.promise = Promise()
         self.listener = Answering(self.answer, name)
 
     def answer(self, request: Request) -> tuple[Status, tuple[object, ...]]:
-        assert request.opcode == Opcode.VIEW
+        assert request.opcode in (Opcode.VIEW, Opcode.REGISTER_PROMISE)
         if self.view is None:
             return Status.VIEW_AHEAD, ("no view yet",)
+        if request.opcode == Opcode.REGISTER_PROMISE:
+            assert REQUESTS[request.opcode].decode(request.payload) == (0, ""), "it is only asked, nothing is to be promised"
+            return Status.OK, (0, *self.promise, encode_view(self.view))
         return Status.OK, (self.where, encode_view(self.view))
 
     @property
@@ -59,7 +65,7 @@ class Start:
         self.directory = directory
         self.options: ServerOptions = parse(["--name", "n1", "--data-dir", str(directory), *arguments], {})
         self.own = FileRegister(directory)
-        self.standing = Standing()
+        self.standing = Standing(terms=Terms(directory))
         self.looks = 0
         self.finder = Finder(self.options, self.own, greeter(), self.standing, HERE, self.look)
 

@@ -13,8 +13,10 @@ from rcache.cluster.register import Revised
 from rcache.cluster.view import NodeState, View
 from rcache.cluster.wishes import part, take_over_register
 from rcache.commands.exit_codes import ExitCode
-from rcache.commands.joining import Finder, Found, keep_seen_view
+from rcache.commands.joining import Finder, Found
+from rcache.commands.seen_view import keep_seen_view
 from rcache.commands.start_failed import StartFailed
+from rcache.stream.terms import Promise, Terms
 from rcache_client.handshake import Greeter
 from rcache_client.wire.opcodes import Role, Status
 from tests.cluster.harness import by, grown, one
@@ -226,7 +228,9 @@ def test_where_another_keeps_it_by_now_it_is_an_ordinary_node(tmp_path: Path, ot
     assert held.standing.view == taken
     assert held.finder.manager() == ("n2", there.address)
     assert one_of(held) == view, "its file stays as it was"
-    found = Found(EmbeddedRegister(held.own, "n1", held.finder.manager, greeter()), "embedded", view, heard=False)
+    found = Found(
+        EmbeddedRegister(held.own, "n1", held.finder.manager, greeter(), Terms(tmp_path)), "embedded", view, heard=False
+    )
     assert held.finder.found_again(found).view == taken
 
 
@@ -235,3 +239,65 @@ def test_who_does_not_keep_it_confirms_nothing(tmp_path: Path) -> None:
     begun.standing.view = replace(grown(2), manager="n2")
     begun.finder.confirm_register()
     assert begun.standing.register is None
+
+
+def test_who_promised_a_takeover_its_term_is_no_majority_for_the_former_holder(tmp_path: Path, other: MakeOther) -> None:
+    """It is the one by which that takeover goes on; it may be about to begin its register."""
+    view = grown(3)
+    listeners = [other("n2", None), other("n3", None)]
+    view = at(view, n2=listeners[0].address, n3=listeners[1].address)
+    for each in listeners:
+        each.view, each.promise = view, Promise(1, "a")
+    held = Held(tmp_path, view)
+    confirming = held.confirm()
+    assert_stays(lambda: not confirming.is_done, "the wait for others")
+    assert held.standing.register is None
+    listeners[0].promise = Promise()
+    confirming.result()
+    assert held.standing.register is held.own
+
+
+def test_who_promised_its_own_term_away_does_not_go_on_with_it(tmp_path: Path, other: MakeOther) -> None:
+    there = other("n2", None)
+    view = at(grown(2), n2=there.address)
+    there.view = view
+    held = Held(tmp_path, view)
+    assert held.standing.terms is not None
+    assert held.standing.terms.promise(Promise(1, "a"))
+    confirming = held.confirm()
+    wait_until(lambda: there.listener.connections > 3, "being asked again")
+    assert held.standing.register is None
+    there.view = taken = take_over_register(view, by("n2"), "n1")
+    confirming.result()
+    assert (held.standing.register, held.standing.view) == (None, taken)
+
+
+def test_another_takeover_of_the_same_term_does_not_count(tmp_path: Path, other: MakeOther) -> None:
+    """Each was said to be stopped when the other took over: two histories, which must not meet."""
+    view, there = grown(2), other("n2", None)
+    view = at(view, n2=there.address)
+    mine, theirs = take_over_register(view, by("n1"), "n1"), take_over_register(view, by("n2"), "n1")
+    there.view, there.promise = replace(theirs, epoch=theirs.epoch + 5), Promise(1, theirs.taken)
+    held = Held(tmp_path, mine)
+    confirming = held.confirm()
+    wait_until(lambda: there.listener.connections > 3, "being asked again")
+    there.promise = Promise()
+    asked = there.listener.connections
+    wait_until(lambda: there.listener.connections > asked + 3, "being asked again")
+    assert (held.standing.register, held.standing.view) == (None, mine)
+    there.view = mine
+    confirming.result()
+
+
+def test_what_this_node_takes_over_while_it_waits_ends_the_wait(tmp_path: Path) -> None:
+    """The others are gone for good: an operator has it go on in the next term."""
+    view = at(grown(2))
+    held = Held(tmp_path, view)
+    confirming = held.confirm()
+    assert_stays(lambda: not confirming.is_done, "the wait for others")
+    taken = take_over_register(view, by("n1"), "n1", None, {"n2"})
+    held.own.begin(taken)
+    held.standing.learn(taken)
+    held.standing.register = held.own
+    confirming.result()
+    assert held.standing.view == taken

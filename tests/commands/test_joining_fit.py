@@ -10,9 +10,9 @@ import pytest
 from rcache.cluster.register import RegisterUnreachable, Revised
 from rcache.cluster.view import View
 from rcache.cluster.wishes import Asker, join
-from rcache.commands import joining
 from rcache.commands.exit_codes import ExitCode
-from rcache.commands.joining import Found, keep_seen_view, node_here, read_seen_view
+from rcache.commands.joining import Found, node_here
+from rcache.commands.seen_view import SEEN_VIEW_FILE, keep_seen_view, read_seen_view
 from rcache.commands.start_failed import StartFailed
 from tests.cluster.harness import grown, one
 from tests.commands.joiner import HERE, MakeOther, MakeStart, at, one_of_n2, view_with_backups
@@ -157,6 +157,6 @@ def test_the_seen_view_is_kept_and_read(tmp_path: Path) -> None:
     view = grown(3)
     keep_seen_view(tmp_path, "embedded", view)
     assert read_seen_view(tmp_path) == view
-    (tmp_path / joining.SEEN_VIEW_FILE).write_bytes(b"embedded\nno view")
+    (tmp_path / SEEN_VIEW_FILE).write_bytes(b"embedded\nno view")
     assert read_seen_view(tmp_path) is None, "it costs a longer search, and no more"
     keep_seen_view(tmp_path / "nowhere", "embedded", view)

@@ -102,6 +102,7 @@ LIES: dict[str, tuple[bytes, Status]] = {
     "REGISTER_READ: with a revision": (lie(Opcode.REGISTER_READ, bytes(8)), Status.BAD_PAYLOAD),
     "REGISTER_SET: half a revision": (lie(Opcode.REGISTER_SET, bytes(4)), Status.BAD_PAYLOAD),
     "REGISTER_WATCH: with a view": (lie(Opcode.REGISTER_WATCH, bytes(8) + b"{}"), Status.BAD_PAYLOAD),
+    "REGISTER_PROMISE: cut in its nonce": (lie(Opcode.REGISTER_PROMISE, pack(">IH", 1, 2) + b"n"), Status.BAD_PAYLOAD),
 }
 
 
@@ -247,6 +248,7 @@ def between_nodes(
         (Opcode.REGISTER_READ, ()),
         (Opcode.REGISTER_SET, (1, b"{}")),
         (Opcode.REGISTER_WATCH, (0,)),
+        (Opcode.REGISTER_PROMISE, (63, "forged")),
     ]
 
 

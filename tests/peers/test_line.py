@@ -159,3 +159,14 @@ def test_its_socket_can_be_taken_from_it(listener: PeerListener) -> None:
     listener.greet()
     detaching.result().close()
     line.close()
+
+
+def test_a_line_that_was_broken_off_while_it_connects_is_not_used(listener: PeerListener) -> None:
+    """There was no connection to break when it was; without this its question would be waited for to the end."""
+    line = listener.line()
+    asking = Task(lambda: ask(line, 10 * PATIENCE_S))
+    accepted = listener.accept()
+    hello = next_request(accepted)
+    line.break_off()
+    accepted.answer(hello, Status.OK, payload=welcome())
+    assert "broken off" in str(unreachable(asking))

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rcache.cluster.register import RegisterFailed, RegisterUnreachable, Revised
-from rcache.cluster.view import BadView, View, decode_view, encode_view
-from rcache.cluster.wishes import leave
+from rcache.cluster.view import TERM_MAX, BadView, View, decode_view, encode_view
+from rcache.cluster.wishes import cede_register, leave, take_over_register
 from rcache.engine.gate import PlainGate
 from rcache.peers.intake import Heading, Taken
 from rcache.server.node_answers import WATCH_S_MAX, NodeAnswers, Refusal, Standing
+from rcache.stream.terms import Promise, Terms
 from rcache_client.wire.grammar import REQUESTS, BadPayload, Layout, reply_layout
 from rcache_client.wire.opcodes import NODE_OPCODES, Opcode, Role, Status
-from tests.cluster.harness import by, one
+from tests.cluster.harness import by, grown, one
 
 MINE, PEERS = 5, 3
 """The incarnations of this node, n1, and of the peer that asks, n2."""
@@ -65,10 +67,17 @@ class FakeMember:
         self.asked_sequences: list[str] = []
 
     @property
+    def sessions(self) -> FakeMember:
+        """What sessions ask."""
+        return self
+
+    @property
     def epoch(self) -> int:
         return self.view.epoch
 
-    def await_epoch(self, epoch: int) -> bool:
+    lease_s = 1.0
+
+    def await_epoch(self, epoch: int, _timeout_s: float = 1.0) -> bool:
         self.waits_for.append(epoch)
         self.view = self.comes or self.view
         return self.epoch >= epoch or self.stops
@@ -126,12 +135,15 @@ class FakeRegister:
 class Node:
     """A node with fakes for what it answers from, and n2 as who asks."""
 
-    def __init__(self) -> None:
+    def __init__(self, directory: Path) -> None:
         self.member = FakeMember()
         self.register = FakeRegister()
+        self.terms = Terms(directory)
         self.orders: list[tuple[dict[str, Any], float]] = []
         self.standing = Standing(
+            name="n1",
             where="embedded",
+            terms=self.terms,
             member=self.member,  # type: ignore[arg-type]
             register=self.register,  # type: ignore[arg-type]
             steer=self.steer,
@@ -168,8 +180,8 @@ class Node:
 
 
 @pytest.fixture
-def there() -> Node:
-    return Node()
+def there(tmp_path: Path) -> Node:
+    return Node(tmp_path)
 
 
 def sound(opcode: Opcode, epoch: int = 7, sender: int = PEERS, receiver: int = MINE) -> tuple[Any, ...]:
@@ -183,6 +195,7 @@ def sound(opcode: Opcode, epoch: int = 7, sender: int = PEERS, receiver: int = M
         Opcode.REGISTER_READ: (),
         Opcode.REGISTER_SET: (7, encode_view(next_view())),
         Opcode.REGISTER_WATCH: (6,),
+        Opcode.REGISTER_PROMISE: (0, ""),
     }[opcode]
 
 
@@ -336,7 +349,7 @@ def test_a_heartbeat_that_is_granted_nothing_is_told_why(there: Node, status: St
     refused, reason = there.refusal(Opcode.HEARTBEAT, *sound(Opcode.HEARTBEAT, epoch=9))
     assert refused is status
     assert "epoch 7" in reason
-    assert there.member.waits_for == [], "a heartbeat does not wait for views"
+    assert there.member.waits_for == ([9] if status is Status.VIEW_AHEAD else []), "for a moment, or leases run out"
 
 
 def test_records_are_taken_in_from_whom_the_view_names(there: Node) -> None:
@@ -494,3 +507,85 @@ def test_a_watch_ends_with_its_budget_and_never_later_than_its_bound(there: Node
 def test_a_watch_in_which_nothing_came_says_so(there: Node) -> None:
     there.register.in_time = False
     assert there.ask(Opcode.REGISTER_WATCH, 7) == (0, b"")
+
+
+def test_a_ceded_register_is_read_while_its_node_starts(there: Node) -> None:
+    """It waits for the heir, who may have lost the answer, and asks it."""
+    there.standing.member = there.standing.register = None
+    there.standing.own = own = FakeRegister(cede_register(grown(2, 4), by("n1"), "n2"))  # type: ignore[assignment]
+    assert own.held is not None
+    assert there.ask(Opcode.REGISTER_READ) == (own.held.revision, encode_view(own.held.view))
+    assert there.ask(Opcode.REGISTER_WATCH, 1)[0] == own.held.revision
+    assert there.refusal(Opcode.REGISTER_WATCH, own.held.revision)[0] is Status.REGISTER_UNAVAILABLE
+    assert there.refusal(Opcode.REGISTER_SET, *sound(Opcode.REGISTER_SET))[0] is Status.REGISTER_UNAVAILABLE
+    own.held = Revised(7, VIEW)
+    assert there.refusal(Opcode.REGISTER_READ)[0] is Status.REGISTER_UNAVAILABLE, "it is its own, and others may know better"
+
+
+# --- questions of term
+
+
+def ordinary(there: Node, view: View | None = None) -> View:
+    """This node is one that does not keep the register."""
+    there.member.view = view or replace(VIEW, nodes={**VIEW.nodes, "n3": VIEW.nodes["n1"]}, manager="n3")
+    return there.member.view
+
+
+def test_a_promise_is_kept_and_told_with_the_newest_view(there: Node) -> None:
+    view = ordinary(there)
+    assert there.ask(Opcode.REGISTER_PROMISE, 0, "") == (0, 0, "", encode_view(view)), "it was only asked"
+    assert there.ask(Opcode.REGISTER_PROMISE, 2, "a") == (1, 2, "a", encode_view(view))
+    assert Terms(there.terms.path.parent).held == Promise(2, "a"), "on the disk"
+    assert there.ask(Opcode.REGISTER_PROMISE, 2, "a")[:3] == (1, 2, "a"), "asked again, because the answer was lost"
+    for lower in ((1, "b"), (2, "b"), (1, "a"), (0, "")):
+        assert there.ask(Opcode.REGISTER_PROMISE, *lower)[:3] == (0, 2, "a")
+    assert there.ask(Opcode.REGISTER_PROMISE, 3, "b")[:3] == (1, 3, "b")
+
+
+def test_what_was_followed_and_is_not_carried_out_yet_is_told(there: Node) -> None:
+    view = ordinary(there)
+    newer = replace(view, epoch=view.epoch + 1)
+    assert there.terms.follow(newer) == ""
+    assert there.ask(Opcode.REGISTER_PROMISE, 1, "a")[3] == encode_view(newer)
+    newest = replace(view, epoch=view.epoch + 2)
+    there.standing.own = FakeRegister(newest)  # type: ignore[assignment]
+    assert there.ask(Opcode.REGISTER_PROMISE, 1, "a")[3] == encode_view(newest), "it ceded the register in it"
+
+
+def test_who_keeps_the_register_promises_nobody_its_term(there: Node) -> None:
+    status, reason = there.refusal(Opcode.REGISTER_PROMISE, 1, "a")
+    assert (status, reason) == (Status.NOT_ALLOWED, "n1 keeps the register itself")
+    assert there.terms.held == Promise()
+    there.standing.register = None  # it was restarted, and waits for a majority
+    assert there.ask(Opcode.REGISTER_PROMISE, 1, "a")[0] == 1
+
+
+def test_a_node_that_starts_promises_too(there: Node) -> None:
+    """Before it has a register, and before it is a member."""
+    there.standing.member = there.standing.register = None
+    assert there.refusal(Opcode.REGISTER_PROMISE, 1, "a")[0] is Status.VIEW_AHEAD
+    there.standing.learn(VIEW)
+    there.standing.learn(replace(VIEW, epoch=3))
+    assert there.ask(Opcode.REGISTER_PROMISE, 1, "a") == (1, 1, "a", encode_view(VIEW))
+
+
+def test_what_cannot_be_promised(there: Node) -> None:
+    ordinary(there)
+    assert there.refusal(Opcode.REGISTER_PROMISE, TERM_MAX + 1, "a")[0] is Status.BAD_ARGUMENT
+    ordinary(there, replace(VIEW, manager=None))
+    assert "etcd" in there.refusal(Opcode.REGISTER_PROMISE, 1, "a")[1]
+    ordinary(there)
+    there.standing.own = broken = FakeRegister()  # type: ignore[assignment]
+    broken.trouble = RegisterFailed("the disk")
+    assert there.refusal(Opcode.REGISTER_PROMISE, 1, "a") == (Status.REGISTER_UNAVAILABLE, "the disk")
+    there.standing.own = there.standing.terms = None
+    assert there.refusal(Opcode.REGISTER_PROMISE, 1, "a")[0] is Status.REGISTER_UNAVAILABLE
+
+
+def test_a_view_of_the_takeover_itself_forbids_its_term_to_others(there: Node) -> None:
+    view = grown(2, 4)
+    taken = take_over_register(view, by("n2"), "n1")
+    ordinary(there, taken)
+    assert there.terms.follow(taken) == ""
+    assert there.ask(Opcode.REGISTER_PROMISE, 1, "late")[0] == 0
+    assert there.ask(Opcode.REGISTER_PROMISE, 2, "next")[0] == 1

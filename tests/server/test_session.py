@@ -290,7 +290,7 @@ def sample_values(opcode: Opcode) -> list[Any]:
     """Values for any opcode whose payload is no group."""
     layout = REQUESTS[opcode]
     assert isinstance(layout, Layout)
-    return [b"" if field.string else max(field.low, 1) for field in layout.fields]
+    return ["" if field.text else b"" if field.string else max(field.low, 1) for field in layout.fields]
 
 
 @pytest.mark.parametrize("opcode", [*sorted(NODE_OPCODES), Opcode.VIEW, Opcode.STEER])

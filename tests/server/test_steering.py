@@ -2,184 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from rcache.cluster.leases import Peer
-from rcache.cluster.register import RegisterFailed, Revised
-from rcache.cluster.transition import faults_between
-from rcache.cluster.view import TERM_SHIFT, NodeState, Placement, Settings, View, encode_view
-from rcache.cluster.wishes import Asker, WishRefused
+from rcache.cluster.view import NodeState, Placement, Settings
 from rcache.commands import cli_options, options
-from rcache.member.member import Member
-from rcache.peers.books import LeaseBooks, boot_ns
-from rcache.peers.line import PeerUnreachable
-from rcache.server import steering
+from rcache.peers.books import boot_ns
+from rcache.server import orders
 from rcache.server.node_answers import Refusal
-from rcache.server.steering import Steering, changed_settings
+from rcache.server.orders import changed_settings
 from rcache.stream.policy import FsyncPolicy
-from rcache_client.address import Address, parse_address
-from rcache_client.wire.opcodes import Opcode, Status
-from tests.cluster.harness import grown, node, one, placed
-
-BUDGET_S = 30.0
-SOON_S = 0.1
-
-
-class Nodes:
-    """Every other node: what it answers, by its name; one that is not in `answers` does not."""
-
-    def __init__(self) -> None:
-        self.answers: dict[str, Any] = {}
-        self.at: dict[Address, str] = {}
-        self.asked: list[tuple[str, int]] = []
-
-    def line(self, address: Address, _greeter: object, _connect_s: float) -> ScriptedLine:
-        return ScriptedLine(self, self.at.get(address, ""))
-
-
-class ScriptedLine:
-    """A line to one of them."""
-
-    def __init__(self, nodes: Nodes, name: str) -> None:
-        self._nodes = nodes
-        self._name = name
-        self.welcome: SimpleNamespace | None = None
-
-    def connected(self) -> None:
-        if self._name not in self._nodes.answers:
-            raise PeerUnreachable("nobody listens there", not_sent=True, refused=True)
-        self.welcome = SimpleNamespace(node_name=self._name)
-
-    def ask(self, opcode: Opcode, *values: Any, timeout_s: float) -> tuple[int, Any]:
-        self._nodes.asked.append((self._name, opcode))
-        found = self._nodes.answers[self._name]
-        if isinstance(found, View):
-            return Status.OK, ("embedded", encode_view(found))
-        return cast(tuple[int, Any], found)
-
-    def close(self) -> None:
-        pass
-
-
-class Files:
-    """A register in this node's files."""
-
-    def __init__(self, fault: Exception | None = None) -> None:
-        self.held: View | None = None
-        self.fault = fault
-
-    def begin(self, view: View) -> Revised:
-        if self.fault is not None:
-            raise self.fault
-        self.held = view
-        return Revised(view.epoch, view)
-
-
-class FakeMember:
-    """A member whose wishes are agreed at once, and whose neighbours go by every view at once, but for those that lag."""
-
-    def __init__(self, view: View, name: str = "n1") -> None:
-        self.name = name
-        self.view = view
-        self.lagging: set[str] = set()
-        self.is_silent = False
-        self.books = LeaseBooks(view.settings)
-        self.parts = SimpleNamespace(own_register=Files(), greeter=None, log=None)
-        self.agreement = SimpleNamespace(unreachable="", learn=lambda revised: setattr(self, "view", revised.view))
-        self.departure = SimpleNamespace(on_told=None)
-        self.waiting: list[tuple[Callable[[View, Asker], View], Callable[[str], None]]] = []
-        self._nonces = itertools.count()
-
-    @property
-    def epoch(self) -> int:
-        return self.view.epoch
-
-    def wish(self, _what: str, make: Callable[[View, Asker], View], done: Callable[[str], None]) -> None:
-        if self.is_silent:
-            self.waiting.append((make, done))
-            return
-        self.settle(make, done)
-
-    def settle(self, make: Callable[[View, Asker], View], done: Callable[[str], None]) -> None:
-        try:
-            made = make(self.view, Asker(self.name, f"{next(self._nonces)}"))
-        except WishRefused as refused:
-            done(str(refused))
-            return
-        assert faults_between(self.view, made) == []
-        self.view = made
-        done("")
-
-    def neighbour(self, name: str, incarnation: int) -> SimpleNamespace | None:
-        found = self.view.nodes.get(name)
-        if found is None or found.incarnation != incarnation:
-            return None
-        return SimpleNamespace(peer=Peer(name, incarnation), heard_epoch=0 if name in self.lagging else self.epoch)
-
-
-class Play(SimpleNamespace):
-    """A member, its steering, the other nodes, and why this process was asked to stop."""
-
-    member: FakeMember
-    steer: Steering
-    nodes: Nodes
-    stops: list[str]
-
-    def order(self, verb: str, budget_s: float = BUDGET_S, **fields: Any) -> dict[str, Any]:
-        return self.steer({"verb": verb, "by": "anna@desk", **fields}, budget_s)
-
-    def refused(self, verb: str, budget_s: float = BUDGET_S, **fields: Any) -> tuple[Status, str]:
-        before = self.member.view
-        with pytest.raises(Refusal) as refused:
-            self.order(verb, budget_s, **fields)
-        assert self.member.view is before, "a refused order changes nothing"
-        return refused.value.status, str(refused.value.values[-1])
-
-
-def located(view: View) -> View:
-    """Every node at an address of its own."""
-    nodes = {name: replace(each, address=f"127.0.0.1:{number}") for number, (name, each) in enumerate(view.nodes.items(), 1)}
-    return replace(view, nodes=nodes)
-
-
-@pytest.fixture
-def nodes(monkeypatch: pytest.MonkeyPatch) -> Nodes:
-    scripted = Nodes()
-    monkeypatch.setattr(steering, "Line", scripted.line)
-    return scripted
-
-
-Plays = Callable[..., Play]
-
-
-@pytest.fixture
-def play(nodes: Nodes) -> Plays:
-    """A play of a view; every other node answers with it, unless it is silent."""
-
-    def begin(view: View, name: str = "n1", silent: tuple[str, ...] = ()) -> Play:
-        view = located(view)
-        nodes.at = {parse_address(each.address): other for other, each in view.nodes.items()}
-        nodes.answers = {other: view for other in view.nodes if other != name and other not in silent}
-        member, stops = FakeMember(view, name), []
-        return Play(member=member, steer=Steering(cast(Member, member), stops.append), nodes=nodes, stops=stops)
-
-    return begin
-
-
-def three(*placements: tuple[str | None, tuple[str, ...]]) -> View:
-    """Three nodes that are up, and what they have of four buckets."""
-    default = (("n1", ("n2",)), ("n1", ("n3",)), ("n2", ("n3",)), ("n3", ()))
-    made = [Placement(primary, backups, 1) for primary, backups in (placements or default)]
-    return placed(grown(3, len(made)), *made)
-
+from rcache_client.address import Address
+from rcache_client.wire.opcodes import Status
+from tests.cluster.harness import node
+from tests.server.steered import BUDGET_S, SOON_S, Nodes, Plays, three
 
 # --- any order
 
@@ -336,9 +178,9 @@ def test_settings_that_cannot_be_are_refused(play: Plays, given: dict[str, Any],
 
 def test_the_limits_are_those_of_the_options() -> None:
     theirs = (options.BACKUPS_MAX, options.LEASE_MIN_S, options.LEASE_MAX_S)
-    assert theirs == (steering.BACKUPS_MAX, steering.LEASE_MIN_S, steering.LEASE_MAX_S)
+    assert theirs == (orders.BACKUPS_MAX, orders.LEASE_MIN_S, orders.LEASE_MAX_S)
     assert theirs == (cli_options.BACKUPS_MAX, cli_options.LEASE_MIN_S, cli_options.LEASE_MAX_S)
-    assert cli_options.ACK_MAX_S == steering.ACK_MAX_S
+    assert cli_options.ACK_MAX_S == orders.ACK_MAX_S
 
 
 def test_fsync_always_is_refused_where_there_is_no_log(play: Plays, nodes: Nodes) -> None:
@@ -432,80 +274,3 @@ def test_lost_buckets_begin_again_at_this_node(play: Plays) -> None:
     now = cluster.member.view
     assert now.placements[1] == now.placements[3] == Placement("n1", (), now.epoch)
     assert "no bucket is lost" in cluster.refused("renew")[1]
-
-
-# --- takeover
-
-
-def test_the_register_goes_on_at_another_node_in_the_next_term(play: Plays) -> None:
-    heir = play(three(), name="n2", silent=("n1",))
-    old = heir.member.view
-    first = heir.order("takeover", stopped=["n1"])
-    assert (first["taken"], first["old"], first["away"]) == (False, [0, 1], [])
-    assert heir.member.view is old, "what may be old is not promoted unless somebody says so"
-    assert heir.member.parts.own_register.held is None
-    taken = heir.order("takeover", stopped=["n1"], accept_old=True)
-    now = heir.member.view
-    assert (taken["taken"], taken["from"], taken["behind"]) == (True, "n1", [])
-    assert (now.manager, now.term, now.epoch, now.placements) == ("n2", 1, 1 << TERM_SHIFT, old.placements)
-    assert heir.member.parts.own_register.held == now
-    assert faults_between(old, now) == []
-
-
-def test_where_nothing_can_be_old_nothing_need_be_accepted(play: Plays) -> None:
-    heir = play(three(("n2", ("n3",)), ("n1", ())), name="n2", silent=("n1",))
-    taken = heir.order("takeover", stopped=["n1"])
-    assert (taken["taken"], taken["old"], taken["away"]) == (True, [], [1])
-
-
-def test_a_takeover_goes_on_from_the_newest_view_that_anybody_knows(play: Plays, nodes: Nodes) -> None:
-    heir = play(three(), name="n2", silent=("n1",))
-    newer = replace(heir.member.view, epoch=heir.member.epoch + 5, nonce="newer")
-    nodes.answers["n3"] = newer
-    assert heir.order("takeover", stopped=["n1"], accept_old=True)["epoch"] == 1 << TERM_SHIFT
-    assert heir.member.parts.own_register.held is not None
-    assert nodes.asked.count(("n3", Opcode.VIEW)) == 2, "the nodes of the newer view are asked again"
-    ceded = replace(newer, manager="n3", epoch=newer.epoch + 1)
-    other = play(three(), name="n2", silent=("n1",))
-    nodes.answers["n3"] = ceded
-    assert "n3 keeps the register" in other.refused("takeover", stopped=["n1"], accept_old=True)[1]
-
-
-def test_a_takeover_is_refused_while_its_holder_may_go_on(play: Plays, nodes: Nodes) -> None:
-    assert "n1 is not stopped: it answers at 127.0.0.1:1" in play(three(), name="n2").refused("takeover", stopped=["n1"])[1]
-    silent = play(three(), name="n2", silent=("n1", "n3"))
-    assert "n3 may know a newer view; it does not answer" in silent.refused("takeover", stopped=["n1"])[1]
-    assert silent.order("takeover", stopped=["n1", "n3"], accept_old=True)["away"] == [1, 3]
-    half = play(three(), name="n2", silent=("n1",))
-    nodes.answers["n3"] = (Status.VIEW_AHEAD, ("no view yet",))
-    assert "n3 may know a newer view; it answers, but VIEW_AHEAD: no view yet" in half.refused("takeover", stopped=["n1"])[1]
-    nodes.answers["n3"] = (Status.OK, ("embedded", b"{}"))
-    assert "is no view" in half.refused("takeover", stopped=["n1"])[1]
-    nodes.answers["n3"] = replace(half.member.view, cluster_id="d2" * 16)
-    assert "is of another cluster" in half.refused("takeover", stopped=["n1"])[1]
-
-
-def test_a_takeover_of_what_cannot_be_taken_over(play: Plays) -> None:
-    assert "etcd keeps the register" in play(one(4, embedded=False)).refused("takeover", stopped=["n1"])[1]
-    heir = play(three(), name="n2", silent=("n1", "n3"))
-    assert "n2 is this node" in heir.refused("takeover", stopped=["n2"])[1]
-    assert "n9: not in the view" in heir.refused("takeover", stopped=["n9"])[1]
-    assert (
-        "keeps the register; only where it is stopped"
-        in play(three(), name="n2", silent=("n3",)).refused("takeover", stopped=["n3"])[1]
-    )
-    assert "which keeps the register already" in play(three(), silent=("n3",)).refused("takeover", stopped=["n3"])[1]
-    for stopped in (None, [], "n1", [1]):
-        assert heir.refused("takeover", stopped=stopped)[0] is Status.BAD_ARGUMENT
-
-
-@pytest.mark.parametrize("fault", [ValueError("there is one"), RegisterFailed("disk full")])
-def test_a_register_that_cannot_be_kept_is_not_taken_over(play: Plays, fault: Exception) -> None:
-    heir = play(three(("n2", ("n3",)), ("n2", ())), name="n2", silent=("n1",))
-    heir.member.parts.own_register.fault = fault
-    assert "this node cannot keep the register" in heir.refused("takeover", stopped=["n1"])[1]
-
-
-def test_a_node_that_nobody_could_ask_is_not_taken_for_stopped_by_a_takeover(play: Plays) -> None:
-    heir = play(three(), name="n2", silent=("n1", "n3"))
-    assert heir.refused("takeover", SOON_S, stopped=["n1", "n3"])[0] is Status.DEADLINE_PASSED

@@ -84,6 +84,7 @@ def test_the_payloads_that_end_in_a_rest() -> None:
         "reply REGISTER_READ OK",
         "reply REGISTER_SET OK",
         "reply REGISTER_WATCH OK",
+        "reply REGISTER_PROMISE OK",
     }
 
 
@@ -215,6 +216,7 @@ def test_what_nodes_say_to_each_other() -> None:
         Opcode.REGISTER_READ,
         Opcode.REGISTER_SET,
         Opcode.REGISTER_WATCH,
+        Opcode.REGISTER_PROMISE,
     } == NODE_OPCODES
     assert not NODE_OPCODES & (READ_OPCODES | DATA_OPCODES)
     assert Opcode.VIEW in READ_OPCODES
@@ -252,7 +254,7 @@ def test_a_status_from_the_future_is_known_by_its_class(status: int, expected: S
     assert status_class(status) is expected
 
 
-@pytest.mark.parametrize("opcode", [0x00, 0x05, 0x0F, 0x1E, 0x23, 0x3F, 0x45, 0x4F, 0x56, 0xFF])
+@pytest.mark.parametrize("opcode", [0x00, 0x05, 0x0F, 0x1E, 0x23, 0x3F, 0x45, 0x4F, 0x57, 0xFF])
 def test_an_ok_to_an_opcode_that_does_not_exist_is_refused(opcode: int) -> None:
     with pytest.raises(BadPayload, match="does not exist"):
         reply_layout(opcode, Status.OK)
