@@ -10,7 +10,7 @@ COMPILED := $(shell find rcache rcache_client -name "*.pyx" -o -name "*.pxd")
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run serve cluster test check format bench soak soak-loops sanitize clean
+.PHONY: help setup run serve cluster test check format bench soak prove soak-loops sanitize clean
 
 help: ## Say what there is
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -44,6 +44,9 @@ bench: $(STAMP) ## Measure beside Redis and memcached, about 20 minutes (ARGS="-
 
 soak: $(STAMP) ## Break a cluster of real processes for a minute, and check every answer (ARGS="--nodes 5 --manager etcd --seconds 3600")
 	$(BIN)/python -m soak.cluster $(ARGS)
+
+prove: $(STAMP) ## The same for several seeds, and a table (ARGS="--seeds 1,2,3 --report out --manager etcd --seconds 1800")
+	$(BIN)/python -m soak.prove $(ARGS)
 
 soak-loops: $(STAMP) ## One server: kill -9 and stop under load, 50 rounds of each (ARGS="--rounds 5 --seed 1")
 	$(BIN)/python -m soak.kill_loop --rounds 50 $(ARGS)

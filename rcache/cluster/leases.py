@@ -8,8 +8,16 @@ What it owns: the times. What it must not know: views, links, buckets, who is pr
 
 How it goes. P sends a heartbeat and notes when. B receives it, notes when, and answers with a grant: so many ns, counted from
 when P *sent*. So what P counts ends before what B counts, however long either was under way. B does not ask for what is P's
-before `grace` after it *received* the last heartbeat that it answered, or after it learnt of the view, whichever is later;
-grace is longer than a lease by more than the margin.
+before `grace` after it *received* the last heartbeat that it answered, or after it learnt of the view that says that P is to be
+heard of, whichever is later; grace is longer than a lease by more than the margin.
+
+Which view that is. One that names P, or this incarnation of it, for the first time, or that makes it primary of something that
+B has a copy of, where it was primary of no such thing before (`await_word`). Other views leave P's time as it was: they come as
+often as copies are counted in, and of a P that is dead nothing would be taken over until they end. But a heartbeat that comes
+by another view than B's is granted nothing, so views that come quickly could make a living P look silent. Therefore the first
+of each older view counts as a word of P (it is taking views in, one behind the other), and each of a newer one (it is B that is
+behind); further ones of the same older view do not (P goes on without what was agreed, and has to be taken for silent). None
+of this decides who may serve: that is what was granted (invariants 1 to 4), whatever view it was granted under (decision 0031).
 
 Invariants, with what each prevents:
 1. A lease ends at P no later than the grant does at B, by real time. (P serves on while B has taken over: two primaries.)
@@ -89,11 +97,14 @@ class HeldLeases:
 
 @dataclass(slots=True)
 class _Granted:
+    """`word_ns`: from when on the peer is silent: its last heartbeat that was granted something, or what else counts as its
+    word. `runs_out_ns`: when all grants to this name have run out for certain, by this clock (invariant 4). `older`: the newest
+    view by which it sent a heartbeat that was behind this node's."""
+
     incarnation: int
-    received_ns: int
-    """When the last heartbeat that was answered with a grant came in."""
-    runs_out_ns: int
-    """When all grants to this name have run out for certain, by this clock (invariant 4)."""
+    word_ns: int
+    runs_out_ns: int = 0
+    older: int = 0
     deciding: bool = False
 
 
@@ -102,7 +113,7 @@ class GivenGrants:
 
     def __init__(self, lease_ns: int, grace_ns: int, now_ns: int) -> None:
         self._granted: dict[str, _Granted] = {}
-        self._learnt_ns = now_ns
+        self._began_ns = now_ns
         self._lease_ns = self._grace_ns = 0
         self.set_lengths(lease_ns, grace_ns)
 
@@ -112,26 +123,36 @@ class GivenGrants:
             raise ValueError(f"a grace of {grace_ns} ns does not outlast a lease of {lease_ns} ns by the margin of clocks")
         self._lease_ns, self._grace_ns = lease_ns, grace_ns
 
-    def learn_view(self, now_ns: int) -> None:
-        """A view was taken in: whoever is somebody's primary from now on gets the whole grace to say so."""
-        self._learnt_ns = now_ns
+    def welcome(self, peer: Peer, now_ns: int) -> None:
+        """A view names this incarnation: from now on it is the one that is granted anything, and it has the whole grace to be
+        heard of. It need not be a higher one than that before it: a node that left may come back by another data directory,
+        which counts from 1."""
+        given = self._granted.setdefault(peer.name, _Granted(peer.incarnation, now_ns))
+        given.incarnation = peer.incarnation
+        given.word_ns = max(given.word_ns, now_ns)
 
-    def welcome(self, peer: Peer) -> None:
-        """A view names this incarnation: from now on it is the one that is granted anything. It need not be a higher one than
-        that before it: a node that left may come back by another data directory, which counts from 1."""
+    def await_word(self, name: str, now_ns: int) -> None:
+        """A view was learnt that makes this peer primary of what is here: it has the whole grace to say so."""
+        given = self._granted.setdefault(name, _Granted(0, now_ns))
+        given.word_ns = max(given.word_ns, now_ns)
+
+    def note_other_view(self, peer: Peer, epoch: int, now_ns: int, *, newer: bool) -> None:
+        """A heartbeat came by another view than this node's, an older or a newer one, and is granted nothing."""
         given = self._granted.get(peer.name)
-        if given is not None:
-            given.incarnation = peer.incarnation
+        if given is not None and given.incarnation == peer.incarnation and epoch > given.older:
+            given.word_ns = now_ns
+            if not newer:
+                given.older = epoch
 
     def grant(self, peer: Peer, now_ns: int) -> int:
         """What the answer to a heartbeat received now grants; 0: nothing, and then the answer must not grant (invariant 3)."""
         given = self._granted.get(peer.name)
         if given is None:
-            given = self._granted[peer.name] = _Granted(peer.incarnation, now_ns, 0)
+            given = self._granted[peer.name] = _Granted(peer.incarnation, now_ns)
         if given.deciding or peer.incarnation < given.incarnation:
             return 0
         given.incarnation = peer.incarnation
-        given.received_ns = now_ns
+        given.word_ns = now_ns
         given.runs_out_ns = max(given.runs_out_ns, now_ns + stretched(self._lease_ns))
         return self._lease_ns
 
@@ -139,16 +160,15 @@ class GivenGrants:
         """Whether a peer has not been heard of for so long that its buckets may be asked for. `broken`: the connection is,
         which proves nothing, but then no heartbeat is on its way any more, and only what was granted is waited for."""
         given = self._granted.get(name)
-        if broken and given is not None:
+        if broken and given is not None and given.runs_out_ns:
             return now_ns >= given.runs_out_ns
-        received_ns = given.received_ns if given is not None else 0
-        return now_ns >= max(received_ns, self._learnt_ns) + self._grace_ns
+        return now_ns >= (given.word_ns if given is not None else self._began_ns) + self._grace_ns
 
     def decide(self, name: str) -> None:
         """This node is about to ask for what is the peer's: nothing is granted to it until that is settled (invariant 3)."""
         given = self._granted.get(name)
         if given is None:
-            self._granted[name] = _Granted(0, 0, 0, deciding=True)
+            self._granted[name] = _Granted(0, 0, deciding=True)
         else:
             given.deciding = True
 

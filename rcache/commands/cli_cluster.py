@@ -198,12 +198,15 @@ def handoffs(_options: CliOptions, door: Door) -> Answer:
             complaints.append(f"{name}: {explain(error) if isinstance(error, RcacheError) else error}")
     table = _table("node", "copies under way", "frozen", "to open", "handed over", "lacking")
     links = _table("from", "to", "up", "bytes behind", "frames waiting", "filled", "rows", "sent to fill")
+    copies = _table("copies from", "to", "buckets whole", "items sent", "bytes sent", "for")
     for name, figures in told.items():
         counts = (f"{figures.get(each, 0):,}" for each in _UNDER_WAY)
         lacking = sum(placed.primary == name for placed in map(view.placements.__getitem__, view.lacking()))
         table.add_row(f"  {name}", *counts, f"{lacking:,}")
         for other, link in figures.get("links", {}).items():
             links.add_row(f"  {name}", other, *_link_cells(link))
+            if filling := link.get("filling"):
+                copies.add_row(f"  {name}", other, *_filling_cells(filling))
     fields = {
         "server": door.server,
         "epoch": view.epoch,
@@ -211,7 +214,10 @@ def handoffs(_options: CliOptions, door: Door) -> Answer:
         "nodes": {name: {each: figures.get(each) for each in (*_UNDER_WAY, "links")} for name, figures in told.items()},
     }
     code = CliExit.IN_PART if complaints else CliExit.DONE
-    return Answer(fields, Group(_heading(door, view), table, Text(), links), code, "\n".join(complaints))
+    shown: list[RenderableType] = [_heading(door, view), table, Text()]
+    if copies.row_count:
+        shown += [copies, Text()]
+    return Answer(fields, Group(*shown, links), code, "\n".join(complaints))
 
 
 def _cluster_stats(door: Door, address: str) -> dict[str, Any]:
@@ -224,9 +230,17 @@ def _link_cells(link: dict[str, Any]) -> list[str]:
     return ["yes" if up else "no", show_size(behind), f"{waiting:,}", f"{filled:,}", f"{rows:,}", show_size(sent)]
 
 
+def _filling_cells(filling: dict[str, Any]) -> list[str]:
+    """How far the copies are that one node is making at another. How many items a bucket has is not counted, but about the
+    same for all."""
+    buckets = f"{filling['whole']:,} of {filling['buckets']:,}"
+    items = f"{filling['rows']:,} of about {filling['rows_about']:,}"
+    return [buckets, items, show_size(filling["bytes"]), show_seconds(filling["seconds"])]
+
+
 _NUMBERS = frozenset(
     {"since", "primaries", "backups held", "buckets", "copies under way", "frozen", "to open", "handed over", "lacking"}
-    | {"bytes behind", "frames waiting", "filled", "rows", "sent to fill"}
+    | {"bytes behind", "frames waiting", "filled", "rows", "sent to fill", "buckets whole", "items sent", "bytes sent", "for"}
 )
 """Columns of numbers, which stand below each other."""
 

@@ -104,6 +104,9 @@ def _serve(service: Service, options: ServerOptions, notifier: Notifier) -> str:
         service.start()
     except OSError as error:
         raise StartFailed(ExitCode.CANNOT_LISTEN, f"cannot listen on {options.listen}: {error.strerror}") from None
+    if why := service.await_up():
+        return why
+    service.finish_start()
     host, port = service.address
     shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:

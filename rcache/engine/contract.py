@@ -33,6 +33,9 @@ from rcache.engine.sockets import Ended
 from rcache_client.wire.frames import BadFrame, Request
 from rcache_client.wire.opcodes import Status
 
+OPEN_WAIT_S = 30.0
+"""How long opening a bucket waits for room in the stream. The log writer drains the whole ring in far less."""
+
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
@@ -184,13 +187,21 @@ class Engine(Protocol):
         """One data request, its reply frame. Blocks until it is committed or its deadline has passed."""
         ...
 
-    def open_buckets(self, buckets: Sequence[int], epoch: int, incarnation: int, node: str) -> None:
-        """Become primary of these buckets: an OPEN record each. Blocks for room in the stream."""
+    def open_buckets(
+        self, buckets: Sequence[int], epoch: int, incarnation: int, node: str, wait_s: float = OPEN_WAIT_S
+    ) -> None:
+        """Become primary of these buckets: an OPEN record each. Blocks for room in the stream, up to `wait_s` for all of them.
+        Raises `RequestRefused` where there was none in time; those before are open then."""
         ...
 
     def set_state(self, bucket: int, state: BucketState) -> None:
         """FROZEN, ABSENT or (what was FROZEN) BACKUP for a bucket; an absent one holds nothing. Raises ValueError if it may not
         follow."""
+        ...
+
+    def times_let_go(self, bucket: int) -> int:
+        """Counts up when a bucket becomes ABSENT by `set_state`, and is odd while it does: where it was even, and the same
+        before and after a look, that was at one copy, or at none."""
         ...
 
     def sequence(self, bucket: int) -> int:

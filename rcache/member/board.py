@@ -30,13 +30,15 @@ from rcache.peers.link import Link
 from rcache.stream.append_log import AppendLog
 from rcache.stream.applied import AppliedStream
 from rcache.stream.policy import FsyncPolicy
+from rcache.stream.terms import Terms
 from rcache_client.handshake import Greeter
 
 
 @dataclass(frozen=True, slots=True)
 class MemberParts:
     """What a member is made of. `own_register`: the one in this node's files, which it may be given; `next_incarnation` begins
-    the next one and returns the node as it is then."""
+    the next one and returns the node as it is then; `terms`: which views may be followed, None where etcd keeps the register.
+    """
 
     name: str
     node: Node
@@ -47,6 +49,7 @@ class MemberParts:
     log: AppendLog | None
     applied: AppliedStream | None
     next_incarnation: Callable[[], Node]
+    terms: Terms | None = None
 
 
 @dataclass(slots=True)
@@ -89,10 +92,11 @@ class Board:
         self._events.put(event)
 
     def next_events(self, timeout_s: float) -> None:
-        """Do what was posted; blocks up to `timeout_s` for the first."""
+        """Do what was posted; blocks up to `timeout_s` for the first. What is posted meanwhile is for the next round: leases,
+        and what is under way, are looked at however much comes in."""
         try:
             self._events.get(timeout=timeout_s)()
-            while True:
+            for _ in range(self._events.qsize()):
                 self._events.get_nowait()()
         except queue.Empty:
             pass
@@ -199,9 +203,11 @@ class Board:
             del self.adding[bucket]
 
     def points_of(self, bucket: int, view: View | None = None) -> list[CommitPoint]:
-        """What the answers of a bucket wait for: its backups in the view, and those that are about to be (invariant 6)."""
+        """What the answers of a bucket wait for: its backups in the view, and those that are about to be (invariant 6); and the
+        disk, as soon as a view says so that is being carried out."""
         view = view or self.view
-        points: list[CommitPoint] = [self.engine.stream.disk] if self.is_durable(view) and self.parts.log else []
+        on_disk = self.parts.log is not None and (self.is_durable(view) or self.is_durable(self.coming))
+        points: list[CommitPoint] = [self.engine.stream.disk] if on_disk else []
         points += [link.point for link in self.links_of(view.placements[bucket].backups)]
         adding = self.adding.get(bucket)
         if adding is not None and adding[0].point not in points:
@@ -217,8 +223,15 @@ class Board:
 
 
 def demand_opened(view: View, opened: Mapping[int, int]) -> None:
-    """Raise `WishRefused` where a bucket was opened since: what was known of it then is not so any more. (A copy is counted in
-    that was whole for a former time of this primary, or a bucket handed over that is frozen no more.)"""
+    """Raise `WishRefused` where one of these was opened since."""
     for bucket, epoch in opened.items():
-        if view.placements[bucket].opened != epoch:
-            raise WishRefused(f"bucket {bucket} was opened in epoch {view.placements[bucket].opened}, not {epoch}")
+        if why := why_not_opened(view, bucket, epoch):
+            raise WishRefused(why)
+
+
+def why_not_opened(view: View, bucket: int, epoch: int) -> str:
+    """Why a bucket is not what it was when it was opened in that epoch: what was known of it then is not so any more; "" where
+    it is. (A copy is counted in that was whole for a former time of this primary, or a bucket handed over that is frozen no
+    more.)"""
+    now = view.placements[bucket].opened
+    return f"bucket {bucket} was opened in epoch {now}, not {epoch}" if now != epoch else ""

@@ -18,12 +18,12 @@ from collections.abc import Collection, Mapping
 from loguru import logger
 
 from rcache.cluster import wishes
-from rcache.cluster.balance import plan_for
+from rcache.cluster.balance import plan_for, targets
 from rcache.cluster.bucket_state import BucketState
 from rcache.cluster.leases import Peer
 from rcache.cluster.view import View
-from rcache.cluster.wishes import Asker
-from rcache.member.board import Board, demand_opened
+from rcache.cluster.wishes import Asker, WishRefused
+from rcache.member.board import Board, why_not_opened
 from rcache.member.handovers import Handovers
 from rcache.peers.link import Link
 
@@ -32,6 +32,9 @@ PLAN_EVERY_S = 1.0
 
 FULL_S = 30.0
 """How long a node that had no room is left alone."""
+
+NOWHERE = -1
+"""Before every position of the stream."""
 
 ADD_BUCKETS = 64
 ADD_S = 0.25
@@ -83,36 +86,51 @@ class Copies:
         heirs = {bucket: heir for bucket, heir in plan.handovers.items() if view.placements[bucket].primary == board.name}
         self._handovers.begin({b: heir for b, heir in heirs.items() if b not in drops and b not in board.adding})
 
+    def follow(self, view: View) -> None:
+        """A view is carried out: copies of what is another's by now, or is to be opened anew, are given up, before the links
+        follow the view. (Under its epoch a last portion of a bucket that was taken from here would go out; and whoever sees a
+        bucket go to another and come back in one look would count a copy in that its node let go of between the two.) A wish to
+        count them that is under way is refused by `why_not_opened`."""
+        board = self._board
+        for neighbour in board.neighbours:
+            for bucket in neighbour.link.filling():
+                if view.placements[bucket].primary != board.name or bucket in board.roles.openings:
+                    neighbour.link.cancel(bucket)
+                    board.adding.pop(bucket, None)
+                    self._whole.pop(bucket, None)
+
     # --- counting in
 
     def has_filled(self, link: Link, bucket: int) -> None:
         """A copy is whole."""
         self._whole[bucket] = link
-        self._wait_for_whole()
+        self._wait_for(bucket, link)
 
-    def _wait_for_whole(self) -> None:
-        """Copies that are whole are waited for from now on, those at nodes that grant a lease: without one no answer would
+    def _wait_for(self, bucket: int, link: Link) -> None:
+        """A copy that is whole is waited for from now on, if it is at a node that grants a lease: without one no answer would
         leave."""
         board = self._board
-        for bucket, link in list(self._whole.items()):
-            if link not in board.links_of([link.peer.name]) or bucket not in link.filling():
-                del self._whole[bucket]
-            elif board.is_open(bucket) and board.holds_lease(link.peer):
-                del self._whole[bucket]
-                board.adding[bucket] = (link, 0)
-                head = board.set_points(bucket)
-                board.adding[bucket] = (link, head)
-                link.watch()
+        if link not in board.links_of([link.peer.name]) or not link.is_whole(bucket):
+            del self._whole[bucket]
+        elif board.is_open(bucket) and board.holds_lease(link.peer):
+            del self._whole[bucket]
+            board.adding[bucket] = (link, 0)
+            head = board.set_points(bucket)
+            board.adding[bucket] = (link, head)
+            link.watch()
 
     def _count_in(self) -> None:
         """Copies that have come past what was there when they began to be waited for."""
         board = self._board
-        self._wait_for_whole()
+        for bucket, link in list(self._whole.items()):
+            self._wait_for(bucket, link)
         if not board.adding or board.is_wished("add"):
             return
         ready: dict[int, str] = {}
+        links = {link for link, _ in board.adding.values()}
+        reached = {link: link.acknowledged if board.holds_lease(link.peer) else NOWHERE for link in links}
         for bucket, (link, head) in board.adding.items():
-            if link.acknowledged >= head and board.holds_lease(link.peer):
+            if reached[link] >= head:
                 ready[bucket] = link.peer.name
             else:
                 link.watch()
@@ -121,7 +139,7 @@ class Copies:
             self._ready_since = 0.0
             return
         self._ready_since = self._ready_since or board.now()
-        more_come = any(not done for neighbour in board.neighbours for done in neighbour.link.filling().values())
+        more_come = any(neighbour.link.fills_left for neighbour in board.neighbours)
         if more_come and len(ready) < ADD_BUCKETS and board.now() < self._ready_since + ADD_S:
             return
         self._ready_since = 0.0
@@ -129,11 +147,12 @@ class Copies:
         incarnations = {name: board.incarnation_of(name) for name in ready.values()}
 
         def make(view: View, asker: Asker) -> View:
-            demand_opened(view, opened)
-            for name, incarnation in incarnations.items():
-                if name not in view.nodes or view.nodes[name].incarnation != incarnation:
-                    raise wishes.WishRefused(f"{name} is another by now")
-            return wishes.add_backups(view, asker, ready)
+            """One bucket that was opened since, or one node that went, does not stand in the way of the others."""
+            why = {bucket: _why_not(view, bucket, opened[bucket], name, incarnations[name]) for bucket, name in ready.items()}
+            still = {bucket: name for bucket, name in ready.items() if not why[bucket]}
+            if not still:
+                raise WishRefused(next(iter(why.values())))
+            return wishes.add_backups(view, asker, still)
 
         board.wish_once(
             "add", f"count {len(ready)} copies in", make, lambda _refused: board.post(lambda: self._counted(list(ready)))
@@ -192,6 +211,16 @@ class Copies:
             return wishes.drop_backups(view, asker, held)
 
         board.wish_once(f"drop all {name}", f"drop the copies at {name}", make)
+
+
+def _why_not(view: View, bucket: int, opened: int, name: str, incarnation: int) -> str:
+    """Why a copy is not to be counted in by this view; "" where it is."""
+    node = view.nodes.get(name)
+    if node is None or node.incarnation != incarnation:
+        return f"{name} is another by now"
+    if name not in targets(view):
+        return f"{name} is {node.state}"
+    return why_not_opened(view, bucket, opened)
 
 
 def _drop_spare(view: View, asker: Asker, drops: Mapping[int, str]) -> View:

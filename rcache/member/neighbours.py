@@ -20,7 +20,7 @@ from loguru import logger
 from rcache.cluster.leases import Peer
 from rcache.cluster.view import NodeState, View
 from rcache.engine.contract import Engine
-from rcache.peers.books import HeartbeatHost, Heartbeats, LeaseBooks
+from rcache.peers.books import HeartbeatHost, Heartbeats, LeaseBooks, boot_ns
 from rcache.peers.intake import Intake
 from rcache.peers.line import Line
 from rcache.peers.link import Link, LinkHost
@@ -118,6 +118,11 @@ class Neighbours:
         for neighbour in self._known.values():
             neighbour.intake.durable = durable
 
+    def demand_disk(self) -> None:
+        """From now on what comes in is on the disk here before it is answered."""
+        for neighbour in self:
+            neighbour.intake.durable = True
+
     def pass_intakes(self) -> None:
         """Wait until what is being taken in has its place in the log's stream."""
         for neighbour in self:
@@ -136,7 +141,7 @@ class Neighbours:
         intake = Intake(peer, next(self._sources), self._engine, self._applied, self._is_holder, durable=durable)
         neighbour = Neighbour(peer, address, heartbeats, link, intake)
         with self._books.lock:
-            self._books.given.welcome(peer)
+            self._books.given.welcome(peer, boot_ns())
         with self._lock:
             self._known[peer.name] = neighbour
         heartbeats.start()

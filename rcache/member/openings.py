@@ -1,7 +1,7 @@
 """Openings: what this node is primary of by the view, and may not serve yet.
 
 What it is: looks which of `Roles.openings` may be opened, and opens them.
-Which thread runs it: the control plane's; opening blocks for the log and for room in the stream.
+Which thread runs it: the control plane's; opening blocks for the log and for room in the stream, both bounded.
 What it owns: what other backups have said of their copies. What it must not know: how a view came about.
 
 Invariants, by the numbers of `design`, section 5:
@@ -30,6 +30,7 @@ class Openings:
     def __init__(self, board: Board) -> None:
         self._board = board
         self._told: set[int] = set()
+        self._lacked_room = False
         self._said: dict[str, tuple[int, dict[int, int]]] = {}
 
     def heard_sequences(self, peer: Peer, epoch: int, packed: bytes) -> None:
@@ -51,8 +52,11 @@ class Openings:
             return False
         try:
             board.roles.open(due, board.incarnation, board.points_of, board.neighbours.pass_intakes)
+            self._lacked_room = False
         except RequestRefused as refusal:
-            logger.error("buckets could not be opened, and are tried again: {}", refusal.reason)
+            if not self._lacked_room:  # it is tried in every round
+                logger.error("buckets could not be opened, and are tried again: {}", refusal.reason)
+            self._lacked_room = True
         opened = sum(bucket not in board.roles.openings for bucket in due)
         if opened:
             logger.info("{} buckets opened in epoch {}", opened, board.view.epoch)

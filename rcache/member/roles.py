@@ -2,7 +2,7 @@
 
 What it is: the step from one view to the next for every bucket: what is given up, what is let go of, whom each bucket follows,
 what may be opened, and which commit points its answers wait for.
-Which thread runs it: the control plane's. It blocks for the log (bounded), and for room in the stream.
+Which thread runs it: the control plane's. It blocks for the log and for room in the stream, both bounded.
 What it owns: the table of whom each bucket follows, and what is waiting to be opened. It may lock: one stripe at a time.
 What it must not know: how views are agreed; sockets; when leases run out (it is told).
 
@@ -20,6 +20,7 @@ Invariants, by the numbers of `design`, section 5:
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
@@ -32,6 +33,10 @@ from rcache.engine.contract import Engine
 from rcache.records.record import Cause, Kind, Record, encode, epoch_of
 from rcache.stream.append_log import AppendLog
 from rcache.stream.applied import AppliedFailed, AppliedStream
+
+OPEN_S = 0.1
+"""How long opening waits for room in the stream, all buckets together. What holds the room may be a peer that is to be parted
+from, and the thread that opens is the one that sees to that."""
 
 PASS_BY_S = 10.0
 """How long the log has to write what was placed before a bucket changes its stream. One that takes longer hangs, and the node
@@ -188,14 +193,15 @@ class Roles:
         pass_intakes: Callable[[], None] = lambda: None,
     ) -> None:
         """Open these, each in its epoch; their answers wait for the points from then on. Raises `RequestRefused` where the
-        stream has no room; those before are open then."""
+        stream has no room, for now; those before are open then."""
         if any(self.engine.state(bucket) is BucketState.BACKUP for bucket in buckets):
             pass_intakes()
             self.pass_by()
+        deadline = time.monotonic() + OPEN_S
         for bucket in buckets:
             epoch = self.openings[bucket].epoch
             self.engine.set_commit_points(bucket, points_of(bucket))
-            self.engine.open_buckets([bucket], epoch, incarnation, self.name)
+            self.engine.open_buckets([bucket], epoch, incarnation, self.name, max(0.0, deadline - time.monotonic()))
             del self.openings[bucket]
 
     def is_whole(self, bucket: int) -> bool:

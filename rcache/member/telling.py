@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rcache.cluster.bucket_state import BucketState
 from rcache.cluster.view import View
 from rcache.member.neighbours import Neighbour
 from rcache.peers.books import LeaseBooks, boot_ns
 
 if TYPE_CHECKING:
+    from rcache.member.board import Board
     from rcache.member.member import Member
 
 
@@ -53,6 +55,7 @@ def stats_of(member: Member) -> dict[str, Any]:
     board, view = member.board, member.view
     counts, agreement = board.counts, board.agreement
     neighbours = list(board.neighbours)
+    items_a_bucket = _items_a_bucket(board)
     return {
         "epoch": view.epoch,
         "term": view.term,
@@ -74,9 +77,25 @@ def stats_of(member: Member) -> dict[str, Any]:
         "wishes_waiting": agreement.waiting,
         "paused_left_s": round(member.pausing.left_s, 1),
         "last_change": counts.last_change,
-        "links": {neighbour.peer.name: neighbour.link.stats() for neighbour in neighbours},
+        "links": {neighbour.peer.name: _link(neighbour, items_a_bucket) for neighbour in neighbours},
         "leases": {neighbour.peer.name: _lease(neighbour, board.books) for neighbour in neighbours},
     }
+
+
+def _items_a_bucket(board: Board) -> float:
+    """About how many items a bucket has: keys are spread evenly over buckets."""
+    stats = board.engine.stats()
+    held = stats["buckets"]["buckets"] - stats["buckets"][BucketState.ABSENT.value]
+    return float(stats["items"]["items"]) / held if held else 0.0
+
+
+def _link(neighbour: Neighbour, items_a_bucket: float) -> dict[str, object]:
+    """What a link did, and where copies are being made over it, of about how many rows that is."""
+    told = neighbour.link.stats()
+    filling = told.get("filling")
+    if isinstance(filling, dict) and filling:
+        told["filling"] = {**filling, "rows_about": max(filling["rows"], round(filling["buckets"] * items_a_bucket))}
+    return told
 
 
 def _lease(neighbour: Neighbour, books: LeaseBooks) -> dict[str, object]:

@@ -37,7 +37,7 @@ class Watch:
         """One round. A node whose log failed goes on without nobody: it would be left alone with what it cannot keep."""
         board, view = self._board, self._board.view
         mine = {name for bucket in view.primaries_of(board.name) for name in view.placements[bucket].backups}
-        theirs = {view.placements[bucket].primary for bucket in view.backups_of(board.name)}
+        theirs = self._primaries(view)
         for neighbour in board.neighbours:
             name = neighbour.peer.name
             why = self._why_without(neighbour) if name in mine and not board.is_failing else ""
@@ -47,6 +47,19 @@ class Watch:
                 self._part(neighbour, why)
             elif view.copies_of(name) == 0 and self._is_gone(neighbour, view):
                 self._forsake(neighbour)
+
+    def await_words(self, old: View, view: View) -> None:
+        """A view is taken in: who is primary of what this node backs up, and was primary of no such thing before, gets the
+        whole grace to be heard of."""
+        books = self._board.books
+        with books.lock:
+            for name in self._primaries(view) - self._primaries(old):
+                books.given.await_word(name, boot_ns())
+
+    def _primaries(self, view: View) -> set[str]:
+        """Of what this node has copies of."""
+        placed = (view.placements[bucket] for bucket in view.backups_of(self._board.name))
+        return {each.primary for each in placed if each.primary is not None}
 
     def came_down(self, link: Link, *, refused: bool) -> None:
         """A link's connection was lost, or could not be made."""

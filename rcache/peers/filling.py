@@ -1,18 +1,22 @@
-"""A copy of one bucket that is being made at a peer, portion by portion, while the bucket goes on.
+"""Copies of buckets that are being made at a peer, portion by portion, while the buckets go on.
 
 What it is: where such a copy stands, and the records of each portion: IMPORT_BEGIN before the first rows, IMPORT_END behind the
 last. The link sends the stream up to a portion's position before its rows, and on from there after them, so a row is never
-older than what was sent before it.
+older than what was sent before it. And `Fills`, all the copies of one link, in the order in which they were asked for.
 Which thread runs it: the link's sender makes portions, its receiver acknowledges them; never both at once, because one portion
-is under way at a time. What it owns: where the copy stands. What it must not know: sockets, views.
+is under way at a time. What is said of all copies is said under the link's lock.
+What it owns: where the copies stand. What it must not know: sockets, views.
 
 A portion that took so long to be made, sent and taken in is followed by a rest of PACE times as long: the requests of both
-nodes hardly feel it, and however much is written meanwhile it comes to its end, because it waits for nothing else.
+nodes hardly feel it, and however much is written meanwhile it comes to its end, because it waits for nothing else. The rest is
+the link's: a thousand small buckets are as much to the peer as a large one.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
+from dataclasses import dataclass
 
 from rcache.engine.change_stream import Portion
 from rcache.engine.contract import Engine
@@ -30,7 +34,6 @@ class Fill:
 
     def __init__(self, bucket: int) -> None:
         self.bucket = bucket
-        self.due_at = 0.0
         self.is_done = False
         self.begin_anew()
 
@@ -43,7 +46,7 @@ class Fill:
         self.in_flight = False
         self._after: object = None
         self._began = 0
-        self._rows = 0
+        self.rows = self.bytes = 0  # sent so far
         self._made_at = 0.0
 
     def next_portion(self, engine: Engine) -> Portion:
@@ -57,22 +60,137 @@ class Fill:
         if not self.has_begun:
             self._began = portion.sequence
             body = self._mark(Kind.IMPORT_BEGIN, portion)
-        self._rows += portion.count
+        self.rows += portion.count
         body += portion.body
         if portion.after is None:
-            body += self._mark(Kind.IMPORT_END, portion, encode_import_end(ImportEnd(self._began, self._rows)))
+            body += self._mark(Kind.IMPORT_END, portion, encode_import_end(ImportEnd(self._began, self.rows)))
         self._after = portion.after
         self.has_begun = True
         self.is_whole = portion.after is None
         self.in_flight = True
+        self.bytes += len(body)
         return body
 
-    def acknowledge(self) -> None:
-        """The peer has taken the portion in."""
-        now = time.monotonic()
-        self.due_at = now + (now - self._made_at) * PACE
+    def acknowledge(self) -> float:
+        """The peer has taken the portion in; for how long to rest now, in seconds."""
         self.in_flight = False
         self.is_done = self.is_whole
+        return (time.monotonic() - self._made_at) * PACE
 
     def _mark(self, kind: Kind, portion: Portion, value: bytes = b"") -> bytes:
         return encode(Record(kind, Cause.NONE, self.bucket, 0, portion.sequence, portion.time_ms, 0, b"", value))
+
+
+@dataclass(slots=True)
+class FillProgress:
+    """Of the copies that were asked for since there was last none to make: how many buckets are whole, the rows and bytes that
+    were sent for these; since when, by time.monotonic."""
+
+    began_at: float
+    whole: int = 0
+    rows: int = 0
+    bytes: int = 0
+
+
+class Fills:
+    """The copies of one link: those that are not whole, in their order, and those that wait for a view only. Under its lock."""
+
+    def __init__(self) -> None:
+        self._left: dict[int, Fill] = {}
+        self._done: dict[int, Fill] = {}
+        self._begun: set[int] = set()
+        self._due_at = 0.0
+        self._progress = FillProgress(0.0)
+
+    def __contains__(self, bucket: int) -> bool:
+        return bucket in self._left or bucket in self._done
+
+    @property
+    def left(self) -> int:
+        """How many are not whole yet."""
+        return len(self._left)
+
+    @property
+    def has_done(self) -> bool:
+        """Whether one is whole."""
+        return bool(self._done)
+
+    def is_whole(self, bucket: int) -> bool:
+        """Whether the peer has all of it, as of the last time that it was begun."""
+        return bucket in self._done
+
+    @property
+    def begun(self) -> frozenset[int]:
+        """The buckets whose changes go to the peer: part of what they hold is there."""
+        return frozenset(self._begun)
+
+    def states(self) -> dict[int, bool]:
+        """Each bucket, and whether its copy is whole."""
+        return {**dict.fromkeys(self._left, False), **dict.fromkeys(self._done, True)}
+
+    def progress(self) -> dict[str, float]:
+        """How far the copies are that were asked for since there was last none to make: buckets in all, those whole, rows and
+        bytes sent (without what has to be sent again), seconds since; empty where none is being made."""
+        if not self._left:
+            return {}
+        told, left = self._progress, self._left.values()
+        return {
+            "buckets": told.whole + len(left),
+            "whole": told.whole,
+            "rows": told.rows + sum(fill.rows for fill in left),
+            "bytes": told.bytes + sum(fill.bytes for fill in left),
+            "seconds": round(time.monotonic() - told.began_at, 3),
+        }
+
+    def add(self, bucket: int) -> None:
+        if not self._left:
+            self._progress = FillProgress(time.monotonic())
+        self._left[bucket] = Fill(bucket)
+
+    def cancel(self, bucket: int) -> bool:
+        """The copy is not wanted any more; whether there was one."""
+        self._begun.discard(bucket)
+        return self._left.pop(bucket, None) is not None or self._done.pop(bucket, None) is not None
+
+    def settle(self, chosen: Collection[int]) -> None:
+        """Those that are whole, and of the view by now, are no fills any more."""
+        for bucket in [bucket for bucket in self._done if bucket in chosen]:
+            del self._done[bucket]
+            self._begun.discard(bucket)
+
+    def begin_anew(self) -> None:
+        """All that are not whole, from nothing."""
+        self._begun = set(self._done)
+        for fill in self._left.values():
+            fill.begin_anew()
+
+    def next(self) -> Fill | None:
+        """The one whose next portion comes next; None where nothing is to be sent before an answer, or at all."""
+        for fill in self._left.values():
+            if fill.in_flight:
+                return None
+            if not fill.is_whole:
+                return fill
+        return None
+
+    def rest_s(self) -> float | None:
+        """How long it is until the next portion is due; None where none is."""
+        return None if self.next() is None else max(0.0, self._due_at - time.monotonic())
+
+    def has_begun(self, fill: Fill) -> bool:
+        """A portion is about to be sent; whether it is the first of its bucket, whose changes follow from now on."""
+        if fill.bucket in self._begun or self._left.get(fill.bucket) is not fill:
+            return False  # the latter: it is not wanted any more
+        self._begun.add(fill.bucket)
+        return True
+
+    def acknowledge(self, fill: Fill) -> bool:
+        """The peer has taken a portion in; whether the copy is whole now, and still wanted."""
+        self._due_at = time.monotonic() + fill.acknowledge()
+        if not fill.is_done or self._left.get(fill.bucket) is not fill:
+            return False
+        self._done[fill.bucket] = self._left.pop(fill.bucket)
+        self._progress.whole += 1
+        self._progress.rows += fill.rows
+        self._progress.bytes += fill.bytes
+        return True

@@ -157,7 +157,7 @@ class Intake:
             try:
                 self._engine.apply(body, self.source)
             except ChainError:
-                if not self._clear_for_import(body):
+                if not self._clear_for_import(body, follows):
                     raise
                 self._engine.apply(body, self.source)
         except (ChainError, BadRecord, MemoryError) as error:
@@ -179,12 +179,15 @@ class Intake:
             return False
         return head.bucket < self._engine.config.buckets and head.sequence <= self._engine.sequence(head.bucket)
 
-    def _clear_for_import(self, body: bytes) -> bool:
-        """A copy that was whole, but that never came to be counted, is made anew; never one that the view counts on."""
+    def _clear_for_import(self, body: bytes, follows: Callable[[int], int]) -> bool:
+        """A copy that was whole, but that never came to be counted, is made anew by who made it; never one that the view counts
+        on, and never for a peer that the bucket does not follow. (The primary before was making a copy when the bucket was
+        taken from it, and learns of that later. A last portion of it clears what the new primary made, and goes on to count.)
+        """
         for head in _readable_heads(body):
             if head.kind == Kind.IMPORT_BEGIN and head.bucket < self._engine.config.buckets:
                 whole = self._engine.state(head.bucket) is BucketState.BACKUP
-                if whole and not self._is_holder(head.bucket):
+                if whole and follows(head.bucket) == self.source and not self._is_holder(head.bucket):
                     self._engine.set_state(head.bucket, BucketState.ABSENT)
                     return True
         return False

@@ -21,6 +21,9 @@ Invariants:
 4. Acknowledgements of an earlier connection or generation count for nothing.
 5. An order is followed by the sender while it is not in the window: then nobody sends, so no frame leaves under an epoch, or
    by a choice, that was given up.
+6. A link that was told to stop keeps nothing in the ring: its window is closed by whoever of its threads leaves it last, or at
+   once where none is in it; never by somebody who first has to come by. (The peer is dead and the ring is full of what is for
+   it. Who let go of the link waits for room in the ring next, and the room is what the window holds.)
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,7 +43,7 @@ from rcache.cluster.leases import Peer
 from rcache.engine.change_stream import CommitPoint, Window, WindowTerms
 from rcache.engine.contract import Engine
 from rcache.engine.sockets import Ended
-from rcache.peers.filling import Fill
+from rcache.peers.filling import Fill, Fills
 from rcache.peers.line import Line, PeerUnreachable
 from rcache_client.wire.frames import BadFrame, Reply, ReplyReader
 from rcache_client.wire.grammar import REQUESTS, BadPayload, Layout, decode_reply
@@ -133,7 +136,7 @@ class Link:
         self._lock = threading.Lock()
         self._noted = threading.Condition(self._lock)
         self._chosen: frozenset[int] = frozenset()
-        self._fills: dict[int, Fill] = {}
+        self._fills = Fills()
         self._order = 0  # counts changes of the two above
         self._followed = 0
         self._epoch = host.epoch
@@ -143,6 +146,8 @@ class Link:
         self._sock: socket.socket | None = None
         self._connection = 0
         self._stopping = threading.Event()
+        self._inside = 0  # threads that are in the window
+        self._closed = False
         self._threads = [
             threading.Thread(target=self._run_sender, name=f"link-{peer.name}"),
             threading.Thread(target=self._run_receiver, name=f"link-acks-{peer.name}"),
@@ -157,14 +162,15 @@ class Link:
             thread.start()
 
     def stop(self, timeout_s: float) -> bool:
-        """End both threads, and let go of the reader; the commit point is the caller's to close. False if that took too
-        long."""
+        """End both threads; the ring keeps nothing for this link any more, within moments, whatever they hang in (invariant 6).
+        The commit point is the caller's to close. False if the threads took too long."""
         self._stopping.set()
         with self._lock:
             self._connected.set()  # for good: nothing clears it from now on
             if self._sock is not None:
                 with contextlib.suppress(OSError):
                     self._sock.shutdown(socket.SHUT_RDWR)  # closing is the sender's: it may be using it
+            self._close_if_ended_locked()
         with self._lock:
             self._noted.notify_all()
         self._engine.stream.wake_readers()
@@ -174,7 +180,6 @@ class Link:
                 thread.join(max(0.0, deadline - time.monotonic()))
         ended = not any(thread.is_alive() for thread in self._threads)
         if ended:
-            self._window.close()
             self._line.close()
         return ended
 
@@ -189,8 +194,7 @@ class Link:
                 return
             self._chosen = chosen
             self._epoch = epoch
-            for bucket in [bucket for bucket, fill in self._fills.items() if bucket in chosen and fill.is_done]:
-                del self._fills[bucket]
+            self._fills.settle(chosen)
             self._order += 1
             order = self._order
             self._engine.stream.wake_readers()
@@ -206,14 +210,14 @@ class Link:
         with self._lock:
             if bucket in self._fills or bucket in self._chosen:
                 return
-            self._fills[bucket] = Fill(bucket)
+            self._fills.add(bucket)
             self._order += 1
         self._engine.stream.wake_readers()
 
     def cancel(self, bucket: int) -> None:
         """The copy is not wanted any more."""
         with self._lock:
-            if self._fills.pop(bucket, None) is not None:
+            if self._fills.cancel(bucket):
                 self._order += 1
 
     def replace_point(self) -> CommitPoint:
@@ -228,7 +232,18 @@ class Link:
     def filling(self) -> dict[int, bool]:
         """The copies that are being made; whether each is whole and waits only for a view."""
         with self._lock:
-            return {bucket: fill.is_done for bucket, fill in self._fills.items()}
+            return self._fills.states()
+
+    def is_whole(self, bucket: int) -> bool:
+        """Whether a copy of this bucket is whole at the peer and waits only for a view. (One that was cancelled and begun again
+        since is not, whatever was told of it before.)"""
+        with self._lock:
+            return self._fills.is_whole(bucket)
+
+    @property
+    def fills_left(self) -> bool:
+        """Whether a copy is being made that is not whole yet."""
+        return self._fills.left > 0
 
     @property
     def acknowledged(self) -> int:
@@ -248,10 +263,14 @@ class Link:
         return self._connected.is_set() and not self._stopping.is_set()
 
     def stats(self) -> dict[str, object]:
-        counts = self._window.counts()
+        with self._lock:  # or it may be closed meanwhile
+            if self._closed:
+                return {"up": False}
+            counts, acknowledged = self._window.counts(), self._window.acknowledged
+            filling = self._fills.progress()
         return {
             "up": self.is_up,
-            "bytes_behind": max(0, self._engine.stream.head - self._window.acknowledged),
+            "bytes_behind": max(0, self._engine.stream.head - acknowledged),
             "frames_waiting": counts.waiting,
             "frames": counts.frames,
             "records": counts.records,
@@ -260,6 +279,7 @@ class Link:
             "buckets_filled": self.counts.filled,
             "fill_rows": self.counts.fill_rows,
             "fill_bytes": self.counts.fill_bytes,
+            "filling": filling,
         }
 
     # --- sending
@@ -268,8 +288,13 @@ class Link:
         """The thread's one catch-all: an error is logged and counted, and the connection made anew."""
         while not self._stopping.is_set():
             try:
-                self._connect()
-                self._serve()
+                self._line.close()
+                with contextlib.closing(self._line.detach()) as sock, self._in_window():
+                    try:
+                        self._begin(sock)
+                        self._serve()
+                    finally:
+                        self._break()
             except PeerUnreachable as error:
                 self._host.came_down(self, refused=error.refused)
                 self._pass_by()
@@ -283,12 +308,27 @@ class Link:
                 self.errors += 1
                 logger.exception("link to {}: unhandled error", self.peer.name)
                 self._stopping.wait(RETRY_S)
-            finally:
-                self._break()
 
-    def _connect(self) -> None:
-        self._line.close()
-        sock = self._line.detach()
+    @contextlib.contextmanager
+    def _in_window(self) -> Iterator[None]:
+        """While this lasts the window is there. Raises `_Lost` where the link ends (invariant 6)."""
+        with self._lock:
+            if self._stopping.is_set():
+                raise _Lost("the link ends")
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                self._close_if_ended_locked()
+
+    def _close_if_ended_locked(self) -> None:
+        if self._stopping.is_set() and not self._inside and not self._closed:
+            self._closed = True
+            self._window.close()
+
+    def _begin(self, sock: socket.socket) -> None:
         with self._lock:
             self._sock = sock
             self._begin_generation_locked(sock)
@@ -302,17 +342,18 @@ class Link:
         self._refusal = None
         self._connection = self._window.begin(sock)
         self._portions.clear()
-        for fill in self._fills.values():
-            fill.begin_anew()
+        self._fills.begin_anew()
         self._order += 1
 
     def _pass_by(self) -> None:
         """While there is no connection: what is for nobody is not kept."""
         with self._lock:  # so that nothing is passed by that somebody has just begun to count on
-            if self._chosen or any(fill.is_done for fill in self._fills.values()):
+            if self._closed or self._chosen or self._fills.has_done:
                 return
             self._window.pass_by()
-        self._tell_moved()
+            moved = self._window.take_moved()
+        if moved:
+            self._host.has_moved(self)
 
     def _serve(self) -> None:
         """Until the connection is lost, or the link ends."""
@@ -324,24 +365,18 @@ class Link:
                 self._begin_again(self._refusal)
             if order != self._order:
                 order = self._follow_orders()
-            fill = self._due_fill()
+            rest_s, fill = self._next_fill()
             if fill is not None:
                 self._send_portion(fill)
-                order = -1
                 continue
-            _demand_taken(self._window.run(self._timeout_s()))
+            _demand_taken(self._window.run(rest_s))
             self._tell_moved()
-
-    def _timeout_s(self) -> float:
-        """Not past the time of the next portion."""
-        due = [fill.due_at for fill in self._fills.values() if not fill.is_done and not fill.in_flight]
-        return max(0.0, min([IDLE_S, *(at - time.monotonic() for at in due)]))
 
     def _follow_orders(self) -> int:
         with self._lock:
             order = self._order
             self._window.set_prefix(self._prefix())
-            self._window.choose(self._chosen | {bucket for bucket, fill in self._fills.items() if fill.has_begun})
+            self._window.choose(self._chosen | self._fills.begun)
             self._followed = order
             self._noted.notify_all()
         return order
@@ -366,13 +401,11 @@ class Link:
 
     # --- filling
 
-    def _due_fill(self) -> Fill | None:
-        """The copy whose next portion is due: one at a time, the others wait their turn."""
+    def _next_fill(self) -> tuple[float, Fill | None]:
+        """The copy whose next portion is due now; or how long there is to wait until one may be, in seconds."""
         with self._lock:
-            for fill in self._fills.values():
-                if not fill.is_done and not fill.is_whole:
-                    return fill if not fill.in_flight and time.monotonic() >= fill.due_at else None
-        return None
+            rest_s = self._fills.rest_s()
+            return (0.0, self._fills.next()) if rest_s == 0.0 else (min(IDLE_S, rest_s or IDLE_S), None)
 
     def _send_portion(self, fill: Fill) -> None:
         """Some rows of a bucket, behind all of the stream that lies before them (`design`, section 5, invariant 8)."""
@@ -387,6 +420,8 @@ class Link:
         body = fill.body_of(portion)
         with self._lock:
             self._portions.append(fill)
+            if self._fills.has_begun(fill):
+                self._order += 1  # its changes come behind its rows
         _demand_taken(self._window.send_portion(body, portion.position))
         self.counts.fill_rows += portion.count
         self.counts.fill_bytes += len(body)
@@ -403,8 +438,9 @@ class Link:
                 self._stopping.wait(REFUSED_PAUSE_S)
                 continue
             try:
-                self._receive(connection)
-            except (OSError, BadFrame, BadPayload) as error:
+                with self._in_window():
+                    self._receive(connection)
+            except (OSError, BadFrame, BadPayload, _Lost) as error:
                 if not self._stopping.is_set():
                     logger.info("link to {}: answers end: {}", self.peer.name, error)
             except Exception:
@@ -452,8 +488,8 @@ class Link:
             if self._generation != generation:
                 return  # it is made anew
             fill = self._portions.popleft()
-        fill.acknowledge()
-        if fill.is_done:
+            is_whole = self._fills.acknowledge(fill)
+        if is_whole:
             self.counts.filled += 1
             self._host.has_filled(self, fill.bucket)
         self._engine.stream.wake_readers()

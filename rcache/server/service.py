@@ -56,6 +56,10 @@ EXPIRE_EVERY_S = 0.25
 TRIM_EVERY_S = 0.25
 """How often room is made for what came in as copies."""
 
+KEEP_VIEW_EVERY_S = 0.1
+"""How often it is looked whether there is a newer view to be remembered: where nobody else is left, it is what a restarted node
+has a takeover go on from."""
+
 EXPIRE_ITEMS_MAX = 5000
 """Expired items removed in one round: at most 20,000 a second, so that a mass expiry does not starve requests."""
 
@@ -65,6 +69,9 @@ JOIN_S = 5.0
 FAILED_DRAIN_S = 5.0
 """How long a node whose log failed tries to hand over what it has. It takes no writes any more, and whoever has copies of what
 it does not get rid of takes it over once it is gone."""
+
+UP_LOOK_S = 0.02
+"""How often it is looked whether this node is up: it takes one change of view."""
 
 LEAVE_LOOK_S = 0.5
 """How often a leaving node says how far it is."""
@@ -123,6 +130,7 @@ class Service:
         self.recovery: dict[str, Any] = {}
         self.answers = NodeAnswers(parts.standing)
         self.keep_view: Callable[[View], None] = lambda _view: None
+        self.finish_start: Callable[[], None] = lambda: None  # what is left to do once this node is up, before it is ready
         self._kept_epoch = 0
         self._started = False
         self.connections = Connections(parts.connections_max, CONNECTIONS_RESERVED)
@@ -151,7 +159,7 @@ class Service:
             Task("expiry", EXPIRE_EVERY_S, self._expire),
             Task("clock", 1.0, self._watch_clock),
             Task("buckets", 1.0, self._reopen_exhausted),
-            Task("view", 1.0, self._keep_newest_view),
+            Task("view", KEEP_VIEW_EVERY_S, self._keep_newest_view),
             Task("room", TRIM_EVERY_S, self._make_room_for_copies),
         ]
         if watchdog_s is not None:
@@ -179,7 +187,7 @@ class Service:
         standing = self.parts.standing
         standing.member = member
         standing.register = register
-        standing.steer = Steering(member, self.parts.stops.ask)
+        standing.steer = Steering(standing, member, self.parts.stops.ask)
         member.start()
 
     @property
@@ -188,7 +196,22 @@ class Service:
 
     def node_session(self, name: str, *, began: bool) -> None:
         if self.member is not None:
-            self.member.note_session(name, began=began)
+            self.member.sessions.note_session(name, began=began)
+
+    def await_up(self) -> str:
+        """Block until the view says that this node is up, or leaves already; or until a stop is asked for: then why.
+
+        Whoever waits for `ready` stops another node next (a rolling restart). A node that leaves while no other is up takes
+        itself for the last one: it hands nothing over, and the data is away until it comes back. So a node that still joins is
+        not ready, though it serves already what it is asked for."""
+        parts, began = self.parts, time.monotonic()
+        while self.member is not None and not self.member.is_ready:
+            if why := parts.stops.wait_for(UP_LOOK_S):
+                return why
+            if time.monotonic() - began > LEAVE_LOOK_S:
+                parts.notifier.extend_timeout(EXTEND_S)
+                parts.notifier.status("waiting for the view that says that this node is up")
+        return ""
 
     def wait(self) -> str:
         """Block until a stop is asked for. Returns why."""
@@ -318,6 +341,7 @@ class Service:
         stopped = Stopped()
         self._end_connections(stopped, lambda _text: None)
         self._end_membership(stopped)
+        self._housekeeper.stop(JOIN_S)
 
     def _leave(self, stopped: Stopped, progress: Callable[[str], object]) -> None:
         """Hand over what this node has, where there is anybody to take it."""

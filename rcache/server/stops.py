@@ -31,10 +31,15 @@ class Stops:
         self.signals += 1
         self._reasons.put(name)
 
+    def wait_for(self, seconds: float) -> str:
+        """Block for so long at most. Returns the reason, "" if there is none yet."""
+        try:
+            return self._reasons.get(timeout=seconds)
+        except queue.Empty:
+            return ""
+
     def wait(self) -> str:
         """Block until there is a reason. Returns it."""
         while True:
-            try:
-                return self._reasons.get(timeout=LOOK_S)
-            except queue.Empty:
-                continue
+            if reason := self.wait_for(LOOK_S):
+                return reason

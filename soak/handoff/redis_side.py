@@ -25,6 +25,9 @@ STOP_S = 30.0
 KEYS_AT_ONCE = 100
 """That redis-cli moves by one command. It would take 10, which is slower."""
 
+PACKAGE = "redis.cluster"
+"""Of redis-py. Nothing else here needs it, so it is looked for when this runs, and missed by name where it is not there."""
+
 OPTIONS = ("--save", "", "--appendonly", "yes", "--appendfsync", "everysec", "--cluster-enabled", "yes")
 
 
@@ -74,8 +77,8 @@ class RedisSide:
 
 
 def redis_client(servers: str, **options: Any) -> Any:
-    """A client of redis-py for the cluster. The package is looked for here: nothing else needs it."""
-    cluster: Any = import_module("redis.cluster")
+    """A client of redis-py for the cluster."""
+    cluster: Any = import_module(PACKAGE)
     nodes = [cluster.ClusterNode(*address.rsplit(":", 1)) for address in servers.split(",")]
     return cluster.RedisCluster(startup_nodes=nodes, **options)
 

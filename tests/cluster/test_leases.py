@@ -79,11 +79,53 @@ def test_who_is_heard_of_is_not_overdue(given: GivenGrants) -> None:
     assert given.is_overdue("p", 5000 * MS + GRACE)
 
 
-def test_who_was_never_heard_of_has_the_grace_from_when_the_view_was_learnt(given: GivenGrants) -> None:
-    assert not given.is_overdue("p", GRACE - 1)
-    given.learn_view(100 * MS)
-    assert not given.is_overdue("p", GRACE)
+@pytest.mark.parametrize("how", ["named for the first time", "made primary"])
+def test_who_is_to_be_heard_of_has_the_grace_from_when_the_view_was_learnt(given: GivenGrants, how: str) -> None:
+    given.grant(P, 10 * MS)
+    if how == "made primary":
+        given.await_word("p", 100 * MS)
+    else:
+        given.welcome(Peer("p", 2), 100 * MS)
+    assert not given.is_overdue("p", 100 * MS + GRACE - 1)
     assert given.is_overdue("p", 100 * MS + GRACE)
+    given.await_word("p", 50 * MS)
+    assert given.is_overdue("p", 100 * MS + GRACE), "time does not go back"
+
+
+def test_who_was_never_heard_of_and_never_named_has_the_grace_from_the_start(given: GivenGrants) -> None:
+    assert not given.is_overdue("p", GRACE - 1)
+    assert given.is_overdue("p", GRACE)
+
+
+def test_a_heartbeat_of_an_older_view_is_a_word_once(given: GivenGrants) -> None:
+    """Views come quickly, and P is always one behind: it lives. But a P that goes on by one old view is silent."""
+    given.grant(P, 0)
+    for epoch in (5, 6, 7):
+        now_ns = (epoch - 4) * 1000 * MS
+        given.note_other_view(P, epoch, now_ns, newer=False)
+        assert not given.is_overdue("p", now_ns + GRACE - 1)
+    for again in (7, 6):
+        given.note_other_view(P, again, 4000 * MS, newer=False)
+    assert given.is_overdue("p", 3000 * MS + GRACE)
+    assert given.has_run_out("p", stretched(LEASE)), "it was granted nothing"
+
+
+def test_a_heartbeat_of_a_newer_view_is_a_word_always(given: GivenGrants) -> None:
+    """It is this node that is behind."""
+    given.grant(P, 0)
+    for now_ns in (1000 * MS, 2000 * MS):
+        given.note_other_view(P, 9, now_ns, newer=True)
+    assert not given.is_overdue("p", 2000 * MS + GRACE - 1)
+    given.note_other_view(P, 9, 2100 * MS, newer=False)
+    assert not given.is_overdue("p", 2100 * MS + GRACE - 1), "as the older one that it is by now"
+
+
+def test_a_word_of_another_incarnation_counts_for_nothing(given: GivenGrants) -> None:
+    given.grant(P, 0)
+    given.note_other_view(Peer("p", 2), 5, 1000 * MS, newer=False)
+    given.note_other_view(Peer("q", 1), 5, 1000 * MS, newer=True)
+    assert given.is_overdue("p", GRACE)
+    assert given.is_overdue("q", GRACE)
 
 
 def test_after_a_broken_connection_only_what_was_granted_is_waited_for(given: GivenGrants) -> None:
@@ -128,9 +170,9 @@ def test_grace_outlasts_a_lease(grace: int) -> None:
 
 class World:
     """Real time in ns, two nodes with clocks of their own, and a network that delays and loses. P sends heartbeats; B answers,
-    and takes over when it may."""
+    and takes over when it may. Views come every `views_ns` or so, and each node learns of them when it does."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, views_ns: int = 5 * GRACE) -> None:
         self.chosen = random.Random(seed)
         self.now = 0
         self.rates = {name: 1 + self.chosen.choice([-1, 1, 0]) * RATE_MARGIN * 0.99 for name in "pb"}
@@ -140,6 +182,10 @@ class World:
         self.held = HeldLeases()
         self.given = GivenGrants(LEASE, GRACE, self.clock("b"))
         self.heartbeats = 0
+        self.epochs = dict.fromkeys("pb", 1)
+        self.newest = 1
+        self.views_ns = views_ns
+        self.dies_at = 0  # when P does, if it does for good
         self.incarnation = 1
         self.asked_at = 0
         self.serves = False
@@ -157,15 +203,35 @@ class World:
         """How long a message takes, if it comes at all."""
         return self.chosen.choice([1, 10, 100, 700, 3000]) * MS
 
+    def view(self) -> None:
+        """The next view; who is slow learns of it after the one behind it."""
+        self.newest += 1
+        for name in "pb":
+            self.after(self.under_way(), lambda name=name, epoch=self.newest: self.learn(name, epoch))  # type: ignore[misc]
+        self.after(self.chosen.randrange(1, 2 * self.views_ns), self.view)
+
+    def learn(self, name: str, epoch: int) -> None:
+        if name == "b" or not self.is_dead:
+            self.epochs[name] = max(self.epochs[name], epoch)
+
+    @property
+    def is_dead(self) -> bool:
+        return bool(self.dies_at) and self.now >= self.dies_at
+
     def beat(self) -> None:
+        if self.is_dead:
+            return
         self.heartbeats += 1
-        number, me = self.heartbeats, Peer("p", self.incarnation)
+        number, me, epoch = self.heartbeats, Peer("p", self.incarnation), self.epochs["p"]
         self.held.note_sent(B, number, self.clock("p"))
         if self.chosen.random() < 0.8:
-            self.after(self.under_way(), lambda: self.answer(me, number))
+            self.after(self.under_way(), lambda: self.answer(me, number, epoch))
         self.after(LEASE // 4 if self.chosen.random() < 0.9 else self.chosen.randrange(4 * GRACE), self.beat)
 
-    def answer(self, peer: Peer, number: int) -> None:
+    def answer(self, peer: Peer, number: int, epoch: int) -> None:
+        if epoch != self.epochs["b"]:
+            self.given.note_other_view(peer, epoch, self.clock("b"), newer=epoch > self.epochs["b"])
+            return
         length = self.given.grant(peer, self.clock("b"))
         if length and self.chosen.random() < 0.8:
             self.after(
@@ -199,15 +265,19 @@ class World:
             self.after(MS, self.settled)
 
     def give_back(self) -> None:
+        if self.is_dead:
+            return
         self.serves = False
         self.given.settle("p")
-        self.given.learn_view(self.clock("b"))
+        self.given.await_word("p", self.clock("b"))
         self.after(1, self.watch)
 
     def run(self, seconds: int) -> None:
         self.beat()
         self.watch()
-        self.after(self.chosen.randrange(20 * GRACE), self.restart)
+        self.after(self.views_ns, self.view)
+        if not self.dies_at:
+            self.after(self.chosen.randrange(20 * GRACE), self.restart)
         while self.events and self.now < seconds * 1000 * MS:
             self.now, _, call = heapq.heappop(self.events)
             call()
@@ -221,6 +291,25 @@ def test_two_nodes_never_both_serve(seed: int) -> None:
     world.run(600)
     assert world.both == 0
     assert world.takeovers > 0, "it came to that"
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_views_that_come_all_the_time_do_not_hide_that_a_node_is_dead(seed: int) -> None:
+    """Another node counts copies in, a view each quarter of a second; what was the dead one's waits for none of them."""
+    world = World(seed, views_ns=250 * MS)
+    world.dies_at = 20 * GRACE
+    slowest = 3000 * MS  # a heartbeat that was still under way
+    overdue: list[bool] = []
+
+    def look() -> None:
+        overdue.append(world.given.is_overdue("p", world.clock("b")))
+        world.after(100 * MS, look)
+
+    world.after(world.dies_at + slowest + int(GRACE * (1 + RATE_MARGIN)), look)
+    world.run(60)
+    assert len(overdue) > 100
+    assert all(overdue)
+    assert world.both == 0
 
 
 def count_from_later(_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +351,7 @@ def test_a_name_that_comes_back_by_another_data_directory_is_granted_to_again() 
     given = GivenGrants(1000, 1500, 0)
     assert given.grant(Peer("p", 7), 100) == 1000
     assert given.grant(Peer("p", 1), 200) == 0, "a former incarnation, as long as no view names it"
-    given.welcome(Peer("p", 1))
+    given.welcome(Peer("p", 1), 200)
     assert not given.has_run_out("p", 200)
     assert given.grant(Peer("p", 1), 300) == 1000
     assert given.grant(Peer("p", 2), 400) == 1000

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rcache.member import board, member, openings, telling, watch
+from rcache.member import board, hearing, neighbours, openings, sessions, telling, watch
 from rcache.peers import books
 from tests.member.harness import Clock
 from tests.member.running import Running
@@ -17,7 +17,7 @@ from tests.member.running import Running
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """What leases are measured by here."""
     clock = Clock()
-    for module in (board, books, member, openings, telling, watch):
+    for module in (board, books, hearing, neighbours, openings, sessions, telling, watch):
         monkeypatch.setattr(module, "boot_ns", clock.boot_ns)
     return clock
 

@@ -120,6 +120,13 @@ class FakeLink:
     def filling(self) -> dict[int, bool]:
         return dict(self.fills)
 
+    def is_whole(self, bucket: int) -> bool:
+        return self.fills.get(bucket, False)
+
+    @property
+    def fills_left(self) -> bool:
+        return not all(self.fills.values())
+
     def choose(self, buckets: list[int], epoch: int) -> None:
         self.chosen = (list(buckets), epoch)
         self.fills = {bucket: done for bucket, done in self.fills.items() if not (done and bucket in buckets)}
@@ -200,6 +207,9 @@ class FakeNeighbours:
         for peer in wanted:
             if peer.name not in self.known:
                 self.add(*peer)
+
+    def demand_disk(self) -> None:
+        self.trace.append("demand disk")
 
     def pass_intakes(self) -> None:
         self.trace.append("pass intakes")

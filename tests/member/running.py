@@ -8,6 +8,7 @@ from typing import Any
 from rcache.cluster.bucket_state import BucketState
 from rcache.cluster.register import Revised
 from rcache.cluster.view import Node, NodeState, Settings, View, encode_view
+from rcache.engine.contract import OPEN_WAIT_S
 from rcache.engine.reference import ReferenceEngine
 from rcache.member.member import Member
 from rcache.stream.applied import AppliedStream
@@ -47,9 +48,9 @@ class TracedEngine(ReferenceEngine):
         self.note("paused", paused)
         super().set_paused(paused)
 
-    def open_buckets(self, buckets, epoch, incarnation, name) -> None:  # type: ignore[no-untyped-def]
+    def open_buckets(self, buckets, epoch, incarnation, name, wait_s=OPEN_WAIT_S) -> None:  # type: ignore[no-untyped-def]
         self.note("open", tuple(buckets), epoch)
-        super().open_buckets(buckets, epoch, incarnation, name)
+        super().open_buckets(buckets, epoch, incarnation, name, wait_s)
 
 
 class Trace(list[Any]):
@@ -113,7 +114,7 @@ class Running:
 
     def take_in(self, view: View) -> None:
         self.agreement.view = view
-        self.member.heard_newer_view(encode_view(view))
+        self.member.hearing.heard_newer_view(encode_view(view))
         self.settle()
 
     def agree(self) -> View:

@@ -7,13 +7,15 @@ import pytest
 
 from rcache.cluster import wishes
 from rcache.cluster.bucket_state import BucketState
-from rcache.cluster.view import NodeState, View
+from rcache.cluster.view import Node, NodeState, View
 from rcache.cluster.wishes import Asker
 from rcache.member.copies import ADD_BUCKETS, ADD_S, PLAN_EVERY_S, Copies
 from rcache.member.handovers import Handovers
+from rcache.member.roles import Opening
 from tests.contract.harness import Caller, Task, assert_stays, wait_until
 from tests.member.harness import Clock, FakeLink, Scene, node, view_of
 
+THREE = [("n1", "", 6)] * 3
 TWO = {"n1": node(), "n2": node()}
 
 
@@ -136,6 +138,49 @@ def test_a_copy_at_a_node_that_grants_no_lease_is_not_waited_for_yet(copying: Co
     assert copying.board.points_of(0) == [copying.to.point]
 
 
+def test_a_copy_that_was_whole_and_is_begun_again_is_not_waited_for(copying: Copying) -> None:
+    """Invariant 6: it was whole, had no lease yet, and was cancelled; what is being made now was begun later. (Counted in half
+    made it is promoted, and what it lacks is lost.)"""
+    copying.whole(0)
+    copying.copies.look()
+    copying.to.cancel(0)
+    copying.to.fill(0)
+    copying.hold_lease("n2")
+    copying.to.acknowledge()
+    copying.copies.look()
+    assert (copying.board.adding, copying.agreement.wished) == ({}, [])
+    copying.whole(0)
+    assert 0 in copying.board.adding
+
+
+def test_copies_of_what_is_anothers_by_now_are_given_up_with_the_view(clock: Clock) -> None:
+    """A last portion would go out under its epoch, and clear what the new primary made."""
+    copying = Copying(clock, view_of(6, *[("n1", "", 6)] * 2, nodes=TWO))
+    copying.copies.plan()
+    copying.hold_lease("n2")
+    copying.whole(1)
+    copying.copies.follow(view_of(7, ("n2", "", 7), ("n2", "", 7), nodes=TWO))
+    assert sorted(copying.to.cancelled) == [0, 1]
+    assert copying.board.adding == {}
+
+
+def test_a_copy_of_what_is_opened_anew_is_not_counted_in(copying: Copying) -> None:
+    """Its bucket went to another and came back while this node did not look: whoever had the copy has let go of it."""
+    copying.hold_lease("n2")
+    copying.whole(0)
+    copying.board.roles.openings[0] = Opening(8, frozenset(), is_empty=False)
+    copying.copies.follow(view_of(8, ("n1", "", 8), nodes=TWO))
+    assert (copying.to.cancelled, copying.board.adding) == ([0], {})
+
+
+def test_copies_of_what_this_node_keeps_go_on_with_the_view(copying: Copying) -> None:
+    copying.hold_lease("n2")
+    copying.whole(0)
+    copying.copies.follow(view_of(8, ("n1", "", 6), nodes=TWO))
+    assert copying.to.cancelled == []
+    assert 0 in copying.board.adding
+
+
 def test_a_copy_at_a_node_that_falls_silent_is_let_go_of_before_it_was_asked_for(copying: Copying) -> None:
     copying.hold_lease("n2")
     copying.to.acknowledge(0)
@@ -221,6 +266,56 @@ def test_a_copy_of_a_bucket_that_was_opened_since_is_refused(copying: Copying) -
     copying.agreement.view = wishes.reopen(copying.board.view, Asker("n1", "x"), [0])
     assert copying.refuse() == "bucket 0 was opened in epoch 7, not 6"
     assert copying.to.cancelled == [0]
+
+
+def three_whole(clock: Clock) -> Copying:
+    """Copies of buckets 0 and 1 at n2 and of 2 at n3 are asked for; 3 has one."""
+    copying = Copying(clock, view_of(6, *THREE, ("n1", "n3", 6), nodes={"n1": node(), "n2": node(), "n3": node()}))
+    copying.copies.plan()
+    n3 = copying.link("n3")
+    n3.acknowledge()
+    for link in (copying.to, n3):
+        link.fills.clear()
+        copying.hold_lease(link.peer.name, 60)
+    copying.whole(0, 1)
+    n3.fills[2] = True
+    copying.copies.has_filled(n3, 2)  # type: ignore[arg-type]
+    copying.copies.look()
+    assert copying.agreement.wished == ["count 3 copies in"]
+    return copying
+
+
+def agree_and_choose(copying: Copying) -> View:
+    """The wish is agreed, and the links follow the view before who wished is told."""
+    wish, view = copying.agreement.agree()
+    copying.show(view)
+    for name in ("n2", "n3"):
+        copying.link(name).choose([b for b, placed in enumerate(view.placements) if name in placed.holders], view.epoch)
+    wish.done("")
+    copying.drain()
+    return view
+
+
+def test_one_bucket_that_was_opened_since_does_not_stand_in_the_way_of_the_others(clock: Clock) -> None:
+    """Or all that was filled would be thrown away, as often as one of many changes."""
+    copying = three_whole(clock)
+    copying.agreement.view = wishes.reopen(copying.board.view, Asker("n1", "x"), [1])
+    view = agree_and_choose(copying)
+    assert [placed.backups for placed in view.placements] == [("n2",), (), ("n3",), ("n3",)]
+    assert copying.to.cancelled == [1]
+    assert copying.link("n3").cancelled == []
+    assert copying.board.adding == {}
+
+
+@pytest.mark.parametrize("n2", [None, node(2), node(state=NodeState.LEAVING)], ids=["gone", "another", "leaving"])
+def test_one_node_that_went_does_not_stand_in_the_way_of_copies_at_another(clock: Clock, n2: Node | None) -> None:
+    copying = three_whole(clock)
+    nodes = {"n1": node(), "n3": node()} | ({"n2": n2} if n2 is not None else {})
+    copying.agreement.view = view_of(7, *THREE, ("n1", "n3", 6), nodes=nodes)
+    view = agree_and_choose(copying)
+    assert [placed.backups for placed in view.placements] == [(), (), ("n3",), ("n3",)]
+    assert sorted(copying.to.cancelled) == [0, 1]
+    assert copying.link("n3").cancelled == []
 
 
 def test_copies_are_counted_in_together_but_not_for_long(clock: Clock) -> None:

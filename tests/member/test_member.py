@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from rcache.cluster.leases import Peer
 from rcache.cluster.register import Revised
 from rcache.cluster.view import NodeState, Pause
 from rcache.engine.change_stream import HELD_FOR_EVER
 from rcache.records.record import Kind, decode
 from rcache_client.wire.opcodes import Status
 from tests.contract.harness import EVERYTHING, PATIENCE_S, Task, assert_stays, wait_until
-from tests.member.harness import copy_into, node
+from tests.member.harness import Clock, copy_into, node
 from tests.member.running import ABSENT, FROZEN, PRIMARY, SLOW, Make, view_of
 
 # --- taking a view in
@@ -21,7 +22,7 @@ def test_a_view_is_carried_out_in_its_order(running: Make) -> None:
     heartbeat, of it finds everything in place; what is this node's from now on is opened after that, last of all."""
     there = running(view_of(6, ("n1", "n2", 6), ("n2", "n1", 1), ("n2", "n1", 1), ("n1", "n2", 6)))
     for bucket in (1, 2):
-        copy_into(there.engine, bucket, source=there.member.follows(bucket))
+        copy_into(there.engine, bucket, source=there.member.sessions.follows(bucket))
     there.trace.clear()
     pause = Pause("n2", "why not", 60.0, 7)
     settings = replace(SLOW, fsync="always")
@@ -60,7 +61,7 @@ def test_views_that_are_none_or_not_newer_or_of_another_cluster_change_nothing(r
     first = view_of(6, ("n1", "", 6))
     there = running(first)
     there.trace.clear()
-    there.member.heard_newer_view(b"no view")
+    there.member.hearing.heard_newer_view(b"no view")
     for view in (
         view_of(6, ("n2", "", 6)),
         view_of(5, ("n2", "", 5)),
@@ -75,16 +76,16 @@ def test_views_that_are_none_or_not_newer_or_of_another_cluster_change_nothing(r
 def test_a_primary_of_another_incarnation_is_followed_by_its_own_number(running: Make) -> None:
     """Invariant 4: records of its former incarnation apply no more, from before the view is shown."""
     there = running(view_of(6, ("n2", "n1", 1), ("n1", "", 6)))
-    old = there.member.follows(0)
+    old = there.member.sessions.follows(0)
     assert old == there.neighbours.source_of("n2")
     nodes = {"n1": node(), "n2": node(2)}
     there.take_in(view_of(7, ("n2", "", 7), ("n1", "", 6), nodes=nodes, proposer="n2"))
     new = there.neighbours.source_of("n2")
     assert new not in (0, old)
-    assert there.member.follows(0) == new
+    assert there.member.sessions.follows(0) == new
     follows = [(what[2], epoch) for what, epoch in there.trace if what[0] == "follow" and what[1] == 0]
     assert follows[-2:] == [(0, 6), (new, 7)]
-    assert there.member.follows(99) == 0
+    assert there.member.sessions.follows(99) == 0
 
 
 def test_the_register_that_is_given_to_it_is_kept_before_the_view_is_shown(running: Make) -> None:
@@ -111,6 +112,33 @@ def test_the_policy_of_the_cluster_is_followed(running: Make) -> None:
     assert there.member.board.points_of(0) == [there.link().point]
 
 
+def test_what_is_answered_under_a_view_with_fsync_always_is_on_the_disk(running: Make) -> None:
+    """Invariant 1. Who ordered it is told that it holds as soon as all nodes go by the view: by then what a backup takes in,
+    and what a primary answers, waits for the disk. Both are given up again only after the view that allows it is shown."""
+    always = replace(SLOW, fsync="always")
+    places = ("n1", "n2", 6), ("n2", "n1", 6)
+    there = running(view_of(6, *places))
+    disk, points = there.engine.stream.disk, list[tuple[int, bool]]()
+    set_points = there.engine.set_commit_points
+
+    def set_and_note(bucket, chosen) -> int:  # type: ignore[no-untyped-def]
+        points.append((there.member.epoch, disk in chosen))
+        return set_points(bucket, chosen)
+
+    there.engine.set_commit_points = set_and_note  # type: ignore[method-assign]
+    there.take_in(view_of(7, *places, settings=always))
+    assert there.trace.shown_at("demand disk") == 6
+    assert points[0] == (6, True)
+    assert all(with_disk for _, with_disk in points)
+    assert there.link().point in there.member.board.points_of(0), "beside its backup"
+    points.clear()
+    there.trace.clear()
+    there.take_in(view_of(8, *places))
+    assert "demand disk" not in there.trace.whats()
+    assert points
+    assert set(points) == {(8, False)}
+
+
 def test_a_node_that_joins_says_that_it_is_ready_once_it_has_opened_what_it_has(running: Make) -> None:
     nodes = {"n1": node(state=NodeState.JOINING), "n2": node()}
     there = running(view_of(6, ("n1", "", 6), nodes=nodes))
@@ -123,18 +151,23 @@ def test_a_node_that_joins_says_that_it_is_ready_once_it_has_opened_what_it_has(
 def test_whoever_waits_for_a_view_goes_on_once_it_was_shown(running: Make) -> None:
     """Invariant 4: a frame of a newer view waits until that was taken in."""
     there = running(view_of(6, ("n1", "", 6)))
-    waiting = Task(lambda: there.member.await_epoch(7, PATIENCE_S))
+    waiting = Task(lambda: there.member.sessions.await_epoch(7, 10 * PATIENCE_S))
     assert_stays(lambda: not waiting.is_done, "the wait")
     there.take_in(view_of(7, ("n1", "", 6)))
     assert waiting.result()
-    assert not there.member.await_epoch(8, 0.0)
+    assert not there.member.sessions.await_epoch(8, 0.0)
+    waiting = Task(lambda: there.member.sessions.await_epoch(8, 10 * PATIENCE_S))
+    assert_stays(lambda: not waiting.is_done, "the wait")
+    there.stop()
+    waiting.result()
+    assert waiting.is_done, "nothing comes any more"
 
 
 def test_a_session_is_told_what_this_node_has_of_a_primarys(running: Make) -> None:
     """Invariant 7: what is not whole is told as nothing, so it is dropped and made anew."""
     there = running(view_of(6, ("n2", "n1", 1), ("n2", "n1", 1), ("n2", "", 1), ("n1", "", 6)))
-    sequence = copy_into(there.engine, 0, source=there.member.follows(0))
-    packed = there.member.sequences_for("n2")
+    sequence = copy_into(there.engine, 0, source=there.member.sessions.follows(0))
+    packed = there.member.sessions.sequences_for("n2")
     assert packed == b"".join(b.to_bytes(4, "big") + s.to_bytes(8, "big") for b, s in ((0, sequence), (1, 0)))
 
 
@@ -146,6 +179,41 @@ def test_buckets_whose_counters_ran_out_are_opened_anew(running: Make) -> None:
     view = there.agree()
     assert [placed.opened for placed in view.placements] == [7, 6]
     wait_until(lambda: ("open", (0,), 7) in there.trace.whats(), "the opening")
+
+
+def test_views_in_between_do_not_hide_that_a_primary_is_silent(running: Make, clock: Clock) -> None:
+    """Section 7: what counts is when its last heartbeat was granted something, and no view that has nothing to do with it. A
+    heartbeat of another view is granted nothing, and says all the same that it lives."""
+    places = ("n2", "n1", 6), ("n1", "", 6), ("n3", "", 6), ("n3", "", 6)
+    there = running(view_of(6, *places))
+    given = there.member.books.given
+    grace = 90.0
+
+    def answered(epoch: int) -> Status:
+        return there.member.sessions.answer_heartbeat("n2", epoch, 1)[0]
+
+    with there.member.books.lock:
+        given.welcome(Peer("n2", 1), clock.boot_ns())
+    clock.advance(10)
+    assert answered(6) is Status.OK
+    for epoch in (7, 8, 9):
+        clock.advance(25)
+        there.take_in(view_of(epoch, *places, proposer="n3"))
+    assert not given.is_overdue("n2", clock.boot_ns())
+    clock.advance(grace - 75)
+    assert given.is_overdue("n2", clock.boot_ns())
+    assert answered(8) is Status.STALE_VIEW
+    assert not given.is_overdue("n2", clock.boot_ns()), "it lives, and is behind"
+    clock.advance(grace)
+    assert answered(8) is Status.STALE_VIEW
+    assert given.is_overdue("n2", clock.boot_ns()), "it goes on without what was agreed"
+    assert answered(10) is Status.VIEW_AHEAD
+    assert not given.is_overdue("n2", clock.boot_ns()), "it is this node that is behind"
+    clock.advance(grace)
+    assert given.is_overdue("n3", clock.boot_ns())
+    there.take_in(view_of(11, *places[:3], ("n3", "n1", 6), proposer="n3"))
+    assert given.is_overdue("n2", clock.boot_ns())
+    assert not given.is_overdue("n3", clock.boot_ns()), "whom this node is to hear of from now on"
 
 
 # --- what still waited

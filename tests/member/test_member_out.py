@@ -18,7 +18,7 @@ from tests.member.running import ABSENT, BACKUP, FROZEN, PRIMARY, SLOW, Make, vi
 
 def test_a_heartbeat_of_the_view_that_is_shown_is_granted(running: Make) -> None:
     there = running(view_of(6, ("n2", "n1", 1)))
-    assert there.member.answer_heartbeat("n2", 6, 1) == (Status.OK, int(SLOW.lease_s * 1e9))
+    assert there.member.sessions.answer_heartbeat("n2", 6, 1) == (Status.OK, int(SLOW.lease_s * 1e9))
     known = there.neighbours.known["n2"]
     assert (known.ever_heard, known.heard_epoch) == (True, 6)
     with there.member.books.lock:
@@ -38,7 +38,7 @@ def test_any_other_heartbeat_is_granted_nothing(running: Make, name: str, epoch:
     """Invariant 4: one of an older view grants nothing, nor does one of another incarnation. (A grant of yesterday lets the old
     primary answer beside the new one.)"""
     there = running(view_of(6, ("n2", "n1", 1)))
-    assert there.member.answer_heartbeat(name, epoch, incarnation) == (status, 0)
+    assert there.member.sessions.answer_heartbeat(name, epoch, incarnation) == (status, 0)
     with there.member.books.lock:
         assert there.member.books.given.has_run_out(name, 0)
     assert not there.neighbours.known["n2"].ever_heard
@@ -47,15 +47,15 @@ def test_any_other_heartbeat_is_granted_nothing(running: Make, name: str, epoch:
 def test_after_a_view_was_shown_those_of_the_one_before_are_granted_nothing(running: Make) -> None:
     there = running(view_of(6, ("n2", "n1", 1)))
     there.take_in(view_of(7, ("n2", "n1", 1)))
-    assert there.member.answer_heartbeat("n2", 6, 1) == (Status.STALE_VIEW, 0)
-    assert there.member.answer_heartbeat("n2", 7, 1)[0] is Status.OK
+    assert there.member.sessions.answer_heartbeat("n2", 6, 1) == (Status.STALE_VIEW, 0)
+    assert there.member.sessions.answer_heartbeat("n2", 7, 1)[0] is Status.OK
 
 
 def test_grants_are_made_under_the_lock_under_which_views_change(running: Make) -> None:
     """Invariants 4 and 5."""
     there = running(view_of(6, ("n2", "n1", 1)))
     with there.member.books.lock:
-        answering = Task(lambda: there.member.answer_heartbeat("n2", 6, 1))
+        answering = Task(lambda: there.member.sessions.answer_heartbeat("n2", 6, 1))
         assert_stays(lambda: not answering.is_done, "the answer")
         there.member.books.given.decide("n2")
     assert answering.result() == (Status.OK, 0)
@@ -64,11 +64,11 @@ def test_grants_are_made_under_the_lock_under_which_views_change(running: Make) 
 def test_a_heartbeat_of_the_view_tells_that_the_old_primary_gave_its_buckets_up(running: Make) -> None:
     """Invariant 3: said itself, for that view."""
     there = running(view_of(6, ("n2", "n1", 1)))
-    copy_into(there.engine, 0, source=there.member.follows(0))
-    there.member.answer_heartbeat("n2", 6, 1)
+    copy_into(there.engine, 0, source=there.member.sessions.follows(0))
+    there.member.sessions.answer_heartbeat("n2", 6, 1)
     there.take_in(view_of(7, ("n1", "", 7)))
     assert there.engine.state(0) is BACKUP, "its lease may hold yet"
-    assert there.member.answer_heartbeat("n2", 7, 1)[0] is Status.OK
+    assert there.member.sessions.answer_heartbeat("n2", 7, 1)[0] is Status.OK
     wait_until(lambda: there.engine.state(0) is PRIMARY, "the opening")
 
 
@@ -80,7 +80,7 @@ def test_it_falls_out_and_joins_anew_empty(running: Make, how: str) -> None:
     """Invariants 2 and 7: frozen before its points are abandoned, so that nothing is answered alone; then it has nothing, and
     comes back under the next incarnation."""
     there = running(view_of(6, ("n1", "n2", 6), ("n2", "n1", 1), manager="n2"))
-    copy_into(there.engine, 1, source=there.member.follows(1))
+    copy_into(there.engine, 1, source=there.member.sessions.follows(1))
     states: list[BucketState] = []
     point = there.link().point
     abandon = point.abandon
@@ -138,9 +138,9 @@ def test_who_left_does_not_come_back(running: Make) -> None:
 def test_a_node_whose_log_hangs_makes_no_progress(running: Make) -> None:
     """Invariant 10: a primary whose workers make no progress stops its heartbeats."""
     there = running(view_of(6, ("n1", "n2", 6)))
-    assert there.member.makes_progress()
+    assert there.member.hearing.makes_progress()
     there.log.hangs = lambda seconds: seconds == SLOW.grace_s  # type: ignore[method-assign]
-    assert not there.member.makes_progress()
+    assert not there.member.hearing.makes_progress()
 
 
 def test_a_lease_is_passed_on_to_the_point(running: Make) -> None:
@@ -156,11 +156,11 @@ def test_a_lease_is_passed_on_to_the_point(running: Make) -> None:
     with there.member.books.lock:
         there.member.books.held.note_sent(peer, 1, boot_ns())
         there.member.books.held.note_grant(peer, 1, int(60e9))
-    there.member.was_granted(Peer("n2", 2))
+    there.member.hearing.was_granted(Peer("n2", 2))
     link.acknowledge()
     going = Task(lambda: there.write(0, 60_000))
     assert_stays(lambda: not going.is_done, "the answer")
-    there.member.was_granted(peer)
+    there.member.hearing.was_granted(peer)
     while not going.is_done:
         link.acknowledge()
     assert going.result() is Status.OK

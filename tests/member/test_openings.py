@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from rcache.cluster.bucket_state import BucketState
 from rcache.cluster.leases import Peer
 from rcache.cluster.view import View
+from rcache.engine.contract import OPEN_WAIT_S
 from rcache.member.openings import Openings
 from rcache.member.roles import Opening
 from tests.member.harness import Clock, FakeLog, Scene, copy_into, view_of
@@ -188,3 +190,16 @@ def test_a_node_whose_log_failed_opens_nothing(clock: Clock) -> None:
     assert not scene.openings.look()
     log.failure = None
     assert scene.openings.look()
+
+
+def test_room_in_the_stream_is_not_waited_for_for_long(alone: Opened) -> None:
+    """What fills the ring may be for a peer that is dead and still in the view; who waits here is who would part from it."""
+    room = alone.engine.config.stream_bytes
+    assert alone.engine._store.ring.reserve(room, 0)
+    began = time.monotonic()
+    assert not alone.openings.look()
+    assert not alone.openings.look()
+    assert time.monotonic() - began < OPEN_WAIT_S / 4
+    assert (alone.state, 0 in alone.board.roles.openings) == (BucketState.BACKUP, True)
+    alone.engine._store.ring.unreserve(room)
+    assert alone.openings.look()

@@ -118,16 +118,29 @@ def test_a_primary_is_parted_from_once_it_was_silent_for_the_whole_grace(clock: 
     assert view.placements[0].holders == ("n1",)
 
 
-def test_who_learnt_of_the_view_just_now_gives_it_the_whole_grace(clock: Clock) -> None:
+@pytest.mark.parametrize("before", [NEITHER, MINE], ids=["neither", "mine"])
+def test_who_learnt_just_now_that_it_is_somebodys_backup_gives_it_the_whole_grace(clock: Clock, before: View) -> None:
     """Section 7: after it received the heartbeat, or after it learnt of the view, whichever is later."""
     scene = Watching(clock, THEIRS)
     scene.clock.advance(10)
     scene.grant()
     scene.clock.advance(GRACE_S - 0.1)
-    with scene.board.books.lock:
-        scene.board.books.given.learn_view(clock.boot_ns())
+    scene.watch.await_words(before, THEIRS)
     assert scene.look_after(GRACE_S - 0.01) == []
     assert scene.look_after(0.02) == PART
+
+
+def test_a_view_that_changes_nothing_between_the_two_leaves_the_grace_as_it_was(clock: Clock) -> None:
+    """Another node counts copies in, view after view: what a dead primary had would be served by nobody until that ends."""
+    scene = Watching(clock, THEIRS)
+    scene.clock.advance(10)
+    scene.grant()
+    for epoch in range(7, 12):
+        newer = view_of(epoch, ("n2", "n1", 6), ("n1", "", 6), ("n3", "", epoch))
+        scene.watch.await_words(view_of(epoch - 1, ("n2", "n1", 6), ("n1", "", 6), ("n3", "", epoch - 1)), newer)
+        if epoch < 11:
+            assert scene.look_after(GRACE_S / 5) == []
+    assert scene.look_after(GRACE_S / 5) == PART
 
 
 def test_a_broken_connection_shortens_the_wait_to_what_was_granted_and_no_further(clock: Clock) -> None:

@@ -182,6 +182,19 @@ def test_an_import_that_was_refused_is_not_in_the_log(taking: Taking) -> None:
     assert taking.logged() == []
 
 
+def test_a_whole_copy_is_not_cleared_by_who_was_primary_before(taking: Taking) -> None:
+    """That one was making a copy as well, and has not noticed yet: the new primary made this one, and goes on to count it."""
+    taking.set(1, b"row")
+    taking.fill()
+    taking.holds = set()
+    copy = b"".join(taking.primary.copy_bucket(1))
+    before = Intake(PEER, OTHER, taking.backup, taking.applied, lambda bucket: bucket in taking.holds, durable=False)
+    heading = Heading(1, PEER.incarnation, 1, 1)
+    assert before.take(heading, copy, lambda bucket: taking.follows[bucket]) == OF_OLD
+    assert taking.backup.state(1) is BucketState.BACKUP
+    assert state_of(taking.backup) == state_of(taking.primary)
+
+
 def test_a_whole_copy_that_came_to_be_counted_by_nobody_is_made_anew(taking: Taking) -> None:
     taking.fill()
     taking.holds.discard(1)

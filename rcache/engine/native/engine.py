@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from hashlib import blake2b
@@ -21,6 +22,7 @@ from rcache.engine.change_stream import HELD_FOR_EVER, CommitPoint, Portion, Str
 from rcache.engine.clock import NodeClock
 from rcache.engine.commit_point import LinkPoint, LinkPoints
 from rcache.engine.contract import (
+    OPEN_WAIT_S,
     UNCOMMITTED,
     ConnectionLimits,
     EngineConfig,
@@ -44,9 +46,6 @@ from rcache.records.record import (
 from rcache_client.wire.frames import Request
 from rcache_client.wire.grammar import REQUESTS
 from rcache_client.wire.opcodes import VALUE_HASH_BYTES, Status
-
-OPEN_WAIT_S = 30.0
-"""How long opening a bucket waits for room in the stream. The log writer drains the whole ring in far less."""
 
 GIVEN_UP = (BucketState.FROZEN, BucketState.BACKUP)
 """Who gave a bucket up himself has all of its records, and may keep them as its backup."""
@@ -95,6 +94,8 @@ class NativeEngine:
         self.clock.follow(self._core.set_clock_offset)
         self._stream = NativeStream(self._core)
         self._points = LinkPoints(self._core, self._core.open_point, self._core.set_points)
+        self._letting_go = threading.Lock()  # of the counts below; a stripe's comes after it
+        self._let_go = [0] * config.buckets
 
     @property
     def stream(self) -> NativeStream:
@@ -169,6 +170,20 @@ class NativeEngine:
         return STATES[self._core.state(bucket)]
 
     def set_state(self, bucket: int, state: BucketState) -> None:
+        if state is not BucketState.ABSENT:
+            self._set_state(bucket, state)
+            return
+        with self._letting_go:
+            self._let_go[bucket] += 1
+            try:
+                self._set_state(bucket, state)
+            finally:
+                self._let_go[bucket] += 1
+
+    def times_let_go(self, bucket: int) -> int:
+        return self._let_go[bucket]
+
+    def _set_state(self, bucket: int, state: BucketState) -> None:
         now = self.state(bucket)
         by_itself = state in (BucketState.FROZEN, BucketState.ABSENT) or (now, state) == GIVEN_UP
         if by_itself and may_follow(now, state):
@@ -187,8 +202,10 @@ class NativeEngine:
     def set_paused(self, paused: bool) -> None:
         self._core.set_paused(paused)
 
-    def open_buckets(self, buckets: Sequence[int], epoch: int, incarnation: int, node: str) -> None:
-        deadline_ns = time.monotonic_ns() + int(OPEN_WAIT_S * 1e9)
+    def open_buckets(
+        self, buckets: Sequence[int], epoch: int, incarnation: int, node: str, wait_s: float = OPEN_WAIT_S
+    ) -> None:
+        deadline_ns = time.monotonic_ns() + int(wait_s * 1e9)
         rest = encode_opening(Opening(0, incarnation, node))[8:]
         begin = make_sequence(epoch, 0)
         for bucket in buckets:

@@ -18,6 +18,7 @@ from rcache.engine.change_stream import HELD_FOR_EVER, CommitPoint, Portion, Str
 from rcache.engine.clock import NodeClock
 from rcache.engine.commit_point import LinkPoint, LinkPoints
 from rcache.engine.contract import (
+    OPEN_WAIT_S,
     UNCOMMITTED,
     ChainError,
     ConnectionLimits,
@@ -52,9 +53,6 @@ from rcache.records.record import (
 from rcache_client.wire.frames import Request
 from rcache_client.wire.opcodes import Status
 
-OPEN_WAIT_S = 30.0
-"""How long opening a bucket waits for room in the stream. The log writer drains the whole ring in far less."""
-
 GIVEN_UP = (BucketState.FROZEN, BucketState.BACKUP)
 """Who gave a bucket up himself has all of its records, and may keep them as its backup."""
 
@@ -74,6 +72,7 @@ class ReferenceEngine:
         self._store = Store(config, self._ring, self.clock)
         self._server = Server(config, self._ring, Operations(self._store))
         self._points = LinkPoints(self._store, self._ring.open_point, self._store.set_points)
+        self._let_go = [0] * config.buckets
 
     @property
     def stream(self) -> Ring:
@@ -150,9 +149,13 @@ class ReferenceEngine:
                 raise ValueError(f"bucket {bucket} is {held.state.value}; it cannot become {state.value} by itself")
             held.state = state
             if state is BucketState.ABSENT:
+                self._let_go[bucket] += 2
                 self._store.memory.force(-held.begin_locked(BORN_EMPTY))
             if state is not BucketState.FROZEN:
                 held.leave_points_locked()
+
+    def times_let_go(self, bucket: int) -> int:
+        return self._let_go[bucket]
 
     def sequence(self, bucket: int) -> int:
         held = self._store.buckets[bucket]
@@ -167,8 +170,10 @@ class ReferenceEngine:
     def set_paused(self, paused: bool) -> None:
         self._store.set_paused(paused)
 
-    def open_buckets(self, buckets: Sequence[int], epoch: int, incarnation: int, node: str) -> None:
-        deadline_ns = time.monotonic_ns() + int(OPEN_WAIT_S * 1e9)
+    def open_buckets(
+        self, buckets: Sequence[int], epoch: int, incarnation: int, node: str, wait_s: float = OPEN_WAIT_S
+    ) -> None:
+        deadline_ns = time.monotonic_ns() + int(wait_s * 1e9)
         for number in buckets:
             self._store.open(self._store.buckets[number], incarnation, node, make_sequence(epoch, 0), deadline_ns)
         self.epoch = max(self.epoch, epoch)
