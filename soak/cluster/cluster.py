@@ -142,12 +142,14 @@ class Cluster:
 
     def manager(self) -> str | None:
         """The node that keeps the embedded register; None with etcd. Raises `Violated` where nobody can say."""
-        if self.plan.manager == ETCD:
-            return None
+        return None if self.plan.manager == ETCD else self.view().manager
+
+    def view(self) -> View:
+        """The newest that a node goes by. Raises `Violated` where nobody answers."""
         views = [seen.view for name in self.expected if (seen := self.look(name)) is not None]
         if not views:
-            raise Violated("no node says who keeps the register")
-        return max(views, key=lambda view: view.epoch).manager
+            raise Violated("no node says what the view is")
+        return max(views, key=lambda view: view.epoch)
 
     def ailments(self) -> list[str]:
         """What keeps the cluster from being whole; empty if every bucket has its backups and all nodes are up."""

@@ -6,6 +6,7 @@ What it owns: the processes, until `close`. What it must not know: what they cal
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 
 from soak.cluster.clients import Counts, Spec, history_file
 from soak.cluster.errors import SoakFailed
+from soak.cluster.stayers import Orders, StaySpec, stayer_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,11 +31,13 @@ END_S = 60.0
 
 
 class Crew:
-    """Close it, or use it in a `with`, and no process is left. `spec`: of all clients; each process is given its part."""
+    """Close it, or use it in a `with`, and no process is left. `spec`: of all clients; each process is given its part. `stay`:
+    the same for the stayers, which are a process of their own."""
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: Spec, stay: StaySpec) -> None:
         self.directory = Path(spec.directory)
-        self.names = [f"c{spec.first + index}" for index in range(spec.count)]
+        self.clients = [f"c{spec.first + index}" for index in range(spec.count)]
+        self.names = self.clients + [stayer_of(node) for node in stay.ports]
         self.counts: dict[str, Counts] = {}
         self._done = dict.fromkeys(self.names, -1)
         self._changed = threading.Condition()
@@ -41,17 +45,31 @@ class Crew:
         self._listeners: list[threading.Thread] = []
         for first in range(0, spec.count, CLIENTS_A_PROCESS):
             part = replace(spec, first=spec.first + first, count=min(CLIENTS_A_PROCESS, spec.count - first))
-            process = subprocess.Popen(
-                [sys.executable, "-m", "soak.cluster.clients", part.to_json()],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                cwd=ROOT,
-                process_group=0,
-            )
-            listener = threading.Thread(target=self._listen, args=(process,), name=f"crew-{first}")
-            listener.start()
-            self._processes.append(process)
-            self._listeners.append(listener)
+            self._start("clients", part.to_json())
+        self._stayers = self._start("stayers", stay.to_json())
+
+    def _start(self, module: str, spec: str) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"soak.cluster.{module}", spec],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=ROOT,
+            process_group=0,
+        )
+        listener = threading.Thread(target=self._listen, args=(process,), name=f"crew-{len(self._processes)}")
+        listener.start()
+        self._processes.append(process)
+        self._listeners.append(listener)
+        return process
+
+    def tell_stayers(self, orders: Orders) -> None:
+        """They go on like that from now. Raises `SoakFailed` if they are gone."""
+        assert self._stayers.stdin is not None
+        try:
+            self._stayers.stdin.write(orders.to_json().encode() + b"\n")
+            self._stayers.stdin.flush()
+        except OSError as error:
+            raise SoakFailed(f"the stayers are gone: {error}") from None
 
     def _listen(self, process: subprocess.Popen[bytes]) -> None:
         """A thread's: take in what a process says, until it ends."""
@@ -110,7 +128,8 @@ class Crew:
         for process in self._processes:
             for pipe in (process.stdin, process.stdout):
                 if pipe is not None:
-                    pipe.close()
+                    with contextlib.suppress(BrokenPipeError):  # an order that nobody read
+                        pipe.close()
 
     def __enter__(self) -> Crew:
         return self

@@ -189,6 +189,8 @@ class Proxy:
         self.passed += len(data)
         if not through.who:
             self._listen_for_hello(through, data)
+        elif pipe is through.asking:
+            through.note_first_frame(data)
         delay = self.rules.delay(*pipe.ways)
         due = 0.0
         if delay is not None:
@@ -245,13 +247,23 @@ class Proxy:
                 through.connected = True
         if not through.connected:
             return
+        if self._stands_still(through):
+            return
         now = time.monotonic()
         for pipe in (through.asking, through.answering):
             if self.rules.cut(*pipe.ways) is None:
                 pipe.pump(now)
 
+    def _stands_still(self, through: Through) -> bool:
+        """Whether it carries records from one to another whose records are stalled."""
+        return through.asks_for == Opcode.RECORDS and (through.who, through.front.name) in self.rules.stalls
+
     def _watch(self, through: Through) -> None:
         """Register each end for just what is wanted of it: an end that is not may have died unseen (invariant 2)."""
+        if self._stands_still(through):
+            for end in (through.down, through.up):
+                self._register(through, end, 0)
+            return
         now = time.monotonic()
         for end in (through.down, through.up):
             mask = 0

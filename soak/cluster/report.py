@@ -13,6 +13,7 @@ from typing import Any
 
 from soak.bench.plots import NoPlot
 from soak.cluster.plots import draw
+from soak.cluster.schedule import MEANS, Kind
 
 PAGE, FIGURES, DRAWING = "report.md", "figures.json", "soak.svg"
 
@@ -56,9 +57,26 @@ def _head(figures: dict[str, Any]) -> Iterator[str]:
     )
     yield "Machine: " + "; ".join(f"{name}: {text}" for name, text in about["machine"].items()) + "."
     yield ""
+    yield from _summary(figures)
     for note in figures["notes"]:
         yield f"Note: {note}."
         yield ""
+
+
+def _summary(figures: dict[str, Any]) -> Iterator[str]:
+    """What whoever looks for a moment wants to know."""
+    faults = figures["faults"]
+    gap, wait = (max(faults, key=lambda each: each[name], default=None) for name in ("gap_s", "recovery_s"))
+    yield "| | |"
+    yield "| --- | --- |"
+    yield f"| violations | {len(figures['violations']) or 'none'} |"
+    yield f"| operations checked | {figures['checked']['operations']} |"
+    yield f"| faults | {len(faults)}, of {len(figures['kinds'])} kinds |"
+    if gap is not None and wait is not None:
+        yield f"| longest gap of service | {gap['gap_s']:.2f} s, fault {gap['number']}: {gap['text']} |"
+        yield f"| longest wait until whole again | {wait['recovery_s']:.2f} s, fault {wait['number']}: {wait['text']} |"
+    yield f"| false suspicions | {len(figures['suspicions']['false'])} |"
+    yield ""
 
 
 def _violations(figures: dict[str, Any]) -> Iterator[str]:
@@ -81,8 +99,9 @@ def _calls(figures: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield (
         f"{calls['ok']} calls were answered, {calls['fail']} failed (surely not executed, or a read), {calls['unknown']} "
-        f"writes are of unknown outcome. {checked['operations']} operations on {checked['keys']} keys were checked, in "
-        f"{checked['rounds']} rounds."
+        f"writes are of unknown outcome (they may have happened, or not). Beside these, each node was asked past the views: "
+        f"{figures['stayed']} of those calls were answered or are unknown. {checked['operations']} operations on "
+        f"{checked['keys']} keys were checked, in {checked['rounds']} rounds, with the last look at each key."
     )
     yield ""
     if figures["errors"]:
@@ -95,15 +114,16 @@ def _calls(figures: dict[str, Any]) -> Iterator[str]:
 def _kinds(figures: dict[str, Any]) -> Iterator[str]:
     yield "## What it cost"
     yield ""
-    yield "Seconds. *Gap*: the longest that one client waited for a good answer. *Whole again*: from the fault's end until"
-    yield "every bucket had its backups. A gap of 0 means that nobody waited longer than 0.05 s."
+    yield "Seconds. *Gap*: the longest that one client waited for a good answer. *Whole again*: from the fault's end (a node"
+    yield "is ready again, or bytes pass again) until every bucket had its backups. A gap of 0 means that nobody waited"
+    yield f"longer than 0.05 s. At the start it took {figures['first_whole_s']:.1f} s until every bucket had its backups."
     yield ""
-    yield "| fault | times | gap, median | gap, longest | whole again, median | whole again, longest |"
-    yield "| --- | ---: | ---: | ---: | ---: | ---: |"
+    yield "| fault | times | gap, median | gap, longest | whole again, median | whole again, longest | what happens to a node |"
+    yield "| --- | ---: | ---: | ---: | ---: | ---: | --- |"
     for each in figures["kinds"]:
         yield (
             f"| {each['kind']} | {each['count']} | {each['gap_median']:.2f} | {each['gap_most']:.2f} | "
-            f"{each['recovery_median']:.2f} | {each['recovery_most']:.2f} |"
+            f"{each['recovery_median']:.2f} | {each['recovery_most']:.2f} | {MEANS[Kind(each['kind'])]} |"
         )
     yield ""
 
@@ -132,6 +152,8 @@ def _faults(figures: dict[str, Any]) -> Iterator[str]:
     faults = figures["faults"]
     yield "## Faults"
     yield ""
+    yield "The numbers are those in the drawing."
+    yield ""
     yield "| | from, s | to, s | fault | gap, s | whole again, s |"
     yield "| ---: | ---: | ---: | --- | ---: | ---: |"
     for each in faults[-FAULTS_SHOWN:]:
@@ -149,7 +171,7 @@ def _foot(figures: dict[str, Any]) -> Iterator[str]:
     if figures["errors_said"]:
         yield "## Errors that nodes told of"
         yield ""
-        yield "None of these is a violation by itself."
+        yield "None of these is a violation by itself: a node whose disk is full, or that was left out of the view, says so."
         yield ""
         yield "```text"
         yield from figures["errors_said"][:ERRORS_SHOWN]

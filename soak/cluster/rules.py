@@ -6,6 +6,9 @@ What it owns: nothing. What it must not know: sockets.
 A party is a node's name, CLIENTS for all clients together, ETCD, or ADMINS (who are never cut off by these rules unless named).
 A rule is for one direction, from a party to another, whoever of them made the connection: a cut from a to b swallows what a
 asks b, and also what a answers b.
+
+A *stall* from a to b is a path that is lost under one connection and not under others between the same two, as where several
+links are shared by flows: the connections by which a sends b its records stand still, both ways, and heartbeats pass.
 """
 
 from __future__ import annotations
@@ -49,6 +52,7 @@ class Rules:
 
     cuts: Mapping[Direction, Cut] = field(default_factory=lambda: MappingProxyType({}))
     delays: Mapping[Direction, Delay] = field(default_factory=lambda: MappingProxyType({}))
+    stalls: frozenset[Direction] = frozenset()
 
     def cut(self, from_whom: str, to_whom: str) -> Cut | None:
         return self.cuts.get((from_whom, to_whom))
@@ -64,6 +68,7 @@ class Rules:
         return {
             "cuts": [[*ways, cut.value] for ways, cut in self.cuts.items()],
             "delays": [[*ways, delay.least_s, delay.spread_s] for ways, delay in self.delays.items()],
+            "stalls": sorted(map(list, self.stalls)),
         }
 
     @staticmethod
@@ -71,6 +76,7 @@ class Rules:
         return Rules(
             {(one, other): Cut(cut) for one, other, cut in facts["cuts"]},
             {(one, other): Delay(least_s, spread_s) for one, other, least_s, spread_s in facts["delays"]},
+            frozenset((one, other) for one, other in facts.get("stalls", ())),
         )
 
 

@@ -27,6 +27,7 @@ from soak.cluster.judge import Judge, Verdict
 from soak.cluster.nodes import Birth
 from soak.cluster.schedule import NEEDS_SHIM, ORDERLY, Kind, Planned, schedule
 from soak.cluster.shim import NoShim, built_shim
+from soak.cluster.stayers import Orders, StaySpec
 from soak.cluster.timeline import Broken, false_suspicions, measure_gaps
 from soak.cluster.watch import Suspicion, Watcher
 from soak.cluster.workload import Load
@@ -65,6 +66,8 @@ class Outcome:
     faults: list[Broken] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
     counts: dict[str, Counts] = field(default_factory=dict)
+    stayed: dict[str, Counts] = field(default_factory=dict)
+    """The same of those who kept to their nodes."""
     bins: dict[int, Bin] = field(default_factory=dict)
     waits: list[tuple[float, float]] = field(default_factory=list)
     suspicions: list[Suspicion] = field(default_factory=list)
@@ -174,7 +177,9 @@ class Run:
         spec = Spec(
             cluster.addresses, 0, settings.load.clients, settings.seed, start_ns, str(calls), settings.budget_s, settings.load
         )
-        crew = closing.enter_context(Crew(spec))
+        ports = {name: node.port for name, node in cluster.nodes.items()}
+        stay = StaySpec(ports, start_ns, settings.load.round_s, str(calls))
+        crew = closing.enter_context(Crew(spec, stay))
         judge = Judge(crew, cache, settings.load, self._findings, settings.history)
         closing.callback(judge.close)
         judge.start_ns, judge.keep, judge.say = start_ns, settings.keep, self.say
@@ -184,12 +189,14 @@ class Run:
         traffic = cluster.network.traffic()
         outcome.late, outcome.latest_s = traffic.late, traffic.latest_s
         outcome.seconds = time.monotonic() - outcome.started
-        outcome.counts = crew.end()
+        counts = crew.end()
+        outcome.counts = {name: counts[name] for name in crew.clients}
+        outcome.stayed = {name: counts[name] for name in counts if name not in crew.clients}
         self.say("the clients have ended; looking at all that is left")
         judge.finish(readable=self._is_whole)
         outcome.verdicts = judge.verdicts
         outcome.bins = merged(verdict.bins for verdict in judge.verdicts if verdict.round != "base")
-        outcome.waits = list(_waits(calls, crew.names))
+        outcome.waits = list(_waits(calls, crew.clients))
         self._look_at_counts()
 
     def _break_on(self, cluster: Cluster, crew: Crew) -> bool:
@@ -219,11 +226,13 @@ class Run:
         self.say(f"fault {planned.number}: {fault.text()}")
         record.began = time.monotonic()
         record.ended = record.whole = record.began + RECOVERY_S  # until it is known better
+        crew.tell_stayers(Orders(busy=True, spared=tuple(fault.spared)))
         try:
-            fault.begin()
-            self._wait(fault.lasts_s, crew)
+            for wait_s in fault.course():
+                self._wait(wait_s, crew)
             self._end(fault, record)
             cluster.recover()
+            crew.tell_stayers(Orders())
         finally:
             record.whole = time.monotonic()
             record.ended = min(record.ended, record.whole)
@@ -251,7 +260,7 @@ class Run:
 
     def _look_at_counts(self) -> None:
         """What the clients counted: nothing strange ever, and no failure at all where everything was stopped in order."""
-        for name, counts in self.outcome.counts.items():
+        for name, counts in {**self.outcome.counts, **self.outcome.stayed}.items():
             for strange in counts.strange:
                 self._findings.add(f"client {name}: {strange}")
         failed = self.outcome.called("fail") + self.outcome.called("unknown")

@@ -16,6 +16,10 @@ HELLO_BYTES_MAX = 1024
 
 BACKLOG = 128
 
+NOTHING = 0
+OPCODE_AT = 2
+"""Of a frame's header. Whoever says HELLO waits for the answer, so what is read next begins with a frame."""
+
 
 class Pipe:
     """One direction of a connection: bytes on their way, each with the time from which on they may arrive."""
@@ -67,6 +71,8 @@ class Through:
         self.answering = Pipe(self.up, self.down)
         self.reader = RequestReader(HELLO_BYTES_MAX)
         self.who = ""
+        self.asks_for = NOTHING
+        """The opcode of the first frame after HELLO: what the connection is for."""
         self.called = False
         self.connected = False
         self.was_dropped = False
@@ -77,6 +83,11 @@ class Through:
         self.who = who
         self.asking.ways = (who, self.front.name)
         self.answering.ways = (self.front.name, who)
+
+    def note_first_frame(self, data: bytes) -> None:
+        """What comes first after HELLO."""
+        if self.asks_for == NOTHING and len(data) > OPCODE_AT:
+            self.asks_for = data[OPCODE_AT]
 
     def pipe_from(self, end: socket.socket) -> Pipe:
         return self.asking if end is self.down else self.answering

@@ -38,7 +38,9 @@ COUNTERS = (
 """None of these may ever be above 0."""
 
 _SUSPICION = re.compile(r"going on without (\S+): (.*)")
-_ALARM = re.compile(r"unhandled error|Traceback \(most recent call last\)|housekeeper: .* failed\b")
+_ALARM = re.compile(r"unhandled error|Traceback \(most recent call last\)|housekeeper: .* failed\b|NOT WHOLE")
+_TRACED = re.compile(r"unhandled error|Traceback \(most recent call last\)")
+"""Alarms that are followed by their traceback, and below it by the error itself."""
 _FELL_OUT = "FELL OUT"
 _ERROR = re.compile(r"\s(ERROR|CRITICAL)\s")
 _TIME = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+ +")
@@ -156,6 +158,8 @@ class Watcher:
         said = read_line(line)
         if said.alarm:
             self._alarmed[name] = said.alarm
+            if not _TRACED.search(said.alarm):
+                self._raise_alarm(name)
         elif said.suspicion is not None:
             self.suspicions.append(Suspicion(time.monotonic(), name, *said.suspicion))
         elif said.fell_out:

@@ -34,6 +34,10 @@ SHORT_CHARS = 60
 DELTAS = (1, 1000)
 """Two, so that a lost increment is told from one that was done twice; more of them make the checker's search longer."""
 
+STAY_KEYS = 24
+"""Registers of a round that are for those who ask every node (`soak.cluster.stayers`): enough for some of them to be of any two
+nodes of a cluster, one as primary and one as backup."""
+
 REMEMBERED = 64
 """Reads that a cas may go back to: some are old by then, and must be refused."""
 
@@ -57,14 +61,20 @@ class Keys(NamedTuple):
 
     hot: list[str]
     cold: list[str]
+    stay: list[str]
 
     def all(self) -> list[str]:
-        return [*self.hot, *self.cold]
+        return [*self.hot, *self.cold, *self.stay]
 
 
 def keys_of(number: int, load: Load) -> Keys:
     """Fresh ones for each round, so that a key's history ends some time."""
-    return Keys(_named(f"r{number}-hot", load.hot), _named(f"r{number}-cold", load.keys))
+    return Keys(_named(f"r{number}-hot", load.hot), _named(f"r{number}-cold", load.keys), stay_keys(number))
+
+
+def stay_keys(number: int) -> list[str]:
+    """Those of a round that the stayers read and write, and no other client."""
+    return [f"r{number}-stay-v{index}" for index in range(STAY_KEYS)]
 
 
 def _named(prefix: str, count: int) -> list[str]:

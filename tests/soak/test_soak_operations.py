@@ -165,7 +165,8 @@ def test_a_workload_is_what_the_checker_takes(tmp_path: Path) -> None:
     assert {each.operation.applied for each in done if each.operation.op == Op.CAS} == {True, False}
     found = read_history([tmp_path / "h"]).operations
     assert len(found) == len(done)
-    assert {each.key for each in found} == set(keys_of(4, load).all())
+    keys = keys_of(4, load)
+    assert {each.key for each in found} == {*keys.hot, *keys.cold}, "the rest is for those who ask every node"
     assert verify(found).fine
     written = [each.value for each in found if each.op in {Op.SET, Op.CAS}]
     assert len(set(written)) == len(written)

@@ -29,6 +29,7 @@ class Echo:
         self.kept = KeptPort()
         self.port = self.kept.number
         self.ends: list[socket.socket] = []
+        self.heard = 0
         self._threads: list[threading.Thread] = []
         self.listen()
 
@@ -50,6 +51,7 @@ class Echo:
     def _serve(self, end: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := end.recv(1 << 16):
+                self.heard += len(data)
                 end.sendall(data)
             end.shutdown(socket.SHUT_WR)
 
@@ -307,5 +309,32 @@ def test_nobody_listens_for_a_node_that_is_dead(network: Network, node: Echo) ->
 
 
 def test_rules_survive_their_json() -> None:
-    rules = Rules({("a", "b"): Cut.DROP, ("b", ETCD): Cut.HOLD}, {("a", CLIENTS): Delay(0.1, 0.2)})
+    rules = Rules({("a", "b"): Cut.DROP, ("b", ETCD): Cut.HOLD}, {("a", CLIENTS): Delay(0.1, 0.2)}, frozenset({("b", "a")}))
     assert Rules.from_json(rules.to_json()) == rules
+
+
+def test_records_stand_still_and_heartbeats_pass(network: Network, node: Echo) -> None:
+    """A stall is of the connections that carry records one way, there already or made anew; and none of it is lost."""
+    records, heartbeat = (encode_request(opcode, 1, 0, b"x" * 40) for opcode in (Opcode.RECORDS, Opcode.HEARTBEAT))
+    address = network.front("a", node.port)
+    with Peer(address, "b") as link, Peer(address, "b") as beats, Peer(address, "c") as other:
+        for peer in (link, beats, other):
+            peer.greeted()
+        assert link.asks(records) == records
+        assert beats.asks(heartbeat) == heartbeat
+        assert other.asks(records) == records
+        network.follow(Rules(stalls=frozenset({("b", "a")})))
+        link.end.sendall(records)
+        assert link.hears_nothing()
+        assert beats.asks(heartbeat) == heartbeat
+        assert other.asks(records) == records, "those of another"
+        with Peer(address, "b") as anew:
+            anew.greeted()
+            heard = node.heard
+            anew.end.sendall(records)
+            assert anew.hears_nothing()
+            assert node.heard == heard, "nor does the node hear it"
+            network.heal()
+            assert anew.take(len(records)) == records
+        assert link.take(len(records)) == records
+        assert link.asks(records) == records

@@ -163,6 +163,7 @@ def test_what_a_line_of_a_log_means(line: str, means: dict[str, Any]) -> None:
         "2026 ERROR   x: heartbeat to n1: unhandled error",
         "Traceback (most recent call last):",
         "2026 ERROR   housekeeper: housekeeper: expire failed",
+        "2026 ERROR   control: NOT WHOLE: this node is to be primary of bucket 3, and has no whole copy of it",
     ],
 )
 def test_what_nobody_expects_is_an_alarm(line: str) -> None:
@@ -197,6 +198,16 @@ def test_an_alarm_is_told_once_with_its_error(tmp_path: Path) -> None:
     assert findings.all() == [f"{said}: ValueError: closed", said]
 
 
+def test_an_alarm_without_a_traceback_is_told_at_once(tmp_path: Path) -> None:
+    """However long the node says nothing more."""
+    log = tmp_path / "log"
+    log.write_text("2026-01-02 03:04:05.123 ERROR   control: NOT WHOLE: bucket 3\n")
+    cluster: Any = SimpleNamespace(nodes={"n1": SimpleNamespace(log=log, expected=False, running=False)})
+    findings = Findings()
+    Watcher(cluster, findings).read_logs()
+    assert findings.all() == ["n1 said: ERROR   control: NOT WHOLE: bucket 3"]
+
+
 def test_a_counter_that_is_not_there_is_zero() -> None:
     assert counted({"items": {"evicted": 3}}, "items", "evicted") == 3
     assert counted({"items": {}}, "items", "evicted") == counted({}, "cluster", "x") == 0
@@ -224,7 +235,10 @@ def test_a_report_is_page_drawing_and_figures(tmp_path: Path) -> None:
     text = path.read_text()
     assert "nothing was violated" in text
     assert ABOUT.command in text
-    assert "| kill | 2 | 0.90 | 1.40 | 0.50 | 0.50 |" in text
+    assert "| kill | 2 | 0.90 | 1.40 | 0.50 | 0.50 | kill -9" in text
+    assert "| longest gap of service | 1.40 s, fault 1: kill n2 |" in text
+    assert "| longest wait until whole again | 0.50 s, fault 1: kill n2 |" in text
+    assert "| false suspicions | 1 |" in text
     assert "n3 went on without n1: the lease ran out" in text
     assert "1 of these were false" in text
     assert DRAWING in text
@@ -233,7 +247,7 @@ def test_a_report_is_page_drawing_and_figures(tmp_path: Path) -> None:
     assert [fault["began"] for fault in read["faults"]] == [10.0, 30.0, 40.0]
     drawing = (tmp_path / "out" / DRAWING).read_text()
     ElementTree.fromstring(drawing)
-    assert all(word in drawing for word in ("calls a second", "latency, ms", "kill", "clock", "failed"))
+    assert all(word in drawing for word in ("calls a second", "latency, ms", "1 kill", "3 clock", "failed", "false suspicion"))
 
 
 def test_the_same_figures_make_the_same_drawing(tmp_path: Path) -> None:
