@@ -25,7 +25,7 @@ from rcache.cluster.view import View
 from rcache.cluster.wishes import Asker, born, join
 from rcache.commands.exit_codes import ExitCode
 from rcache.commands.joining import EMBEDDED, Finder, node_here, settings_of, where_of
-from rcache.commands.options import BUCKETS_DEFAULT, WORKER_THREADS_DEFAULT, ServerOptions
+from rcache.commands.options import BUCKETS_DEFAULT, CONFIRMED, WORKER_THREADS_DEFAULT, ServerOptions
 from rcache.commands.recovering import (
     SYNC_WAIT_S,
     StartWatch,
@@ -377,6 +377,7 @@ def _engine_config(options: ServerOptions, identity: Identity, view: View | None
         frame_bytes_max=options.max_frame_size,
         stream_bytes=options.change_stream_size,
         commit=options.append_log and _fsync_of(options, view) is FsyncPolicy.ALWAYS,
+        confirm_reads=options.reads == CONFIRMED,
     )
 
 

@@ -72,6 +72,7 @@ LEASE_MAX_S = 60.0
 
 LOG_LEVELS = ("TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 ENGINES = ("auto", NATIVE, REFERENCE)
+LEASE, CONFIRMED = "lease", "confirmed"
 
 _DESCRIPTION = "Serve an rcache node: an in-memory cache with an append log, a savefile and an orderly stop."
 
@@ -117,6 +118,7 @@ class ServerOptions:
     etcd_key: str
     backups: int | None
     lease: float | None
+    reads: str
     drain_timeout: float
 
     data_dir: Path
@@ -335,6 +337,16 @@ def _add_cluster(group: Any) -> None:
         None,
         "SECONDS",
         f"how long a primary may count on a backup that it does not hear of ({own}; default there: 1)",
+    )
+    _add(
+        group,
+        "--reads",
+        values.word(LEASE, CONFIRMED),
+        LEASE,
+        "lease|confirmed",
+        "what a primary counts on when it answers: its lease, by this machine's clock, or that every backup answers it after"
+        " the request was executed; the second costs a round trip between nodes, and is for machines that may be paused"
+        " without their clocks noticing it",
     )
     _add(group, "--drain-timeout", _time(), "600", "SECONDS", "time a stop gives to handing over what this node has")
 

@@ -28,17 +28,21 @@ class StreamEnd(Enum):
 
 class Wait(NamedTuple):
     """What an answer waits for: that each of `points` (a bit for each, by its number) has the stream up to `position`, and that
-    the leases of those that are leased hold. No points: it waits for nothing."""
+    the leases of those that are leased hold; and, where there is a `moment`, that the peers of those that are links' have
+    answered after it (MOMENT_WANTED: it is to have its batch's). No points: it waits for nothing."""
 
     points: int = 0
     position: int = 0
+    moment: int = 0
 
     def join(self, other: Wait) -> Wait:
         """Both at once. A point that the one waits for is waited for up to the position of the other, too."""
-        return Wait(self.points | other.points, max(self.position, other.position))
+        return Wait(self.points | other.points, max(self.position, other.position), max(self.moment, other.moment))
 
 
 NO_WAIT = Wait()
+MOMENT_WANTED = 1
+"""In the place of a moment; the first that begins is a later one."""
 HELD_FOR_EVER = (1 << 64) - 1
 """The lease of a point that is not leased, in ns."""
 
@@ -70,8 +74,9 @@ class CommitPoint(Protocol):
     @property
     def position(self) -> int: ...
 
-    def advance(self, position: int) -> None:
-        """An acknowledgement came in. Wakes who waits for it. Never goes back."""
+    def advance(self, position: int, moment: int = 0) -> None:
+        """An acknowledgement came in; `moment`: of a frame that the peer has answered, and not as one that goes by a newer view
+        than it named. Wakes who waits for either. Neither ever goes back."""
         ...
 
     def lease(self, until_ns: int) -> None:
@@ -204,6 +209,10 @@ class Window(Protocol):
     peer is passed by, once nothing of its own lies before. A body may have its workers send here while `run` is being waited
     in, and only then; so what the link's sender does outside of it, it does alone.
 
+    It confirms moments (`ChangeStream.begin_moment`): a frame's is the newest that had begun before its first byte was sent;
+    its answer confirms that, unless it names a newer epoch than the frame does. Where one is waited for and there is nothing to
+    send, an empty frame is sent, by `run`. Frames that are under way when a connection or a generation ends confirm nothing.
+
     Two threads: the link's sender (`begin`, `run`, `send_until`, `send_portion`, `choose`, `set_prefix`, `pass_by`) and its
     receiver (`receive`, `take`); everything else is for any.
     """
@@ -222,8 +231,8 @@ class Window(Protocol):
         """The point that is advanced from now on; it is told at once what is acknowledged."""
         ...
 
-    def set_prefix(self, prefix: bytes) -> None:
-        """What precedes the records in the payload of each frame that begins from now on."""
+    def set_prefix(self, prefix: bytes, epoch: int) -> None:
+        """What precedes the records in the payload of each frame that begins from now on, and the epoch that it names."""
         ...
 
     def choose(self, buckets: Collection[int]) -> None:
@@ -260,9 +269,9 @@ class Window(Protocol):
         not a whole frame. Blocks. Raises OSError."""
         ...
 
-    def take(self, request_id: int) -> bool | None:
-        """The peer said OK to this frame: whether it was a portion; None if it is of old. Raises ValueError if it is not
-        the oldest."""
+    def take(self, request_id: int, epoch: int) -> bool | None:
+        """The peer said OK to this frame, and goes by that epoch: whether it was a portion; None if it is of old. Raises
+        ValueError if it is not the oldest."""
         ...
 
     def is_of_old(self, request_id: int) -> bool: ...
@@ -300,6 +309,11 @@ class ChangeStream(Protocol):
 
     def wait_committed(self, wait: Wait, deadline_ns: int) -> StreamEnd:
         """Block until each of the points has the stream up to the position (`deadline_ns` by time.monotonic_ns)."""
+        ...
+
+    def begin_moment(self, points: int) -> int:
+        """The moment that begins now, for a wait for these points: it is confirmed by what their peers answer to frames that
+        are begun from now on, which windows see to by themselves. 0 where none of the points is a link's."""
         ...
 
     def open_reader(self, name: str, *, holds: bool) -> StreamReader:

@@ -29,7 +29,7 @@ class DiskPoint:
     def position(self) -> int:
         return self._stream.durable
 
-    def advance(self, position: int) -> None:
+    def advance(self, position: int, moment: int = 0) -> None:  # noqa: ARG002  nobody asks the disk
         self._stream.set_durable(position)
 
     def close(self) -> None:
@@ -47,7 +47,7 @@ class Counting(Protocol):
 
     def point(self, number: int) -> int: ...
 
-    def advance(self, number: int, position: int) -> None: ...
+    def advance(self, number: int, position: int, moment: int) -> None: ...
 
     def lease(self, number: int, until_ns: int) -> None: ...
 
@@ -74,10 +74,10 @@ class LinkPoint:
     def position(self) -> int:
         return self._counting.point(self.number)
 
-    def advance(self, position: int) -> None:
+    def advance(self, position: int, moment: int = 0) -> None:
         with self._lock:
             if not self.is_closed:
-                self._counting.advance(self.number, position)
+                self._counting.advance(self.number, position, moment)
 
     def close(self) -> None:
         with self._lock:

@@ -17,6 +17,10 @@ Invariants every body keeps:
 4. No more memory is in use for items than the limit, except while a copy is recovered.
 5. Until a bucket's OPEN is committed, whatever it reveals waits for the OPEN: the newest records of the primary before it may
    not have been acknowledged by all backups, and only an acknowledged OPEN says that they have them.
+6. With `confirm_reads` a reply leaves only after every link that its bucket waits for has answered a frame that was begun after
+   the reply's batch was executed, naming no newer view than the frame did (`ChangeStream.begin_moment`). So what it reveals was
+   not another's to change when it was read, whatever this machine's clocks say: values, misses and refusals alike. A change
+   that was made needs no such answer, since no backup acknowledges what is not this node's to change.
 """
 
 from __future__ import annotations
@@ -39,7 +43,8 @@ OPEN_WAIT_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """How an engine is set up. Sizes in bytes; `commit`: every bucket waits for the disk until it is told otherwise."""
+    """How an engine is set up. Sizes in bytes; `commit`: every bucket waits for the disk until it is told otherwise;
+    `confirm_reads`: see invariant 6."""
 
     buckets: int = 1024
     stripes: int = 64
@@ -49,6 +54,7 @@ class EngineConfig:
     frame_bytes_max: int = 16 << 20
     stream_bytes: int = 64 << 20
     commit: bool = False
+    confirm_reads: bool = False
     default_budget_s: float = 5.0
 
 

@@ -5,8 +5,14 @@ Which thread runs it: the link's sender and its receiver, see there.
 What it owns: its reader, and the books of the frames. It may lock: its own lock, for moments; never with I/O.
 What it must not know: which buckets are whose; what an answer says.
 
-Invariant: the books are in the order of the frames. A frame is entered once it was sent, because only then it is known what it
-brings; an answer that is faster waits for that.
+Invariants:
+1. The books are in the order of the frames. A frame is entered once it was sent, because only then it is known what it brings;
+   an answer that is faster waits for that.
+2. A frame has the moment that was read before it was begun, and the epoch that it names. What its answer confirms is that
+   moment, and only where the answer names no newer epoch: a peer that goes by a newer view may serve what was this node's, and
+   still takes what fits of an older one (decision 0027). It is asked again once this side's frames name another epoch.
+3. Where somebody waits for a newer moment than that of the last frame, and nothing of the stream is there for the peer, an
+   empty frame is sent: a question. So it comes behind all that was sent before, and says that nothing of old comes after it.
 """
 
 from __future__ import annotations
@@ -16,9 +22,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from rcache.engine.change_stream import END, ChangeStream, CommitPoint, LinkFrame, WindowCounts, WindowTerms
+from rcache.engine.change_stream import END, ChangeStream, CommitPoint, LinkFrame, Sent, WindowCounts, WindowTerms
 from rcache.engine.sockets import Ended, send_within
 from rcache_client.wire.frames import encode_request
 
@@ -37,18 +43,32 @@ class _Frame(NamedTuple):
     position: int
     sent_at: float
     portion: bool
+    moment: int
+    epoch: int
+
+
+class AskedStream(ChangeStream, Protocol):
+    """A stream that says which moments there are, and has its links' readers come back when one begins."""
+
+    @property
+    def moment(self) -> int: ...
+
+    def wanted(self, number: int) -> int: ...
 
 
 class PlainWindow:
     """See the module."""
 
-    def __init__(self, stream: ChangeStream, name: str, terms: WindowTerms, point: CommitPoint) -> None:
+    def __init__(self, stream: AskedStream, name: str, terms: WindowTerms, point: CommitPoint) -> None:
         self._stream = stream
         self._terms = terms
         self._reader = stream.open_reader(name, holds=True)
         self._reader.choose(())
         self._point = point
         self._prefix = b""
+        self._epoch = 0
+        self._asked = 0  # the moment of the newest frame of this connection, generation and epoch
+        self._answered = 0  # the moment that was confirmed last
         self._lock = threading.Lock()
         self._entered = threading.Condition(self._lock)
         self._frames: deque[_Frame] = deque()
@@ -63,10 +83,14 @@ class PlainWindow:
     def set_point(self, point: CommitPoint) -> None:
         with self._lock:
             self._point = point
-            point.advance(self.acknowledged)
+            point.advance(self.acknowledged, self._answered)
 
-    def set_prefix(self, prefix: bytes) -> None:
-        self._prefix = prefix
+    def set_prefix(self, prefix: bytes, epoch: int) -> None:
+        with self._lock:
+            self._prefix = prefix
+            if epoch != self._epoch:
+                self._epoch = epoch
+                self._asked = self._answered  # what is under way may not be confirmed any more (invariant 2)
 
     def choose(self, buckets: Collection[int]) -> None:
         self._reader.choose(buckets)
@@ -77,6 +101,7 @@ class PlainWindow:
             self._first_id = self._next_id
             self._reader.rewind(self.acknowledged)
             self.looked = self.acknowledged
+            self._asked = self._answered  # what was under way will not be answered
             if sock is not None:
                 self._sock = sock
                 self._connection += 1
@@ -101,19 +126,36 @@ class PlainWindow:
         if sock is None:
             return Ended.LOST
         frame = LinkFrame(self._terms.opcode, self._next_id, self._prefix, self._terms.send_s)
+        moment = self._stream.moment
+        timeout_s = 0.0 if self._is_wanted() else timeout_s
         sent = self._reader.send(sock, frame, self._terms.bytes_max, timeout_s, until)
         if sent.ended is None:
-            self._enter(sent.position, sent.count, portion=False)
+            self._enter(sent, moment)
+            if until == END and not sent.count and self._is_wanted():
+                return self._ask(sock)
         return sent.ended
+
+    def _is_wanted(self) -> bool:
+        """Whether a frame is wanted even if it brings nothing (invariant 3)."""
+        return self._stream.wanted(self._point.number) > self._asked
+
+    def _ask(self, sock: socket.socket) -> Ended | None:
+        """There is nothing of the stream to send: an empty frame."""
+        return self._send_whole(sock, b"", self.looked, portion=False)
 
     def send_portion(self, body: bytes, position: int) -> Ended | None:
         sock = self._sock
         if sock is None:
             return Ended.LOST
+        return self._send_whole(sock, body, position, portion=True)
+
+    def _send_whole(self, sock: socket.socket, body: bytes, position: int, *, portion: bool) -> Ended | None:
+        moment = self._stream.moment
         frame = encode_request(self._terms.opcode, self._next_id, 0, self._prefix + body)
         ended = send_within(sock, frame, self._terms.send_s)
         if ended is None:
-            self._enter(position, 0, portion=True)
+            with self._lock:
+                self._enter_locked(position, 0, moment, portion=portion)
         return ended
 
     def pass_by(self) -> None:
@@ -124,29 +166,39 @@ class PlainWindow:
             self.looked = position
         self._move(position)
 
-    def _enter(self, position: int, count: int, *, portion: bool) -> None:
+    def _enter(self, sent: Sent, moment: int) -> None:
         """So much was sent, or passed by."""
         with self._lock:
-            self.looked = position
-            if count or portion:
-                self._frames.append(_Frame(self._next_id, position, time.monotonic(), portion))
-                self._next_id = self._next_id % REQUEST_ID_MAX + 1
-                self._frames_sent += 1
-                self._records_sent += count
-                self._entered.notify_all()
+            if sent.count:
+                self._enter_locked(sent.position, sent.count, moment, portion=False)
                 return
+            self.looked = sent.position
             if self._frames:
-                self._frames[-1] = self._frames[-1]._replace(position=position)
+                self._frames[-1] = self._frames[-1]._replace(position=sent.position)
                 return
-        self._move(position)
+        self._move(sent.position)
 
-    def _move(self, position: int) -> None:
-        """The peer has all that it is to have of what lies before `position`."""
+    def _enter_locked(self, position: int, count: int, moment: int, *, portion: bool) -> None:
+        """A frame was sent."""
+        self.looked = position
+        self._frames.append(_Frame(self._next_id, position, time.monotonic(), portion, moment, self._epoch))
+        self._asked = moment
+        self._next_id = self._next_id % REQUEST_ID_MAX + 1
+        self._frames_sent += 1
+        self._records_sent += count
+        self._entered.notify_all()
+
+    def _move(self, position: int, moment: int = 0) -> None:
+        """The peer has all that it is to have of what lies before `position`, and has confirmed this moment (0: none)."""
         with self._lock:
-            if position <= self.acknowledged:
+            moved = position > self.acknowledged
+            if not moved and moment <= self._answered:
                 return
-            self.acknowledged = position
-            self._point.advance(position)
+            self.acknowledged = max(position, self.acknowledged)
+            self._answered = max(moment, self._answered)
+            self._point.advance(self.acknowledged, self._answered)
+            if not moved:
+                return
             watched, self._watched = self._watched, False
             self._moved = self._moved or watched
         self._reader.release(position)
@@ -160,7 +212,7 @@ class PlainWindow:
             sock = self._sock if connection == self._connection else None
         return sock.recv(RECEIVE_BYTES) if sock is not None else b""
 
-    def take(self, request_id: int) -> bool | None:
+    def take(self, request_id: int, epoch: int) -> bool | None:
         with self._lock:
             connection = self._connection
             if self._is_of_old(request_id):
@@ -173,7 +225,7 @@ class PlainWindow:
                 raise ValueError(f"an answer to {request_id}, where {due} was due")
             done = self._frames.popleft()
             self._first_id = request_id  # numbers go round, in some days
-        self._move(done.position)
+        self._move(done.position, done.moment if epoch <= done.epoch else 0)
         return done.portion
 
     def is_of_old(self, request_id: int) -> bool:

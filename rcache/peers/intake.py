@@ -167,10 +167,10 @@ class Intake:
 
     def _without_repeats(self, body: bytes) -> bytes:
         """What was not applied yet; the rest is in the log already (invariant 2). Once a frame brings nothing of old, no later
-        one does."""
+        one does. Nor does any after an empty one: that is sent where nothing else was left to send."""
         whole = [head for head in heads(body) if not self._is_repeat(head)]
         kept = b"".join(body[head.start : head.end] for head in whole)
-        if len(kept) == len(body) and body:
+        if len(kept) == len(body):
             self._repeats = False
         return kept
 

@@ -375,7 +375,7 @@ class Link:
     def _follow_orders(self) -> int:
         with self._lock:
             order = self._order
-            self._window.set_prefix(self._prefix())
+            self._window.set_prefix(self._prefix(), self._epoch)
             self._window.choose(self._chosen | self._fills.begun)
             self._followed = order
             self._noted.notify_all()
@@ -466,7 +466,7 @@ class Link:
         if reply.status == Status.OK:
             generation = self._generation
             try:
-                was_portion = self._window.take(reply.request_id)
+                was_portion = self._window.take(reply.request_id, reply.epoch)
             except ValueError as error:
                 raise BadPayload(str(error)) from None
             if was_portion:

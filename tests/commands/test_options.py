@@ -80,6 +80,7 @@ def test_defaults() -> None:
         etcd_key="rcache/view",
         backups=None,
         lease=None,
+        reads="lease",
         drain_timeout=600.0,
         data_dir=Path("rcache-data"),
         buckets=None,

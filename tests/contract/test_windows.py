@@ -23,6 +23,7 @@ from tests.contract.conftest import EngineFactory
 from tests.contract.harness import PATIENCE_S, Caller, Task, assert_stays, decode_frame, wait_until
 
 PREFIX = b"epoch and incarnations"
+EPOCH = 1
 TERMS = WindowTerms(Opcode.RECORDS, 64 << 10, 5.0)
 EVERY = list(range(8))
 
@@ -68,7 +69,7 @@ class Linked:
         self.engine = engine
         self.point = engine.open_commit_point("peer", engine.stream.head)
         self.window: Window = engine.stream.open_window("peer", TERMS, self.point)
-        self.window.set_prefix(PREFIX)
+        self.window.set_prefix(PREFIX, EPOCH)
         self.window.choose(EVERY)
         self.handed: list[bytes] = []
         self.ended: Ended | None = None
@@ -104,7 +105,8 @@ class Linked:
         while data := self.window.receive(self.connection, mid_frame=False):
             self.handed.append(data)
             for at in range(0, len(data), 24):
-                self.window.take(decode_frame(data[at : at + 24]).request_id)
+                reply = decode_frame(data[at : at + 24])
+                self.window.take(reply.request_id, reply.epoch)
 
     def cut(self) -> None:
         """The connection ends, and so do both threads."""
@@ -206,7 +208,7 @@ def test_what_is_passed_by_behind_a_frame_is_acknowledged_with_it(linked: Linked
     assert linked.window.send_until(linked.engine.stream.head) is None
     assert linked.window.looked == linked.engine.stream.head
     assert linked.point.position == before, "something of its own lies before"
-    assert linked.window.take(peer.next().request_id) is False
+    assert linked.window.take(peer.next().request_id, EPOCH) is False
     assert linked.point.position == linked.engine.stream.head
     peer.says_nothing()
 
@@ -219,7 +221,7 @@ def test_nothing_is_sent_while_the_sender_follows_orders(linked: Linked, caller:
     wait_until(lambda: linked.engine.stream.head > linked.window.looked, "the change")
     assert_stays(lambda: linked.window.counts().frames == 0, "the silence")
     peer.says_nothing()
-    linked.window.set_prefix(b"a later epoch")
+    linked.window.set_prefix(b"a later epoch", EPOCH + 1)
     linked.serve()
     request = peer.next()
     assert keys_of(request, b"a later epoch") == [b"key"]
@@ -286,13 +288,13 @@ def test_an_answer_out_of_turn_moves_nothing(linked: Linked, caller: Caller) -> 
     second = peer.next().request_id
     before = linked.point.position
     with pytest.raises(ValueError, match="was due"):
-        linked.window.take(second)
+        linked.window.take(second, EPOCH)
     peer.answer(second)
     data = linked.window.receive(linked.connection, mid_frame=False)
     assert decode_frame(data).request_id == second, "it is left to the link"
     assert linked.point.position == before
-    assert linked.window.take(first) is False
-    assert linked.window.take(second) is False
+    assert linked.window.take(first, EPOCH) is False
+    assert linked.window.take(second, EPOCH) is False
     assert linked.point.position == linked.engine.stream.head
 
 
@@ -352,7 +354,7 @@ def test_a_portion_is_answered_by_the_link(linked: Linked, caller: Caller) -> No
     taken: list[bool | None] = []
     while True not in taken:
         data = linked.window.receive(linked.connection, mid_frame=False)
-        taken += [linked.window.take(decode_frame(data[at : at + 24]).request_id) for at in range(0, len(data), 24)]
+        taken += [linked.window.take(decode_frame(data[at : at + 24]).request_id, EPOCH) for at in range(0, len(data), 24)]
     assert taken in ([True], [False, True])
     assert linked.point.position == head
 
@@ -375,7 +377,7 @@ def test_all_that_was_not_answered_is_sent_again(linked: Linked, caller: Caller)
     again = linked.connect()
     for request_id in ids[1:]:
         assert linked.window.is_of_old(request_id)
-        assert linked.window.take(request_id) is None
+        assert linked.window.take(request_id, EPOCH) is None
     before = linked.point.position
     linked.serve()
     request = again.next()
@@ -397,7 +399,7 @@ def test_a_new_generation_on_the_same_connection(linked: Linked, caller: Caller)
     assert linked.window.send_until(linked.engine.stream.head) is None
     request = peer.next()
     assert keys_of(request) == [b"k0", b"k1", b"k2"]
-    assert linked.window.take(request.request_id) is False
+    assert linked.window.take(request.request_id, EPOCH) is False
     assert linked.point.position == linked.engine.stream.head
 
 
@@ -433,7 +435,7 @@ def test_a_point_that_was_closed_is_told_nothing_any_more(linked: Linked, caller
     while len(others) < 63:  # all numbers there are
         others.append(linked.engine.open_commit_point("other", 0))
     linked_id = peer.next().request_id
-    assert linked.window.take(linked_id) is False
+    assert linked.window.take(linked_id, EPOCH) is False
     assert linked.window.acknowledged == linked.engine.stream.head
     assert {other.position for other in others} == {0}
     for other in others:
@@ -444,7 +446,7 @@ def test_another_point_is_told_what_is_acknowledged(linked: Linked, caller: Call
     peer = linked.connect()
     caller.set(b"key", b"value")
     assert linked.window.send_until(linked.engine.stream.head) is None
-    assert linked.window.take(peer.next().request_id) is False
+    assert linked.window.take(peer.next().request_id, EPOCH) is False
     behind = linked.engine.open_commit_point("peer", 0)
     linked.window.set_point(behind)
     assert behind.position == linked.engine.stream.head

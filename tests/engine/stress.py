@@ -61,6 +61,7 @@ class Round:
             frame_bytes_max=1 << 18,
             stream_bytes=random.choice([1 << 19, 1 << 20]),
             commit=self.commit,
+            confirm_reads=random.random() < 0.5,
             default_budget_s=0.5,
         )
         self.clock = NodeClock()
@@ -325,7 +326,7 @@ class Round:
             terms = WindowTerms(Opcode.RECORDS, random.choice([100, 1 << 16]), 0.05)
             window = self.engine.stream.open_window("window", terms, point)
             buckets = random.sample(PRIMARY, 4)
-            window.set_prefix(b"prefix")
+            window.set_prefix(b"prefix", 1)
             window.choose(buckets)
             for bucket in buckets:
                 self.engine.set_commit_points(bucket, [point, self.engine.stream.disk] if self.commit else [point])
@@ -375,7 +376,7 @@ class Round:
         elif what < 0.35:
             window.begin(None)
         elif what < 0.4:
-            window.set_prefix(b"another prefix")
+            window.set_prefix(b"another prefix", 2)
             window.choose(random.sample(PRIMARY, 4))
         elif what < 0.5:
             window.take_moved()
@@ -390,7 +391,7 @@ class Round:
                 reader.feed(data)
                 while (reply := reader.next()) is not None:
                     if reply.status == 0:
-                        window.take(reply.request_id)
+                        window.take(reply.request_id, reply.epoch)
                     else:
                         window.is_of_old(reply.request_id)
         except (BadFrame, ValueError):

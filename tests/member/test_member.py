@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+
+import pytest
 
 from rcache.cluster.leases import Peer
 from rcache.cluster.register import Revised
@@ -55,6 +58,23 @@ def test_a_view_is_carried_out_in_its_order(running: Make) -> None:
     assert [there.engine.state(bucket) for bucket in range(4)] == [ABSENT, ABSENT, PRIMARY, PRIMARY]
     assert there.engine.epoch == 7
     assert [decode(r).kind for r in there.applied.take(EVERYTHING).records] == [Kind.DROP] * 2
+
+
+def test_a_bucket_is_opened_after_answers_name_its_view(running: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever still counts on this node as his backup is told the newer epoch before anything changes here under it: with
+    `--reads confirmed` that is what keeps an old value back."""
+    there = running(view_of(6, ("n2", "n1", 1)))
+    copy_into(there.engine, 0, source=there.member.sessions.follows(0))
+    named, opening = [], there.engine.open_buckets
+
+    def open_buckets(buckets: Sequence[int], epoch: int, incarnation: int, name: str, wait_s: float) -> None:
+        named.append(there.engine.epoch)
+        opening(buckets, epoch, incarnation, name, wait_s)
+
+    monkeypatch.setattr(there.engine, "open_buckets", open_buckets)
+    there.take_in(view_of(7, ("n1", "", 7), proposer="n1"))
+    wait_until(lambda: there.engine.state(0) is PRIMARY, "the bucket to be opened")
+    assert named == [7]
 
 
 def test_views_that_are_none_or_not_newer_or_of_another_cluster_change_nothing(running: Make) -> None:

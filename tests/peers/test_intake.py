@@ -8,6 +8,7 @@ import pytest
 
 from rcache.cluster.bucket_state import BucketState
 from rcache.engine.contract import Engine
+from rcache.engine.gate import PlainGate
 from rcache.peers.intake import OF_OLD, TAKEN, Heading, Intake
 from rcache.records.record import Kind, Record, decode, heads
 from rcache.stream.applied import AppliedStream
@@ -237,6 +238,45 @@ def test_with_fsync_always_it_is_answered_once_it_is_on_the_disk(engine_factory:
     assert task.result().status is Status.APPEND_LOG_FAILED
     assert taking.take(2, taking.set(2)).status is Status.APPEND_LOG_FAILED
     taking.reader.close()
+
+
+def test_a_question_is_answered_without_the_disk(engine_factory: EngineFactory) -> None:
+    """An empty frame brings nothing that could be lost; what came before it was answered before."""
+    taking = Taking(engine_factory(), engine_factory(opened=0), durable=True)
+    taking.fill()
+    waiting = Task(lambda: taking.take(1, taking.set(1)))
+    wait_until(lambda: taking.applied.head > 0, "the record to be placed")
+    assert taking.take(1) == TAKEN
+    assert not waiting.is_done
+    taking.applied.set_durable(taking.applied.head)
+    assert waiting.result() == TAKEN
+    taking.reader.close()
+
+
+class Noted(PlainGate):
+    """Notes for which generations it was opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.allowed: list[int] = []
+
+    def allow(self, epoch: int, sender: int, receiver: int, generation: int) -> None:
+        super().allow(epoch, sender, receiver, generation)
+        self.allowed.append(generation)
+
+
+def test_behind_a_question_nothing_of_old_is_expected(taking: Taking) -> None:
+    """It is sent where nothing else was left to send: so the engine may take in what follows, where nothing is written too."""
+    taking.fill()
+    gate = taking.intake.gate = Noted()
+    body = taking.set(1)
+    assert taking.take(1, body) == TAKEN
+    assert gate.allowed == [1]
+    assert taking.take(2, body) == TAKEN
+    assert gate.allowed == [1], "more of old may come"
+    assert taking.take(2) == TAKEN
+    assert gate.allowed == [1, 2]
+    assert len(taking.logged()) == 1
 
 
 def test_it_waits_for_room_in_the_log_and_ends_when_the_node_stops(engine_factory: EngineFactory) -> None:

@@ -11,7 +11,7 @@ import pytest
 from rcache.engine.change_stream import HELD_FOR_EVER
 from rcache.engine.contract import Engine
 from rcache.peers.link import Link
-from rcache_client.wire.frames import Request
+from rcache_client.wire.frames import Request, encode_reply
 from rcache_client.wire.opcodes import Opcode, Status
 from tests.contract.conftest import EngineFactory
 from tests.contract.harness import EVERYTHING, PATIENCE_S, Caller, Task, assert_stays, wait_until
@@ -393,3 +393,47 @@ def test_it_ends_whatever_the_peer_does(engine: Engine, listener: PeerListener) 
     linked.stop()
     assert peer.request() is None
     assert not linked.link.is_up
+
+
+# --- questions
+
+
+def test_what_is_read_waits_for_an_answer_of_this_epoch(engine_factory: EngineFactory, listener: PeerListener) -> None:
+    """With `--reads confirmed`. An OK that names a newer epoch counts once this link's frames name that too."""
+    engine = engine_factory(confirm_reads=True)
+    linked = Linked(engine, listener)
+    peer = listener.greet()
+    for bucket in ALL:
+        engine.set_commit_points(bucket, [linked.link.point])
+    linked.link.choose(ALL, 5)
+    reading = Task(lambda: linked.caller.ask(Opcode.GET, b"key", budget_ms=60_000))
+    asked = peer.frame()
+    assert (asked.epoch, asked.body) == (5, b"")
+    peer.send(encode_reply(Opcode.RECORDS, Status.OK, asked.request_id, 6, bytes(8)))
+    assert linked.is_held_up()
+    assert not reading.is_done
+    linked.host.epoch = 6
+    linked.link.choose(ALL, 6)
+    asked = peer.frame()
+    assert (asked.epoch, asked.body) == (6, b"")
+    assert not reading.is_done
+    peer.send(encode_reply(Opcode.RECORDS, Status.OK, asked.request_id, 6, bytes(8)))
+    assert reading.result().status is Status.NOT_FOUND
+    linked.stop()
+
+
+def test_a_question_that_is_refused_is_asked_again(engine_factory: EngineFactory, listener: PeerListener) -> None:
+    engine = engine_factory(confirm_reads=True)
+    linked = Linked(engine, listener)
+    peer = listener.greet()
+    for bucket in ALL:
+        engine.set_commit_points(bucket, [linked.link.point])
+    linked.link.choose(ALL, 5)
+    reading = Task(lambda: linked.caller.ask(Opcode.GET, b"key", budget_ms=60_000))
+    peer.refuse(peer.frame(), Status.VIEW_AHEAD, "not yet", 4)
+    again = peer.frame()
+    assert (again.generation, again.body) == (2, b"")
+    assert not reading.is_done
+    peer.acknowledge(again)
+    assert reading.result().status is Status.NOT_FOUND
+    linked.stop()

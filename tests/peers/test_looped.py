@@ -22,7 +22,7 @@ from rcache.stream.log_terms import AppendLogConfig, LogHooks, LogPlace
 from rcache.stream.policy import FsyncPolicy
 from rcache.stream.recovery import recover
 from rcache_client.wire.frames import Request
-from rcache_client.wire.opcodes import Status
+from rcache_client.wire.opcodes import Opcode, Status
 from tests.contract.conftest import EngineFactory
 from tests.contract.harness import PATIENCE_S, Caller, Task, state_of, wait_until
 from tests.contract.test_links import bucket_of
@@ -89,8 +89,10 @@ class Backup:
 class Pair:
     """The primary n1 and the backup n2."""
 
-    def __init__(self, engine_factory: EngineFactory, directory: Path, *, durable: bool = False) -> None:
-        self.primary = engine_factory()
+    def __init__(
+        self, engine_factory: EngineFactory, directory: Path, *, durable: bool = False, confirm_reads: bool = False
+    ) -> None:
+        self.primary = engine_factory(confirm_reads=confirm_reads)
         self.backup = Backup(directory, engine_factory(opened=0), durable=durable)
         self.host = FakeHost(epoch=1)
         self.link = Link(PEER, MINE, self.backup.peer.line(), self.primary, self.host)
@@ -203,6 +205,36 @@ def test_repeats_after_reconnects_are_in_the_log_once(pair: Pair, tmp_path: Path
     pair.close()
     assert_each_once(pair.backup.logged())
     assert_recovers(pair, tmp_path)
+
+
+def test_reads_are_confirmed_over_connections_that_break(engine_factory: EngineFactory, tmp_path: Path) -> None:
+    """What a reader is told is never older than what it was told before, and what was asked is asked again."""
+    pair = Pair(engine_factory, tmp_path, confirm_reads=True)
+    pair.fill_all()
+    pair.count_on()
+    chosen = random.Random(20261127)
+    pair.backup.break_after(iter([chosen.randrange(2, 9) for _ in range(12)]))
+
+    def read(count: int) -> None:
+        caller, newest = Caller(pair.primary), -1
+        for _ in range(count):
+            status, values = caller.ask(Opcode.GET, b"key", budget_ms=60_000)
+            assert status in (Status.OK, Status.NOT_FOUND)
+            told = int(values[2]) if status is Status.OK else -1
+            assert told >= newest
+            newest = told
+
+    reading = [Task(lambda: read(60)) for _ in range(3)]
+    for number in range(60):
+        Caller(pair.primary).set(b"key", b"%d" % number, budget_ms=60_000)
+    for task in reading:
+        task.result()
+    assert pair.link.counts.connections > 5
+    assert pair.link.stats()["frames"] > pair.link.stats()["records"]  # type: ignore[operator]
+    pair.settle()
+    assert state_of(pair.backup.engine) == state_of(pair.primary)
+    pair.close()
+    assert_each_once(pair.backup.logged())
 
 
 def test_with_fsync_always_what_was_acknowledged_is_on_the_backups_disk(engine_factory: EngineFactory, tmp_path: Path) -> None:

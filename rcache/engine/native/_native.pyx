@@ -16,14 +16,14 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from rcache.engine.native cimport protocol
-from rcache.engine.native.answers cimport Worker, commit_replies, write_reason, REASON_BYTES_MAX
+from rcache.engine.native.answers cimport Worker, commit_replies, want_confirmed, write_reason, REASON_BYTES_MAX
 from rcache.engine.native.change cimport Buffer, buffer_free, buffer_need, end_batch
 from rcache.engine.native.copies cimport (
     APPLIED, Applied, Record, Portion, apply_all, begin_locked, copy_bucket, copy_portion, flush_bucket, open_bucket,
 )
 from rcache.engine.native.commitment cimport (
-    HELD_FOR_EVER, NO_POINT, POINT_CLOSED, Wait, point_abandon, point_advance, point_lease, point_open, ring_durable,
-    ring_end_waits, ring_fail, ring_unpark, ring_wait, waker_add, waker_remove,
+    HELD_FOR_EVER, NO_POINT, POINT_CLOSED, Wait, begin_moment, point_abandon, point_advance, point_lease, point_open,
+    ring_durable, ring_end_waits, ring_fail, ring_unpark, ring_wait, waker_add, waker_remove,
 )
 from rcache.engine.native.cursors cimport (
     SEND_DONE, SPANS_MAX, Measured, SendEnd, Span, cursor_await, cursor_close, cursor_measure, cursor_open,
@@ -60,7 +60,8 @@ from rcache.engine.native.system cimport (
 )
 from rcache.engine.native.windows cimport (
     ANSWERS_BYTES, WINDOW_HEAD_MAX, Window, WindowEnd, window_begin, window_end, window_give_back, window_is_of_old, window_open, window_pass_by,
-    window_run, window_send_body, window_send_until, window_set_point, window_take, window_take_handed, windows_close,
+    window_run, window_send_body, window_send_until, window_set_head, window_set_point, window_take, window_take_handed,
+    windows_close, windows_push,
 )
 from rcache.engine.native.table cimport BIN_ENTRIES, Bin, bin_at, bin_number, table_find, table_init
 
@@ -173,7 +174,7 @@ cdef class Core:
 
     def __cinit__(
         self, *, buckets, stripes, memory_bytes, evict, value_bytes_max, frame_bytes_max, stream_bytes, commit,
-        default_budget_ns, looks, clock, digest
+        confirm_reads, default_budget_ns, looks, clock, digest
     ):
         self.stop_fd = -1
         self.store = <Store *>calloc(1, sizeof(Store))
@@ -199,6 +200,7 @@ cdef class Core:
             raise MemoryError(f"no address space for a memory limit of {memory_bytes} bytes")
         if not ring_init(&store.ring, stream_bytes):
             raise MemoryError(f"no memory for a change stream of {stream_bytes} bytes")
+        store.ring.confirms = confirm_reads
         if mutex_init(&store.windows.lock):
             raise OSError("no lock for the windows of links")
         store.windows.looks = looks
@@ -320,6 +322,7 @@ cdef class Core:
             begin_batch(store, &worker, monotonic_ns())
             executed = execute(store, &worker, opcode, request_id, budget_ms, data, count)
             end_batch(store, &worker.batch)
+            want_confirmed(store, &worker)
             if worker.wait.points:
                 commit_replies(store, &worker)
         try:
@@ -355,6 +358,7 @@ cdef class Core:
                 if ending != OUTPUT_FULL:
                     break
             end_batch(store, &worker.batch)
+            want_confirmed(store, &worker)
             if worker.wait.points:
                 commit_replies(store, &worker)
             handed.rest, handed.rest_count = copied + at, count - at
@@ -547,9 +551,18 @@ cdef class Core:
     def point(self, uint32_t number):
         return load64(&self.store.ring.reached[number % POINTS_MAX])
 
-    def advance(self, uint32_t number, uint64_t position):
+    def advance(self, uint32_t number, uint64_t position, uint64_t moment):
         with nogil:
-            point_advance(&self.store.ring, number % POINTS_MAX, position)
+            point_advance(&self.store.ring, number % POINTS_MAX, position, moment)
+
+    def begin_moment(self, uint64_t points):
+        """What was done before this waits for the peers of these points to answer something that is sent after it; 0 where none
+        of them is a link's."""
+        cdef Wait wait = Wait(points, 0, 0)
+        with nogil:
+            begin_moment(&self.store.ring, &wait)
+            windows_push(&self.store.windows)
+        return wait.moment
 
     def lease(self, uint32_t number, uint64_t until_ns):
         with nogil:
@@ -560,7 +573,7 @@ cdef class Core:
         with nogil:
             self.forget(number)
             point_lease(&self.store.ring, number % POINTS_MAX, HELD_FOR_EVER)
-            point_advance(&self.store.ring, number % POINTS_MAX, POINT_CLOSED)
+            point_advance(&self.store.ring, number % POINTS_MAX, POINT_CLOSED, 0)
 
     def abandon_point(self, uint32_t number):
         """Nobody's wait for it is met any more. Only then do the buckets forget it, so that no answer in between counts on it
@@ -600,8 +613,8 @@ cdef class Core:
             spin_unlock(&bucket.stripe.lock)
         return points
 
-    def wait(self, uint64_t points, uint64_t position, int64_t deadline_ns):
-        cdef Wait wait = Wait(points, position)
+    def wait(self, uint64_t points, uint64_t position, uint64_t moment, int64_t deadline_ns):
+        cdef Wait wait = Wait(points, position, moment)
         cdef StreamEnd end
         with nogil:
             end = ring_wait(&self.store.ring, &wait, deadline_ns)
@@ -1220,18 +1233,16 @@ cdef class LinkWindow:
         with nogil:
             window_set_point(window, number % POINTS_MAX)
 
-    def set_head(self, bytes head not None):
-        """What frames begin with: a header, whose length and request id are put in, and what precedes the records."""
+    def set_head(self, bytes head not None, uint32_t epoch):
+        """What frames begin with: a header, whose length and request id are put in, and what precedes the records; and the
+        epoch that it names."""
         cdef Window *window = self.opened()
         cdef const uint8_t *data = <const uint8_t *>PyBytes_AS_STRING(head)
         cdef uint32_t count = len(head)
         if not HEADER_BYTES <= count <= WINDOW_HEAD_MAX:
             raise ValueError(f"a frame's head of {count} bytes; {HEADER_BYTES} to {WINDOW_HEAD_MAX} are taken")
         with nogil:
-            pthread_mutex_lock(&window.sending)
-            memcpy(window.head, data, count)
-            window.head_bytes = count
-            pthread_mutex_unlock(&window.sending)
+            window_set_head(window, data, count, epoch)
 
     def begin(self, int fd):
         """A new connection, or (-1) a new generation on the one there is. Returns its number."""
@@ -1289,12 +1300,13 @@ cdef class LinkWindow:
             count = window_take_handed(window, connection, mid_frame, &self.served, taken)
         return PyBytes_FromStringAndSize(<char *>taken, count)
 
-    def take(self, uint32_t request_id):
-        """An OK came in by Python: -1: of old; 0: to a frame of records; 1: to a marked one; -2: not to the oldest."""
+    def take(self, uint32_t request_id, uint32_t epoch):
+        """An OK that names this epoch came in by Python: -1: of old; 0: to a frame of records; 1: to a marked one; -2: not to
+        the oldest."""
         cdef Window *window = self.opened()
         cdef int taken
         with nogil:
-            taken = window_take(window, request_id)
+            taken = window_take(window, request_id, epoch)
         return taken
 
     def is_of_old(self, uint32_t request_id):

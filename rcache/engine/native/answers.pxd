@@ -12,7 +12,7 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 
 from rcache.engine.native.change cimport Batch, Buffer, buffer_need
-from rcache.engine.native.commitment cimport Wait, is_lost, is_met, wait_join
+from rcache.engine.native.commitment cimport Wait, begin_moment, is_lost, is_met, wait_join
 from rcache.engine.native.protocol cimport (
     HEADER_BYTES, ST_APPEND_LOG_FAILED, ST_CHANGED, ST_EXISTS, ST_NOT_COMMITTED, ST_NOT_FOUND, put_frame_head,
 )
@@ -202,11 +202,15 @@ cdef inline void rewrite_uncommitted(const Store *store, Worker *worker, bint lo
     cdef Outcome outcome
     cdef uint64_t number, at = 0
     cdef Reply *reply
+    cdef Wait wait
     memset(&told, 0, sizeof(Worker))
     refuse(&outcome, ST_APPEND_LOG_FAILED if log_failed else ST_NOT_COMMITTED, WHY_LOG_FAILED if log_failed else WHY_TIMED_OUT)
     for number in range(worker.reply_count):
         reply = &worker.replies[number]
-        if not is_met(&store.ring, &reply.wait):
+        wait = reply.wait
+        if wait.moment:
+            wait.moment = worker.wait.moment
+        if not is_met(&store.ring, &wait):
             copy_told(&told.out, worker.out.data + at, reply.at - at)
             reply_refused(store, &told, reply.opcode, reply.request_id, &outcome)
             at = reply.at + reply.count
@@ -218,16 +222,25 @@ cdef inline void rewrite_uncommitted(const Store *store, Worker *worker, bint lo
 
 cdef inline bint join_waits(const Ring *ring, const Reply *replies, uint64_t count, Wait *wait) noexcept nogil:
     """What replies wait for together, but for those that wait for a point that was abandoned: these hold up no other, nor end
-    another's wait. Whether there are none of them."""
-    cdef uint64_t number
+    another's wait. Whether there are none of them. The batch's moment is in `wait`, and stays so if it is wanted."""
+    cdef uint64_t number, moment = wait.moment
     cdef bint whole = True
-    wait.points = wait.position = 0
+    wait.points = wait.position = wait.moment = 0
     for number in range(count):
         if is_lost(ring, &replies[number].wait):
             whole = False
         else:
             wait_join(wait, &replies[number].wait)
+    if wait.moment:
+        wait.moment = moment
     return whole
+
+
+cdef inline void want_confirmed(Store *store, Worker *worker) noexcept nogil:
+    """The replies gathered are executed. With `--reads confirmed` those that reveal what they have not changed themselves, be it
+    by a refusal or a miss, wait for their backups to answer something that is sent from now on."""
+    if worker.wait.moment:
+        begin_moment(&store.ring, &worker.wait)
 
 
 cdef inline void commit_replies(Store *store, Worker *worker) noexcept nogil:
@@ -249,5 +262,5 @@ cdef inline void commit_replies(Store *store, Worker *worker) noexcept nogil:
 cdef inline void forget_replies(Worker *worker) noexcept nogil:
     """The batch is over."""
     worker.out.count = worker.reply_count = 0
-    worker.wait.points = worker.wait.position = 0
+    worker.wait.points = worker.wait.position = worker.wait.moment = 0
     worker.deadline_ns = 0

@@ -12,6 +12,23 @@ Invariants:
    a primary that was stopped between its work and its answer, and whose buckets are another's by now, keeps the answer back.
 4. No wait for a point that was abandoned is met, whatever the point had come to: its lease has run out for good. (A GET that
    was being worked at when a peer took the bucket over must not leave afterwards; nothing of it was still to come.)
+5. A wait with a moment is met only once the peer of each of its points that is a link's has answered a frame that was begun
+   after that moment, as what the frame took it for (`windows`, invariant 8). A point that is closed has no peer.
+
+The background of 5. With leases alone, what a primary answers is right as long as its clock goes on. A hypervisor that stops a
+machine may hide that from the machine's clocks: the primary goes on, holds a lease that ran out long ago, and answers with what
+its heir has changed. So with `--reads confirmed` nobody's clock is asked. A batch is executed, then its moment begins, then a
+frame is begun to every backup that its buckets wait for, and each answers it and says which view it goes by. If that is none
+newer than the frame's, no newer one was carried out there when it answered, so nothing had been opened there in one. A bucket's
+next primary is one of these backups (only its primary has others made, and waits for them before it asks: `design`, section 5,
+invariant 6), and none of them was that yet when it answered, so none was when the frames were begun: the bucket was nobody
+else's, and what had been read of it was not of old. What happens after that does not matter: the read may be taken to have been
+made when it was. Two cases need no answer. A bucket without backups can be served by nobody else. One that was handed over was
+frozen here before, so a read of it was made before; and once a view gave it to another by itself its points are abandoned
+(invariant 4).
+A change that was made needs none either: no backup acknowledges its record unless the bucket follows this node there.
+What a peer confirms it confirms for all moments before the frame's, so one frame serves all batches that were executed before
+it, and a frame of records serves as well as one without any.
 """
 
 from libc.stddef cimport size_t
@@ -19,12 +36,12 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from rcache.engine.native.ring cimport (
-    DISK, FAILURE_BYTES, POINTS_MAX, STREAM_FAILED, STREAM_REACHED, STREAM_TIMED_OUT, WAKERS_MAX, Cursor, Ring, StreamEnd,
+    DISK, FAILURE_BYTES, MOMENT_WANTED, POINTS_MAX, STREAM_FAILED, STREAM_REACHED, STREAM_TIMED_OUT, WAKERS_MAX, Cursor, Ring, StreamEnd,
     watch_head_locked,
 )
 from rcache.engine.native.system cimport (
-    CLOCK_BOOTTIME, add64, clock_ns, cond_wait_until, fence, is_own_waker, lowest64, load64, monotonic_ns, pthread_cond_broadcast,
-    pthread_mutex_lock, pthread_mutex_unlock, signed64, spin_lock, spin_unlock, store64, store8, write,
+    CLOCK_BOOTTIME, add64, cas64, clock_ns, cond_wait_until, fence, is_own_waker, lowest64, load64, monotonic_ns,
+    pthread_cond_broadcast, pthread_mutex_lock, pthread_mutex_unlock, signed64, spin_lock, spin_unlock, store64, store8, write,
 )
 
 cdef enum:
@@ -37,9 +54,10 @@ cdef extern from "<stdint.h>" nogil:
 
 cdef struct Wait:
     # What an answer waits for: that each of `points`, a bit for each, has the stream up to `position`, and that the leases of
-    # those that are leased hold. No points: nothing.
+    # those that are leased hold; and, where there is a `moment`, that the peers have answered after it. No points: nothing.
     uint64_t points
     uint64_t position
+    uint64_t moment      # of a batch; MOMENT_WANTED until it has one; 0: none
 
 
 cdef inline void wait_join(Wait *wait, const Wait *other) noexcept nogil:
@@ -47,6 +65,7 @@ cdef inline void wait_join(Wait *wait, const Wait *other) noexcept nogil:
     if other.points:
         wait.points |= other.points
         wait.position = max(wait.position, other.position)
+        wait.moment = max(wait.moment, other.moment)
 
 
 cdef inline uint64_t ring_durable(const Ring *ring) noexcept nogil:
@@ -76,14 +95,52 @@ cdef inline bint leases_hold(const Ring *ring, uint64_t points) noexcept nogil:
     return True
 
 
+cdef inline bint is_point_done(const Ring *ring, uint32_t number, const Wait *wait) noexcept nogil:
+    """Whether a wait is over as far as this point is concerned."""
+    cdef uint64_t reached = load64(&ring.reached[number])
+    if reached < wait.position:
+        return False
+    return not wait.moment or number == DISK or reached == POINT_CLOSED or load64(&ring.confirmed[number]) >= wait.moment
+
+
+cdef inline bint is_confirmed(const Ring *ring, const Wait *wait) noexcept nogil:
+    """Invariant 5."""
+    cdef uint64_t points = wait.points
+    while points:
+        if not is_point_done(ring, lowest64(points), wait):
+            return False
+        points &= points - 1
+    return True
+
+
 cdef inline bint is_met(const Ring *ring, const Wait *wait) noexcept nogil:
     """Whether an answer may leave now (invariant 3)."""
+    if wait.moment and not is_confirmed(ring, wait):
+        return False
     return committed(ring, wait.points) >= wait.position and leases_hold(ring, wait.points)
 
 
 cdef inline bint is_lost(const Ring *ring, const Wait *wait) noexcept nogil:
     """Whether a wait will never be met: for a point that was abandoned."""
     return wait.points & load64(&ring.abandoned) != 0
+
+
+cdef inline void begin_moment(Ring *ring, Wait *wait) noexcept nogil:
+    """What a batch waits for that was executed: from now on also for answers to frames that are begun later than this
+    (invariant 5). The caller has the windows looked at afterwards (`windows_push`)."""
+    cdef uint64_t links = wait.points & ~(<uint64_t>1 << DISK), wanted
+    cdef uint32_t number
+    wait.moment = 0
+    if not links:
+        return
+    wait.moment = <uint64_t>add64(<int64_t *>&ring.moment, 1) + 1
+    while links:
+        number = lowest64(links)
+        wanted = load64(&ring.wanted[number])
+        while wanted < wait.moment and not cas64(&ring.wanted[number], &wanted, wait.moment):
+            pass
+        links &= links - 1
+    fence()
 
 
 # --- points
@@ -105,6 +162,8 @@ cdef inline int point_open(Ring *ring, uint64_t position, uint64_t until_ns) noe
         number = (ring.next_point + step) % POINTS_MAX
         if ring.reached[number] == POINT_CLOSED or ring.abandoned >> number & 1:
             set_lease_locked(ring, number, until_ns)
+            store64(&ring.wanted[number], 0)
+            store64(&ring.confirmed[number], 0)
             store64(&ring.reached[number], position)
             ring.serials[number] += 1
             store64(&ring.abandoned, ring.abandoned & ~(<uint64_t>1 << number))
@@ -125,12 +184,19 @@ cdef inline void wake_all_locked(Ring *ring) noexcept nogil:
             write(ring.wakers[number], &one, sizeof(one))
 
 
-cdef inline void point_advance(Ring *ring, uint32_t number, uint64_t position) noexcept nogil:
-    """A point has come this far; POINT_CLOSED: it holds nobody up any more."""
-    pthread_mutex_lock(&ring.lock)
-    if position > ring.reached[number]:
-        store64(&ring.reached[number], position)
+cdef inline void advance_locked(Ring *ring, uint32_t number, uint64_t position, uint64_t moment) noexcept nogil:
+    """Both only ever go up."""
+    if position > ring.reached[number] or moment > ring.confirmed[number]:
+        store64(&ring.reached[number], max(position, ring.reached[number]))
+        store64(&ring.confirmed[number], max(moment, ring.confirmed[number]))
         store64(&ring.moves, ring.moves + 1)
+
+
+cdef inline void point_advance(Ring *ring, uint32_t number, uint64_t position, uint64_t moment) noexcept nogil:
+    """A point has come this far, and its peer has answered a frame of this moment (0: none); POINT_CLOSED: it holds nobody up
+    any more."""
+    pthread_mutex_lock(&ring.lock)
+    advance_locked(ring, number, position, moment)
     fence()
     if signed64(&ring.waiters):
         wake_all_locked(ring)
@@ -138,13 +204,12 @@ cdef inline void point_advance(Ring *ring, uint32_t number, uint64_t position) n
 
 
 cdef inline void point_advance_as(
-    Ring *ring, uint32_t number, uint32_t serial, uint64_t position, Cursor *cursor, uint64_t owner
+    Ring *ring, uint32_t number, uint32_t serial, uint64_t position, uint64_t moment, Cursor *cursor, uint64_t owner
 ) noexcept nogil:
     """The same by one who may have lost the number to another meanwhile, and whose cursor's records need not be kept either."""
     pthread_mutex_lock(&ring.lock)
-    if ring.serials[number] == serial and position > ring.reached[number]:
-        store64(&ring.reached[number], position)
-        store64(&ring.moves, ring.moves + 1)
+    if ring.serials[number] == serial:
+        advance_locked(ring, number, position, moment)
     if cursor.used and cursor.owner == owner:
         cursor.released = max(cursor.released, position)
         if signed64(&ring.room_waiters):

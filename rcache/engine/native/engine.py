@@ -86,6 +86,7 @@ class NativeEngine:
             frame_bytes_max=config.frame_bytes_max,
             stream_bytes=config.stream_bytes,
             commit=config.commit,
+            confirm_reads=config.confirm_reads,
             default_budget_ns=int(config.default_budget_s * 1e9),
             looks=(os.cpu_count() or 1) > 1,
             clock=None if self.clock.is_machines else self.clock,
@@ -159,7 +160,9 @@ class NativeEngine:
                 why = f"{removed} items were removed, the rest was not: {refusal.reason}"
                 raise RequestRefused(Status.NOT_COMMITTED, why)
             removed += count
-        end = self.stream.wait_committed(Wait(self._core.points, self.stream.head), deadline_ns)
+        points = self._core.points
+        moment = self.stream.begin_moment(points) if self.config.confirm_reads else 0
+        end = self.stream.wait_committed(Wait(points, self.stream.head, moment), deadline_ns)
         if end is not StreamEnd.REACHED:
             raise RequestRefused(*UNCOMMITTED[end])
         return removed

@@ -391,7 +391,7 @@ cdef inline void run_get_many(
     """`room`: what the reply has left for values, in bytes."""
     cdef Buffer *out = &worker.out
     cdef uint64_t begun = out.count, now, wanted, payload
-    cdef Wait wait = Wait(0, 0)
+    cdef Wait wait = Wait(0, 0, 0)
     cdef uint32_t number
     cdef Item *item
     cdef Outcome *outcome = &change.outcome
@@ -432,7 +432,7 @@ cdef inline void run_change_many(
     Store *store, Worker *worker, uint8_t opcode, uint32_t request_id, Countdown *body, Change *change, uint32_t count
 ) noexcept nogil:
     cdef uint64_t payload = 2 + <uint64_t>count * CHANGE_ENTRY_BYTES
-    cdef Wait wait = Wait(0, 0)
+    cdef Wait wait = Wait(0, 0, 0)
     cdef uint8_t *at = begin_reply(worker, payload)
     cdef Outcome *outcome = &change.outcome
     cdef uint32_t number

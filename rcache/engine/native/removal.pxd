@@ -111,7 +111,7 @@ cdef struct Outcome:
 
 cdef inline void refuse(Outcome *outcome, uint8_t status, uint8_t why) noexcept nogil:
     outcome.status, outcome.why = status, why
-    outcome.version = outcome.wait.points = outcome.wait.position = 0
+    outcome.version = outcome.wait.points = outcome.wait.position = outcome.wait.moment = 0
     outcome.number = outcome.other = 0
     outcome.minus = False
 

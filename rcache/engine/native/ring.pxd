@@ -47,6 +47,8 @@ cdef enum:
     COPYING_NS = 1000000
     # The commit point that is the append log.
     DISK = 0
+    # In the place of a moment: the reply is to have its batch's (`commitment`, invariant 5).
+    MOMENT_WANTED = 1
     # Dropping makes room for the next records too, so that the search for it is not made for each.
     DROP_DIVISOR = 16
     POSITION_NONE = 0
@@ -85,6 +87,9 @@ cdef struct Ring:
     uint64_t kept_to
     int64_t credit
     uint64_t reached[POINTS_MAX]   # what each commit point has come to; UINT64_MAX where it is not open
+    uint64_t moment      # batches that wait for an answer to a frame begun after them, counted (`commitment.begin_moment`)
+    uint64_t wanted[POINTS_MAX]      # the newest moment that somebody waits for at each point
+    uint64_t confirmed[POINTS_MAX]   # the moment of the newest frame that its peer answered as what it was
     uint64_t lease_ends[POINTS_MAX]   # of each, ns by CLOCK_BOOTTIME; UINT64_MAX where it has no end
     uint64_t leased      # the points whose lease has an end, a bit each
     uint64_t abandoned
@@ -101,6 +106,7 @@ cdef struct Ring:
     uint8_t waits_ended
     uint8_t paused       # changes wait
     uint8_t pauses_ended # but no longer than until now
+    bint confirms        # replies wait for such an answer; set before anything is served
     char failure[FAILURE_BYTES]
     Cursor cursors[READERS_MAX]
     uint32_t readers
@@ -117,7 +123,7 @@ cdef inline bint ring_init(Ring *ring, uint64_t bytes_max) noexcept nogil:
     ring.size, ring.bytes_max, ring.credit = size, bytes_max, <int64_t>bytes_max
     memset(ring.reached, 0xFF, sizeof(ring.reached))
     memset(ring.lease_ends, 0xFF, sizeof(ring.lease_ends))
-    ring.reached[<int>DISK], ring.next_point = 0, DISK + 1
+    ring.reached[<int>DISK], ring.next_point, ring.moment = 0, DISK + 1, MOMENT_WANTED
     if mutex_init(&ring.lock) or spin_init(&ring.placing):
         return False
     if cond_init(&ring.readable) or cond_init(&ring.room) or cond_init(&ring.committed):

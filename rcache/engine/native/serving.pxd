@@ -19,7 +19,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memmove
 
-from rcache.engine.native.answers cimport Reply, Worker, commit_replies, forget_replies
+from rcache.engine.native.answers cimport Reply, Worker, commit_replies, forget_replies, want_confirmed
 from rcache.engine.native.change cimport Buffer, buffer_free, end_batch
 from rcache.engine.native.commitment cimport Wait
 from rcache.engine.native.operations cimport BAD_PAYLOAD, begin_batch, execute
@@ -266,6 +266,7 @@ cdef inline Ending send_all(Conn *conn, const uint8_t *data, uint64_t count) noe
 cdef inline Ending flush_replies(Store *store, Worker *worker, Conn *conn) noexcept nogil:
     """Wait for commitment, once for all replies gathered (invariant 2), and send them."""
     cdef Ending lost = GOING_ON
+    want_confirmed(store, worker)
     windows_push(&store.windows)  # nobody else does, and the send may block
     if worker.out.failed:
         return ENDED_LOST

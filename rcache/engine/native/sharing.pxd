@@ -23,7 +23,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 
-from rcache.engine.native.answers cimport Worker, forget_replies, join_waits, rewrite_uncommitted
+from rcache.engine.native.answers cimport Worker, forget_replies, join_waits, rewrite_uncommitted, want_confirmed
 from rcache.engine.native.change cimport Buffer, buffer_free, end_batch
 from rcache.engine.native.commitment cimport Wait, is_lost, is_met, ring_park, ring_unpark
 from rcache.engine.native.operations cimport begin_batch
@@ -201,6 +201,7 @@ cdef inline bint flush_shared(Group *group, Conn *conn, Ending *lost) noexcept n
     if worker.out.failed:
         lost[0] = lose_replies(worker)
         return False
+    want_confirmed(group.store, worker)
     if not is_met(&group.store.ring, &worker.wait):
         park(group, conn)
         return False
@@ -242,7 +243,7 @@ cdef inline void park(Group *group, Conn *conn) noexcept nogil:
 cdef inline Ending unpark_if_due(Group *group, Conn *conn, int64_t now_ns) noexcept nogil:
     """Send the replies of a parked connection if they may leave, or if that will not be in time."""
     cdef Ring *ring = &group.store.ring
-    cdef Wait wait
+    cdef Wait wait = conn.wait
     cdef Worker told
     cdef bint whole = join_waits(ring, conn.replies, conn.reply_count, &wait), met
     if not whole:  # the rest of them goes on waiting
@@ -256,6 +257,7 @@ cdef inline Ending unpark_if_due(Group *group, Conn *conn, int64_t now_ns) noexc
     if not met or not whole:
         memset(&told, 0, sizeof(Worker))
         told.out, told.replies, told.reply_count = conn.unsent, conn.replies, conn.reply_count
+        told.wait.moment = conn.wait.moment
         add64(&group.store.buffer_bytes, -<int64_t>conn.unsent.room)
         rewrite_uncommitted(group.store, &told, load8(&ring.failed) != 0)
         conn.unsent = told.out

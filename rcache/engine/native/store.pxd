@@ -27,7 +27,7 @@ from rcache.engine.native.expiry cimport Wheel, wheel_add, wheel_take
 from rcache.engine.native.items cimport EXPIRES, HELD, LIVE, Item, expiry_of, hash_of
 from rcache.engine.native.memory cimport Memory, handle_of
 from rcache.engine.native.protocol cimport CAUSES, COUNTER_MAX, RecordHead, put_record_head
-from rcache.engine.native.commitment cimport Wait, committed
+from rcache.engine.native.commitment cimport MOMENT_WANTED, Wait, committed
 from rcache.engine.native.ring cimport DISK, POSITION_NONE, Ring, ring_head, ring_place
 from rcache.engine.native.system cimport (
     CLOCK_BOOTTIME, clock_ns, load64, pthread_spinlock_t, signed64, spin_lock, spin_unlock, store8, store32, store64,
@@ -173,13 +173,14 @@ cdef inline void forget_committed_locked(Store *store, Bucket *bucket) noexcept 
 
 
 cdef inline Wait wait_locked(Store *store, Bucket *bucket, uint64_t sequence) noexcept nogil:
-    """What an answer waits for that reveals `sequence`."""
+    """What an answer waits for that reveals `sequence`, which it has not made itself."""
     cdef uint32_t number
     cdef Pending *entry
     cdef Wait wait
-    wait.points = wait.position = 0
+    wait.points = wait.position = wait.moment = 0
     if not bucket.points:
         return wait
+    wait.moment = MOMENT_WANTED if store.ring.confirms else 0
     forget_committed_locked(store, bucket)
     if not bucket.pending_count:
         wait.points = bucket.points & ~(<uint64_t>1 << DISK)  # invariant 4

@@ -75,7 +75,7 @@ class NativeWindow:
         self._window = _native.LinkWindow(core, self._reader, terms.opcode, terms.bytes_max, int(terms.send_s * 1e9))
         self._terms = terms
         self._window.set_point(point.number)
-        self.set_prefix(b"")
+        self.set_prefix(b"", 0)
 
     @property
     def acknowledged(self) -> int:
@@ -88,8 +88,8 @@ class NativeWindow:
     def set_point(self, point: CommitPoint) -> None:
         self._window.set_point(point.number)
 
-    def set_prefix(self, prefix: bytes) -> None:
-        self._window.set_head(encode_request(self._terms.opcode, 0, 0, prefix))
+    def set_prefix(self, prefix: bytes, epoch: int) -> None:
+        self._window.set_head(encode_request(self._terms.opcode, 0, 0, prefix), epoch)
 
     def choose(self, buckets: Collection[int]) -> None:
         self._reader.choose(buckets)
@@ -119,8 +119,8 @@ class NativeWindow:
     def receive(self, connection: int, *, mid_frame: bool) -> bytes:
         return self._window.receive(connection, mid_frame)
 
-    def take(self, request_id: int) -> bool | None:
-        taken = self._window.take(request_id)
+    def take(self, request_id: int, epoch: int) -> bool | None:
+        taken = self._window.take(request_id, epoch)
         if taken == NOT_DUE:
             raise ValueError(f"an answer to {request_id}, where another was due")
         return None if taken == OF_OLD else taken == PORTION
@@ -171,13 +171,16 @@ class NativeStream:
         return NativeWindow(self._core, terms, point)
 
     def set_durable(self, position: int) -> None:
-        self._core.advance(DISK, position)
+        self._core.advance(DISK, position, 0)
 
     def wait_durable(self, position: int, deadline_ns: int) -> StreamEnd:
         return self.wait_committed(Wait(1 << DISK, position), deadline_ns)
 
     def wait_committed(self, wait: Wait, deadline_ns: int) -> StreamEnd:
-        return STREAM_ENDS[self._core.wait(wait.points, wait.position, deadline_ns)]
+        return STREAM_ENDS[self._core.wait(*wait, deadline_ns)]
+
+    def begin_moment(self, points: int) -> int:
+        return self._core.begin_moment(points)
 
     def wake_readers(self) -> None:
         self._core.wake_readers()

@@ -18,7 +18,13 @@ Invariants:
 5. An answer that is no plain OK to the oldest frame is left to Python, and so is all that comes behind it, until Python has
    taken that in (`handed`); nothing is taken in of an earlier connection or generation.
 6. A point that was closed, and whose number is another's by now, is told nothing (`serial`).
-7. Who found `sending` taken leaves its record to who has it: that one looks again after it has let go.
+7. Who found `sending` taken leaves its record, or the question it wants asked, to who has it: that one looks again after it has
+   let go.
+8. A frame has the moment that is read before its first byte is sent, and the epoch that it names. What its answer confirms is
+   that moment, and only where the answer names no newer epoch: a peer that goes by a newer view may serve what was this node's,
+   and still takes what fits of an older one (decision 0027). It is asked again once this side's frames name another epoch.
+9. Where somebody waits for a newer moment than that of the last frame, and nothing of the stream is there for the peer, an
+   empty frame is sent: a question. So it comes behind all that was sent before, and says that nothing of old comes after it.
 
 Lock order: `receiving`, `sending`, `books`, then the ring's. Nothing blocks under `sending` but the sender that finishes a
 frame, and nothing under the others; a stripe is never held.
@@ -30,7 +36,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memmove, memset
 
 from rcache.engine.native.commitment cimport (
-    Wait, committed, is_lost, is_met, leases_hold, point_advance_as, ring_wait,
+    Wait, is_lost, is_met, is_point_done, point_advance_as, ring_wait,
 )
 from rcache.engine.native.cursors cimport (
     SPANS_MAX, Measured, Span, cursor_measure, cursor_rewind, cursor_unpin,
@@ -83,6 +89,8 @@ cdef enum WindowEnd:
 cdef struct Frame:
     uint64_t position        # behind what it brings, and what was passed by after it
     int64_t sent_ns
+    uint64_t moment          # invariant 8
+    uint32_t epoch
     uint32_t request_id
     bint marked              # what follows from its answer is Python's
 
@@ -107,6 +115,7 @@ cdef struct Window:
     uint8_t full
     uint8_t opcode
     int64_t served           # acknowledgements were looked for by somebody else than the receiver, counted
+    uint64_t asked           # the moment of the newest frame of this connection, generation and epoch
     uint64_t looked          # the cursor's place, for those who have no lock
     uint64_t bytes_max
     int64_t send_ns
@@ -119,11 +128,13 @@ cdef struct Window:
     uint32_t first_id        # of this connection and generation
     uint32_t next_id
     uint64_t acknowledged
+    uint64_t answered        # the moment that was confirmed last
     uint64_t frames_sent
     uint64_t records_sent
     # under `sending`
     uint8_t head[WINDOW_HEAD_MAX]
     uint32_t head_bytes
+    uint32_t epoch           # that it names
     Span spans[SPANS_MAX]
     iovec pieces[1 + SPANS_MAX]
     uint32_t piece_at
@@ -173,25 +184,32 @@ cdef inline void lose(Window *window) noexcept nogil:
 
 # --- the books
 
-cdef inline void move_locked(Window *window, uint64_t position) noexcept nogil:
-    """The peer has all that it is to have of what lies before `position`. Under `books`."""
-    if position <= window.acknowledged:
+cdef inline void move_locked(Window *window, uint64_t position, uint64_t moment) noexcept nogil:
+    """The peer has all that it is to have of what lies before `position`, and has answered a frame of this moment (0: of none
+    that is new). Under `books`."""
+    cdef bint moved = position > window.acknowledged
+    if not moved and moment <= window.answered:
         return
-    store64(&window.acknowledged, position)
-    point_advance_as(window.ring, <uint32_t>window.point, window.serial, position, window.cursor, window.owner)
-    if load8(&window.watched):
+    store64(&window.acknowledged, max(position, window.acknowledged))
+    window.answered = max(moment, window.answered)
+    point_advance_as(
+        window.ring, <uint32_t>window.point, window.serial, window.acknowledged, window.answered, window.cursor, window.owner
+    )
+    if moved and load8(&window.watched):
         store8(&window.watched, 0)
         store8(&window.moved, 1)
         wake_sender(window)
 
 
 cdef inline bint enter_locked(Window *window, uint64_t position, uint64_t records, bint marked) noexcept nogil:
-    """A frame is about to be sent. Under `books`."""
+    """A frame is about to be sent. Under `sending` and `books`."""
     cdef Frame *frame
     if window.frame_count == FRAMES_MAX:
         return False
     frame = &window.frames[(window.frame_at + window.frame_count) % FRAMES_MAX]
     frame.position, frame.sent_ns, frame.request_id, frame.marked = position, monotonic_ns(), window.next_id, marked
+    frame.moment, frame.epoch = load64(&window.ring.moment), window.epoch  # invariant 8
+    store64(&window.asked, frame.moment)
     window.frame_count += 1
     window.next_id += 1
     window.next_id += window.next_id == 0
@@ -207,6 +225,11 @@ cdef inline void leave_locked(Window *window) noexcept nogil:
     window.frame_count -= 1
 
 
+cdef inline uint64_t moment_of(const Frame *frame, uint32_t epoch) noexcept nogil:
+    """What an answer that names this epoch confirms (invariant 8); 0: nothing."""
+    return frame.moment if epoch <= frame.epoch else 0
+
+
 cdef inline bint is_of_old(const Window *window, uint32_t request_id) noexcept nogil:
     """Whether an answer is to a frame of an earlier connection or generation."""
     return request_id - window.first_id > REQUEST_ID_HALF
@@ -218,6 +241,16 @@ cdef inline bint has_more(Window *window) noexcept nogil:
     """Whether there is a whole record that was not looked at. A hint, where `sending` is not held."""
     cdef uint64_t at = load64(&window.looked)
     return at < ring_head(window.ring) and load8(ring_at(window.ring, at) + KIND_AT) != 0
+
+
+cdef inline bint wants_answer(Window *window) noexcept nogil:
+    """Whether a frame is wanted even if it brings nothing (invariant 9). A hint, where `sending` is not held."""
+    cdef uint64_t point = load64(&window.point)
+    return point < POINTS_MAX and load64(&window.ring.wanted[point]) > load64(&window.asked)
+
+
+cdef inline bint has_business(Window *window) noexcept nogil:
+    return has_more(window) or wants_answer(window)
 
 
 cdef inline void send_now(Window *window) noexcept nogil:
@@ -261,10 +294,10 @@ cdef inline WindowStep send_next(Window *window, uint64_t until) noexcept nogil:
     cdef uint32_t number, request_id = 0
     cdef bint entered = True
     if window.cursor.position >= until or not has_more(window):
-        return STEP_NOTHING
+        return send_question(window, until)
     cursor_measure(window.ring, window.cursor, window.bytes_max, until, window.spans, SPANS_MAX, &found)
     if found.position == window.cursor.position:
-        return STEP_NOTHING
+        return send_question(window, until)
     pthread_mutex_lock(&window.books)
     if found.count:
         request_id = window.next_id
@@ -276,7 +309,7 @@ cdef inline WindowStep send_next(Window *window, uint64_t until) noexcept nogil:
         cursor_unpin(window.ring, window.cursor, found.position)
         store64(&window.looked, found.position)
         if not found.count and not window.frame_count:  # invariant 4
-            move_locked(window, found.position)
+            move_locked(window, found.position, 0)
     pthread_mutex_unlock(&window.books)
     if not entered:
         return STEP_FULL
@@ -290,10 +323,29 @@ cdef inline WindowStep send_next(Window *window, uint64_t until) noexcept nogil:
     return STEP_DONE
 
 
+cdef inline WindowStep send_question(Window *window, uint64_t until) noexcept nogil:
+    """There is nothing of the stream to send: an empty frame, where that is wanted (invariant 9). Not while only what lies
+    before `until` is to be sent: who asks for that comes to an end by it. Under `sending`."""
+    cdef uint32_t request_id
+    cdef bint entered
+    if until != <uint64_t>-1 or not wants_answer(window):
+        return STEP_NOTHING
+    pthread_mutex_lock(&window.books)
+    request_id = window.next_id
+    entered = enter_locked(window, window.cursor.position, 0, False)
+    store8(&window.full, not entered)
+    pthread_mutex_unlock(&window.books)
+    if not entered:
+        return STEP_FULL
+    begin_frame(window, request_id, 0)
+    send_now(window)
+    return STEP_DONE
+
+
 cdef inline void window_push(Window *window) noexcept nogil:
     """Send what is there for the peer, if nobody else is about to. Never blocks. Any thread that holds no lock."""
     cdef bint goes_on
-    while load8(&window.open) and not load8(&window.unsent) and has_more(window):
+    while load8(&window.open) and not load8(&window.unsent) and has_business(window):
         if pthread_mutex_trylock(&window.sending):
             return  # invariant 7
         goes_on = load8(&window.open) and not load8(&window.unsent) and not load8(&window.lost)
@@ -339,7 +391,7 @@ cdef inline void sleep_until(Window *window, int64_t until_ns) noexcept nogil:
     add64(&ring.window_sleepers, 1)
     fence()
     while (not window.cursor.woken and not load8(&window.unsent) and not load8(&window.lost)
-            and (load8(&window.full) or not has_more(window)) and monotonic_ns() < until_ns):
+            and (load8(&window.full) or not has_business(window)) and monotonic_ns() < until_ns):
         cond_wait_until(&ring.readable, &ring.lock, until_ns)
     add64(&ring.window_sleepers, -1)
     pthread_mutex_unlock(&ring.lock)
@@ -429,7 +481,7 @@ cdef inline WindowEnd window_send_body(
 # --- receiving
 
 cdef inline bint is_plain(Countdown *head) noexcept nogil:
-    """Whether a header is that of a plain OK; it has 16 bytes. What is left of it is its request id and epoch."""
+    """Whether a header is that of a plain OK; it has 16 bytes. What is left of it is its request id and its epoch."""
     cdef uint8_t magic = take8(head), version = take8(head)
     take8(head)
     return magic == REPLY_MAGIC and version == PROTOCOL_VERSION and take8(head) == ST_OK and take32(head) == ANSWER_PAYLOAD
@@ -439,7 +491,7 @@ cdef inline void take_answers(Window *window) noexcept nogil:
     """Take in the whole plain answers that are held; what is left begins with one that is not whole, or not plain (invariant
     5). Under `receiving`."""
     cdef uint32_t at = 0, request_id
-    cdef uint64_t position = 0
+    cdef uint64_t position = 0, moment = 0
     cdef Countdown head
     cdef Frame *oldest
     pthread_mutex_lock(&window.books)
@@ -457,9 +509,10 @@ cdef inline void take_answers(Window *window) noexcept nogil:
                 store8(&window.handed, 1)
                 break
             position = oldest.position
+            moment = max(moment, moment_of(oldest, take32(&head)))
             leave_locked(window)
         at += HEADER_BYTES + ANSWER_PAYLOAD
-    move_locked(window, position)
+    move_locked(window, position, moment)
     pthread_mutex_unlock(&window.books)
     memmove(window.answers, window.answers + at, window.held - at)
     window.held -= at
@@ -538,6 +591,7 @@ cdef inline bint window_begin(Window *window, int fd) noexcept nogil:
     window.first_id = window.next_id
     done = cursor_rewind(window.ring, window.cursor, window.acknowledged)
     store64(&window.looked, window.cursor.position)
+    store64(&window.asked, window.answered)  # what was under way will not be answered
     store8(&window.full, 0)
     if fd >= 0:
         window.fd, window.held, window.piece_at, window.piece_count = fd, 0, 0, 0
@@ -571,8 +625,23 @@ cdef inline void window_set_point(Window *window, uint32_t number) noexcept nogi
     store64(&window.point, number)
     window.serial = window.ring.serials[number]
     pthread_mutex_unlock(&window.ring.lock)
-    point_advance_as(window.ring, number, window.serial, window.acknowledged, window.cursor, window.owner)
+    point_advance_as(
+        window.ring, number, window.serial, window.acknowledged, window.answered, window.cursor, window.owner
+    )
     pthread_mutex_unlock(&window.books)
+
+
+cdef inline void window_set_head(Window *window, const uint8_t *head, uint32_t count, uint32_t epoch) noexcept nogil:
+    """What frames begin with from now on; WINDOW_HEAD_MAX bytes at most."""
+    pthread_mutex_lock(&window.sending)
+    memcpy(window.head, head, count)
+    window.head_bytes = count
+    if epoch != window.epoch:
+        window.epoch = epoch
+        pthread_mutex_lock(&window.books)
+        store64(&window.asked, window.answered)  # what is under way may not be confirmed any more (invariant 8)
+        pthread_mutex_unlock(&window.books)
+    pthread_mutex_unlock(&window.sending)
 
 
 cdef inline void window_pass_by(Window *window) noexcept nogil:
@@ -586,7 +655,7 @@ cdef inline void window_pass_by(Window *window) noexcept nogil:
     store64(&window.looked, head)
     pthread_mutex_lock(&window.books)
     window.frame_count = 0
-    move_locked(window, head)
+    move_locked(window, head, 0)
     pthread_mutex_unlock(&window.books)
     pthread_mutex_unlock(&window.sending)
 
@@ -638,8 +707,9 @@ cdef inline bint window_is_of_old(Window *window, uint32_t request_id) noexcept 
     return of_old
 
 
-cdef inline int window_take(Window *window, uint32_t request_id) noexcept nogil:
-    """An OK that Python took in: -1: of old; 0: to the oldest frame; 1: that one was marked; -2: not to the oldest."""
+cdef inline int window_take(Window *window, uint32_t request_id, uint32_t epoch) noexcept nogil:
+    """An OK that names this epoch and that Python took in: -1: of old; 0: to the oldest frame; 1: that one was marked; -2: not
+    to the oldest."""
     cdef Frame *oldest
     cdef int taken = -2
     pthread_mutex_lock(&window.books)
@@ -649,7 +719,7 @@ cdef inline int window_take(Window *window, uint32_t request_id) noexcept nogil:
     elif window.frame_count and oldest.request_id == request_id:
         taken = 1 if oldest.marked else 0
         leave_locked(window)
-        move_locked(window, oldest.position)
+        move_locked(window, oldest.position, moment_of(oldest, epoch))
     pthread_mutex_unlock(&window.books)
     return taken
 
@@ -698,11 +768,13 @@ cdef inline void window_take_over(Window *window, Cursor *cursor) noexcept nogil
     window.cursor, window.owner = cursor, cursor.owner
     window.frame_at = window.frame_count = 0
     window.first_id = window.next_id = 1
-    window.frames_sent = window.records_sent = 0
+    window.frames_sent = window.records_sent = window.answered = 0
+    window.epoch = 0
     window.head_bytes = window.held = window.piece_at = window.piece_count = 0
     store64(&window.point, POINTS_MAX)
     store64(&window.acknowledged, cursor.position)
     store64(&window.looked, cursor.position)
+    store64(&window.asked, 0)
     store8(&window.watched, 0)
     store8(&window.moved, 0)
     store8(&window.full, 0)
@@ -736,7 +808,7 @@ cdef inline Window *window_for(Windows *windows, const Ring *ring, const Wait *w
     cdef uint32_t point = POINTS_MAX
     cdef Window *window
     while points:
-        if load64(&ring.reached[lowest64(points)]) < wait.position:
+        if not is_point_done(ring, lowest64(points), wait):
             if point != POINTS_MAX:
                 return NULL
             point = lowest64(points)

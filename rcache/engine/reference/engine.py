@@ -131,7 +131,8 @@ class ReferenceEngine:
                 why = f"{removed} items were removed, the rest was not: {refusal.reason}"
                 raise RequestRefused(Status.NOT_COMMITTED, why) from None
         points = functools.reduce(operator.or_, (bucket.points for bucket in self._store.buckets))
-        end = self._ring.wait_committed(Wait(points, self._ring.head), deadline_ns)
+        moment = self._ring.begin_moment(points) if self.config.confirm_reads else 0
+        end = self._ring.wait_committed(Wait(points, self._ring.head, moment), deadline_ns)
         if end is not StreamEnd.REACHED:
             raise RequestRefused(*UNCOMMITTED[end])
         return removed

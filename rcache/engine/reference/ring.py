@@ -17,6 +17,9 @@ Invariants:
 4. A point's position never decreases while it is open; one that is not open holds nobody up.
 5. No wait for a point that was abandoned is met, whatever it had come to: its lease has run out for good. (A GET that this
    node worked at when its peer took the bucket over must not leave afterwards; nothing of it was still to come.)
+6. A wait with a moment is met only once the peer of each of its points that is a link's has answered a frame that was begun
+   after that moment, as one that goes by no newer view than the frame. Why that makes a read right whatever the clocks do is
+   said in `native/commitment.pxd`.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from rcache.engine.change_stream import (
     DISK,
     END,
     HELD_FOR_EVER,
+    MOMENT_WANTED,
     POINTS_MAX,
     Batch,
     CommitPoint,
@@ -72,6 +76,9 @@ class Ring:
         self._head = 0
         self._reserved = 0
         self._reached = [0] + [EVERYTHING] * (POINTS_MAX - 1)  # by the points' numbers
+        self._moment = MOMENT_WANTED  # batches that wait for answers to frames begun after them, counted
+        self._wanted = [0] * POINTS_MAX  # the newest moment that somebody waits for at each point
+        self._confirmed = [0] * POINTS_MAX  # and the newest that its peer confirmed
         self._lease_ends = [HELD_FOR_EVER] * POINTS_MAX  # ns, by CLOCK_BOOTTIME
         self._leased = 0  # the points whose lease has an end, a bit each
         self._abandoned = 0
@@ -223,6 +230,7 @@ class Ring:
                 number = (self._next_point + step) % POINTS_MAX
                 if self._reached[number] == EVERYTHING or self._abandoned >> number & 1:
                     self._reached[number] = position
+                    self._wanted[number] = self._confirmed[number] = 0
                     self._set_lease(number, until_ns)
                     self._abandoned &= ~(1 << number)
                     self._next_point = number + 1
@@ -233,9 +241,10 @@ class Ring:
         """What a point has come to."""
         return self._reached[number]
 
-    def advance(self, number: int, position: int) -> None:
+    def advance(self, number: int, position: int, moment: int = 0) -> None:
         with self._lock:
             self._reached[number] = max(self._reached[number], position)
+            self._confirmed[number] = max(self._confirmed[number], moment)
             if self._waiters:
                 self._committed.notify_all()
 
@@ -269,7 +278,36 @@ class Ring:
 
     def is_met(self, wait: Wait) -> bool:
         """Whether an answer may leave now. The clock is read last: at that moment all of it holds."""
+        if wait.moment and not self._is_confirmed(wait):
+            return False
         return self.committed(wait.points) >= wait.position and self._hold(wait.points & self._leased)
+
+    def _is_confirmed(self, wait: Wait) -> bool:
+        """Invariant 6; a point that is closed has no peer."""
+        links = (number for number in range(DISK + 1, POINTS_MAX) if wait.points >> number & 1)
+        return all(self._confirmed[number] >= wait.moment or self._reached[number] == EVERYTHING for number in links)
+
+    @property
+    def moment(self) -> int:
+        """The newest that has begun."""
+        return self._moment
+
+    def wanted(self, number: int) -> int:
+        """The newest moment that somebody waits for at this point."""
+        return self._wanted[number]
+
+    def begin_moment(self, points: int) -> int:
+        links = [number for number in range(DISK + 1, POINTS_MAX) if points >> number & 1]
+        if not links:
+            return 0
+        with self._lock:
+            self._moment += 1
+            for number in links:
+                self._wanted[number] = self._moment
+            for reader in self._readers:
+                reader.woken = reader.woken or reader.is_links
+            self._readable.notify_all()
+            return self._moment
 
     def _hold(self, leased: int) -> bool:
         """Whether the leases of these points hold now."""
@@ -354,6 +392,11 @@ class RingReader:
         self.woken = False
         self._ring = ring
         self._chosen: frozenset[int] | None = None
+
+    @property
+    def is_links(self) -> bool:
+        """Whether it reads for a link: nobody else chooses buckets."""
+        return self._chosen is not None
 
     def choose(self, buckets: Collection[int] | None) -> None:
         self._chosen = None if buckets is None else frozenset(buckets)

@@ -16,6 +16,7 @@ Invariants:
 from __future__ import annotations
 
 import functools
+import operator
 import os
 import select
 import socket
@@ -243,6 +244,8 @@ class Server:
 
     def _commit(self, replies: list[_Pending], deadline_ns: int) -> list[bytes]:
         """The frames to send, each as it may be sent after the wait (invariant 2)."""
+        if self._config.confirm_reads:
+            replies = self._confirmed_later(replies)
         end, of_all = self._wait(replies, deadline_ns)
         if end is StreamEnd.REACHED and of_all:
             return [reply.frame for reply in replies]
@@ -253,6 +256,14 @@ class Server:
             else encode_reply(reply.opcode, status, reply.request_id, self.epoch, REASON.encode(reason))
             for reply in replies
         ]
+
+    def _confirmed_later(self, replies: list[_Pending]) -> list[_Pending]:
+        """They are executed: those that reveal what they have not changed themselves, be it by a refusal or a miss, wait for
+        their backups to answer something that is sent from now on."""
+        if not any(reply.wait.moment for reply in replies):
+            return replies
+        moment = self._ring.begin_moment(functools.reduce(operator.or_, (reply.wait.points for reply in replies)))
+        return [reply._replace(wait=reply.wait._replace(moment=moment)) if reply.wait.moment else reply for reply in replies]
 
     def _wait(self, replies: list[_Pending], deadline_ns: int) -> tuple[StreamEnd, bool]:
         """Wait for all of the replies whose waits can still be met; whether that was all of them. One that waits for a point

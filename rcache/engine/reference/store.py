@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from rcache.cluster.bucket_state import BucketState, may_follow
-from rcache.engine.change_stream import DISK, NO_WAIT, Wait
+from rcache.engine.change_stream import DISK, MOMENT_WANTED, NO_WAIT, Wait
 from rcache.engine.clock import NodeClock
 from rcache.engine.contract import EngineConfig, RequestRefused
 from rcache.engine.reference.buckets import ITEM_BYTES, Bucket, Item, Stripe, item_bytes
@@ -252,7 +252,11 @@ class Store:
         return sequence, bucket.pend_locked(sequence, position, self.ring.committed(bucket.points))
 
     def _wait_locked(self, bucket: Bucket, sequence: int) -> Wait:
-        return bucket.wait_locked(sequence, self.ring.committed(bucket.points)) if bucket.points else NO_WAIT
+        """What an answer waits for that reveals `sequence`, which it has not made itself."""
+        if not bucket.points:
+            return NO_WAIT
+        wait = bucket.wait_locked(sequence, self.ring.committed(bucket.points))
+        return wait._replace(moment=MOMENT_WANTED) if self.config.confirm_reads and wait.points else wait
 
     def _refusal_locked(self, bucket: Bucket, refusal: Refusal, live: Item | None) -> RequestRefused:
         """A refusal reveals the item it is about, or that there is none."""
@@ -272,8 +276,8 @@ class Store:
     def point(self, number: int) -> int:
         return self.ring.point(number)
 
-    def advance(self, number: int, position: int) -> None:
-        self.ring.advance(number, position)
+    def advance(self, number: int, position: int, moment: int) -> None:
+        self.ring.advance(number, position, moment)
 
     def lease(self, number: int, until_ns: int) -> None:
         self.ring.lease(number, until_ns)
