@@ -18,7 +18,7 @@ from collections.abc import Collection, Mapping
 from loguru import logger
 
 from rcache.cluster import wishes
-from rcache.cluster.balance import plan_for, targets
+from rcache.cluster.balance import Plan, plan_for, targets
 from rcache.cluster.bucket_state import BucketState
 from rcache.cluster.leases import Peer
 from rcache.cluster.view import View
@@ -32,6 +32,9 @@ PLAN_EVERY_S = 1.0
 
 FULL_S = 30.0
 """How long a node that had no room is left alone."""
+
+UNFINISHED_S = 30.0
+"""How long a copy waits for its next rows: far longer than a busy peer rests, and shorter than a checkpoint waits for it."""
 
 NOWHERE = -1
 """Before every position of the stream."""
@@ -56,6 +59,7 @@ class Copies:
         """One round."""
         if self._board.now() >= self._board.plan_due_at:
             self.plan()
+            self._let_go_of_unfinished()
         self._count_in()
 
     # --- planning
@@ -68,9 +72,7 @@ class Copies:
             return
         filling = {bucket: neighbour.peer.name for neighbour in board.neighbours for bucket in neighbour.link.filling()}
         plan = plan_for(view, filling)
-        full = {name for name, until in self._full_until.items() if board.now() < until}
-        mine = [(bucket, name) for bucket, name in plan.fills if view.placements[bucket].primary == board.name]
-        wanted = {bucket: name for bucket, name in mine if name not in full}
+        wanted = self._wanted(view, plan)
         for bucket, name in filling.items():
             if wanted.get(bucket) != name and bucket not in board.adding:
                 for link in board.links_of([name]):
@@ -85,6 +87,16 @@ class Copies:
             board.wish_once("drops", f"drop {len(drops)} spare copies", lambda now, asker: _drop_spare(now, asker, drops))
         heirs = {bucket: heir for bucket, heir in plan.handovers.items() if view.placements[bucket].primary == board.name}
         self._handovers.begin({b: heir for b, heir in heirs.items() if b not in drops and b not in board.adding})
+
+    def _wanted(self, view: View, plan: Plan) -> dict[int, str]:
+        """The copies that this node is to make: of each bucket one at a time. What is under way comes first in a plan, and goes
+        on."""
+        full = {name for name, until in self._full_until.items() if self._board.now() < until}
+        wanted: dict[int, str] = {}
+        for bucket, name in plan.fills:
+            if view.placements[bucket].primary == self._board.name and name not in full:
+                wanted.setdefault(bucket, name)
+        return wanted
 
     def follow(self, view: View) -> None:
         """A view is carried out: copies of what is another's by now, or is to be opened anew, are given up, before the links
@@ -112,6 +124,8 @@ class Copies:
         board = self._board
         if link not in board.links_of([link.peer.name]) or not link.is_whole(bucket):
             del self._whole[bucket]
+        elif bucket in board.adding and board.adding[bucket][0] is not link:
+            return  # another one may be counted in at this moment, and has to be waited for until that is settled
         elif board.is_open(bucket) and board.holds_lease(link.peer):
             del self._whole[bucket]
             board.adding[bucket] = (link, 0)
@@ -184,6 +198,15 @@ class Copies:
             if adding[0].peer.name not in board.view.placements[bucket].backups:
                 adding[0].cancel(bucket)
         self.plan()
+
+    # --- copies that others make here
+
+    def _let_go_of_unfinished(self) -> None:
+        """Copies that were begun here and that nobody goes on with: their primary has other plans, or no use for them."""
+        for neighbour in self._board.neighbours:
+            let_go = neighbour.intake.let_go_of_unfinished(UNFINISHED_S, self._board.roles.followed)
+            if let_go:
+                logger.info("{} copies that {} does not go on with are let go of", len(let_go), neighbour.peer.name)
 
     # --- trouble
 

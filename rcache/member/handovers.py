@@ -101,7 +101,7 @@ class Handovers:
                 "hand",
                 f"hand {len(heirs)} buckets over",
                 make,
-                lambda refused: board.post(lambda: self._settled(refused)),
+                lambda refused: board.post(lambda: self._settled(handing, refused)),
             )
         elif board.now() - handing.since > HANDOVER_S:
             handing.asked = True
@@ -126,9 +126,15 @@ class Handovers:
         placements = self._board.view.placements
         return sorted({name for bucket in buckets for name in placements[bucket].backups})
 
-    def _settled(self, refused: str) -> None:
-        if self._handing is not None and refused:
+    def _settled(self, handing: _Handing, refused: str) -> None:
+        """The view that settled it was carried out, or a later one: what is this node's by then has come back to it (its heir
+        was started anew), and is opened by that view."""
+        if self._handing is not handing:
+            return
+        if refused:
             self._take_back(refused)
+        else:
+            self._took_back()
 
     def _take_back(self, why: str) -> None:
         """What was frozen and is still this node's is opened anew, in a later view."""

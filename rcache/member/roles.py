@@ -30,7 +30,7 @@ from rcache.cluster.bucket_state import BucketState
 from rcache.cluster.view import NodeState, View
 from rcache.engine.change_stream import CommitPoint
 from rcache.engine.contract import Engine
-from rcache.records.record import Cause, Kind, Record, encode, epoch_of
+from rcache.records.record import encode_drop, epoch_of
 from rcache.stream.append_log import AppendLog
 from rcache.stream.applied import AppliedFailed, AppliedStream
 
@@ -140,9 +140,7 @@ class Roles:
         """The log says that these buckets are not here any more."""
         if self._applied is None or not buckets:
             return
-        marks = [
-            encode(Record(Kind.DROP, Cause.NONE, bucket, 0, 0, self.engine.clock.now_ms(), 0, b"", b"")) for bucket in buckets
-        ]
+        marks = [encode_drop(bucket, self.engine.clock.now_ms()) for bucket in buckets]
         try:
             self._applied.append(b"".join(marks), len(marks), 0)
         except (TimeoutError, AppliedFailed) as error:
@@ -219,6 +217,10 @@ class Roles:
         """Whether this node has, or may have, anything to do in a view."""
         node = view.nodes.get(self.name)
         return node is not None and node.state is not NodeState.LOST
+
+    def followed(self, bucket: int) -> int:
+        """The number of the source that a bucket follows."""
+        return self.following[bucket]
 
     def forget_all(self, buckets: Collection[int]) -> None:
         """This node is no member any more: nothing of what it had is here."""

@@ -31,9 +31,12 @@ from rcache.cluster.bucket_state import BucketState
 from rcache.cluster.leases import Peer
 from rcache.engine.change_stream import StreamEnd
 from rcache.engine.contract import ChainError, Engine
-from rcache.records.record import HISTORY_KINDS, BadRecord, Head, Kind, heads
+from rcache.records.record import HISTORY_KINDS, BadRecord, Head, Kind, encode_drop, heads
 from rcache.stream.applied import AppliedFailed, AppliedStream
 from rcache_client.wire.opcodes import Status
+
+PORTION_KINDS = frozenset({Kind.IMPORT_BEGIN, Kind.ROW, Kind.IMPORT_END})
+"""What a portion of a copy that is being made begins with; it is of one bucket, and nothing else is in its frame."""
 
 APPEND_S = 0.5
 """How long one try for room in the log's stream lasts; then it is looked whether the node stops."""
@@ -88,6 +91,7 @@ class Intake:
         self._generation = 0
         self._refused_generation = 0
         self._repeats = False  # records may come that were taken in before
+        self._unfinished: dict[int, float] = {}  # copies that are being made, and when the last portion came
         self._stopping = False
 
     @property
@@ -143,6 +147,21 @@ class Intake:
         with self.gate:
             pass
 
+    def let_go_of_unfinished(self, idle_s: float, follows: Callable[[int], int]) -> list[int]:
+        """The control plane: let go of copies that nothing came for since so long; which these were. Blocks for moments. (The
+        peer gave them up, and does not say so. Half made they take memory, and no checkpoint is whole. If it does go on, the
+        bucket is absent, and it begins anew.)"""
+        with self.gate:
+            long_ago = time.monotonic() - idle_s
+            idle = [bucket for bucket, at in self._unfinished.items() if at <= long_ago]
+            for bucket in idle:
+                del self._unfinished[bucket]
+            let_go = [b for b in idle if self._engine.state(b) is BucketState.IMPORTING and follows(b) == self.source]
+            for bucket in let_go:
+                self._engine.set_state(bucket, BucketState.ABSENT)
+            self._record(b"".join(encode_drop(bucket, self._engine.clock.now_ms()) for bucket in let_go))
+        return let_go
+
     def stop(self) -> None:
         """Nothing waits here for the log any more."""
         self._stopping = True
@@ -163,7 +182,17 @@ class Intake:
         except (ChainError, BadRecord, MemoryError) as error:
             return self._refuse(body, error, follows)
         self._frames += 1
+        self._note_portion(body)
         return TAKEN, self._record(body)
+
+    def _note_portion(self, body: bytes) -> None:
+        head = next(heads(body), None)
+        if head is None or head.kind not in PORTION_KINDS:
+            return
+        if self._engine.state(head.bucket) is BucketState.IMPORTING:
+            self._unfinished[head.bucket] = time.monotonic()
+        else:
+            self._unfinished.pop(head.bucket, None)
 
     def _without_repeats(self, body: bytes) -> bytes:
         """What was not applied yet; the rest is in the log already (invariant 2). Once a frame brings nothing of old, no later

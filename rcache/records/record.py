@@ -239,6 +239,11 @@ def decode_opening(value: bytes) -> Opening:
     return Opening(continues_from, incarnation, node)
 
 
+def encode_drop(bucket: int, time_ms: int) -> bytes:
+    """The mark that a node has nothing of a bucket any more."""
+    return encode(Record(Kind.DROP, Cause.NONE, bucket, 0, 0, time_ms, 0, b"", b""))
+
+
 def encode_import_end(end: ImportEnd) -> bytes:
     """The value of an IMPORT_END record."""
     return _IMPORT_END.pack(end.begin, end.rows)

@@ -7,7 +7,7 @@ when the test says so.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rcache.agreement.agreement import Wish
@@ -164,6 +164,11 @@ class FakeIntake:
     def __init__(self, source: int) -> None:
         self.source = source
         self.durable = False
+        self.unfinished: list[int] = []
+
+    def let_go_of_unfinished(self, idle_s: float, follows: Callable[[int], int]) -> list[int]:
+        assert idle_s > 0
+        return [bucket for bucket in self.unfinished if follows(bucket) == self.source]
 
 
 class FakeNeighbours:

@@ -7,7 +7,7 @@ import pytest
 
 from rcache.cluster import wishes
 from rcache.cluster.bucket_state import BucketState
-from rcache.cluster.view import Node, NodeState, View
+from rcache.cluster.view import Node, NodeState, Settings, View
 from rcache.cluster.wishes import Asker
 from rcache.member.copies import ADD_BUCKETS, ADD_S, PLAN_EVERY_S, Copies
 from rcache.member.handovers import Handovers
@@ -179,6 +179,45 @@ def test_copies_of_what_this_node_keeps_go_on_with_the_view(copying: Copying) ->
     copying.copies.follow(view_of(8, ("n1", "", 6), nodes=TWO))
     assert copying.to.cancelled == []
     assert 0 in copying.board.adding
+
+
+def two_wanted(clock: Clock) -> Copying:
+    """Two backups are wanted, and there is none."""
+    copying = Copying(clock, view_of(6, ("n1", "", 6), settings=Settings(backups=2)))
+    for name in ("n2", "n3"):
+        copying.hold_lease(name, 60)
+        copying.link(name).acknowledge()
+    copying.copies.look()
+    return copying
+
+
+def test_copies_of_one_bucket_are_made_one_after_the_other(clock: Clock) -> None:
+    """Not begun here, cancelled and begun there with each plan."""
+    copying = two_wanted(clock)
+    for _ in range(4):
+        clock.advance(PLAN_EVERY_S)
+        copying.copies.look()
+    first, second = sorted((copying.link(name) for name in ("n2", "n3")), key=lambda link: not link.fills)
+    assert (first.fills, first.cancelled) == ({0: False}, [])
+    assert (second.fills, second.cancelled) == ({}, [])
+
+
+def test_a_copy_that_may_be_counted_in_by_now_is_waited_for_beside_another_that_is_whole(clock: Clock) -> None:
+    """Invariant 6: until it is settled. (The view counts it in, a change is acknowledged by the other alone, and it is
+    promoted.)"""
+    copying = two_wanted(clock)
+    first, second = sorted((copying.link(name) for name in ("n2", "n3")), key=lambda link: not link.fills)
+    first.fills[0] = True
+    copying.copies.has_filled(first, 0)  # type: ignore[arg-type]
+    clock.advance(ADD_S)
+    copying.copies.look()
+    assert copying.agreement.wished == ["count 1 copies in"]
+    second.fills[0] = True
+    copying.copies.has_filled(second, 0)  # type: ignore[arg-type]
+    assert copying.board.points_of(0) == [first.point]
+    copying.agree()
+    copying.copies.look()
+    assert copying.board.points_of(0) == [first.point, second.point]
 
 
 def test_a_copy_at_a_node_that_falls_silent_is_let_go_of_before_it_was_asked_for(copying: Copying) -> None:

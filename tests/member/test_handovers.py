@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from rcache.cluster import wishes
 from rcache.cluster.bucket_state import BucketState
+from rcache.cluster.view import Placement, View
 from rcache.cluster.wishes import Asker
 from rcache.member.handovers import HANDOVER_BUCKETS, HANDOVER_S, Handovers
 from tests.member.harness import Clock, FakeLog, Scene, view_of
@@ -22,6 +24,15 @@ class Handing(Scene):
 
     def states(self) -> set[BucketState]:
         return {self.engine.state(bucket) for bucket in range(self.engine.config.buckets)}
+
+    def agree(self) -> View:
+        """The first wish is agreed, and its view carried out before who wished is told."""
+        wish, view = self.agreement.agree()
+        self.show(view)
+        self.handovers.follow(view)
+        wish.done("")
+        self.drain()
+        return view
 
     def acknowledge_all(self) -> None:
         for name in ("n2", "n3"):
@@ -155,3 +166,35 @@ def test_a_node_whose_log_failed_hands_over_what_is_frozen_and_opens_nothing(clo
     handing.handovers.look()
     assert handing.agreement.wished == ["hand 2 buckets over"]
     assert handing.handovers.gave_up(0)
+
+
+def test_what_came_back_with_a_view_that_came_first_is_no_handover_any_more(handing: Handing) -> None:
+    """The heir was started anew in a later view, which this node saw before it was told that its own wish was agreed: so it
+    never saw that one. (Nothing would be handed over ever after, and a drain not end.)"""
+    handing.acknowledge_all()
+    handing.handovers.look()
+    wish, agreed = handing.agreement.agree()
+    later = replace(agreed, epoch=9, placements=(Placement("n1", ("n3",), 8), Placement("n1", ("n2",), 9)))
+    handing.show(later)
+    handing.handovers.follow(later)
+    wish.done("")
+    handing.drain()
+    assert handing.handovers.frozen == 0
+    assert not handing.handovers.has(0)
+    assert handing.agreement.wishes == []
+
+
+def test_what_an_earlier_handover_came_to_is_nothing_to_the_next(clock: Clock) -> None:
+    """The first is all the heirs' by its view, and the next begun, before the word that the first was agreed comes in."""
+    handing = Handing(clock)
+    handing.handovers.begin({0: "n2"})
+    handing.acknowledge_all()
+    handing.handovers.look()
+    wish, agreed = handing.agreement.agree()
+    handing.show(agreed)
+    handing.handovers.follow(agreed)
+    wish.done("")
+    handing.board._let_go_of("hand")  # as the control plane does, between two rounds
+    handing.handovers.begin({1: "n3"})
+    handing.drain()
+    assert handing.handovers.has(1)

@@ -207,6 +207,43 @@ def test_a_whole_copy_that_came_to_be_counted_by_nobody_is_made_anew(taking: Tak
     assert [record.kind for record in taking.logged()] == [Kind.IMPORT_BEGIN, Kind.ROW, Kind.IMPORT_END]
 
 
+def begun(taking: Taking, bucket: int = 1) -> None:
+    """Half a copy of a bucket is here."""
+    taking.set(bucket, b"row")
+    assert taking.take(1, *list(taking.primary.copy_bucket(bucket))[:-1]) == TAKEN
+    assert taking.backup.state(bucket) is BucketState.IMPORTING
+
+
+def test_a_copy_that_nobody_goes_on_with_is_let_go_of(taking: Taking) -> None:
+    """The primary gave it up, and does not say so: half made it takes memory, and no checkpoint is whole."""
+    begun(taking)
+    taking.logged()
+    assert taking.intake.let_go_of_unfinished(60.0, lambda bucket: taking.follows[bucket]) == []
+    assert taking.intake.let_go_of_unfinished(0.0, lambda bucket: taking.follows[bucket]) == [1]
+    assert taking.backup.state(1) is BucketState.ABSENT
+    assert [(record.kind, record.bucket) for record in taking.logged()] == [(Kind.DROP, 1)]
+    assert taking.intake.let_go_of_unfinished(0.0, lambda bucket: taking.follows[bucket]) == []
+
+
+def test_a_copy_that_is_gone_on_with_after_all_begins_anew(taking: Taking) -> None:
+    begun(taking)
+    taking.holds = set()
+    taking.intake.let_go_of_unfinished(0.0, lambda bucket: taking.follows[bucket])
+    *_, end = taking.primary.copy_bucket(1)
+    assert taking.take(1, end) == OF_OLD
+    assert taking.take(2, *taking.primary.copy_bucket(1)) == TAKEN
+    assert taking.backup.state(1) is BucketState.BACKUP
+
+
+def test_neither_a_whole_copy_nor_anothers_is_let_go_of(taking: Taking) -> None:
+    taking.set(1, b"row")
+    assert taking.take(1, *taking.primary.copy_bucket(1)) == TAKEN
+    assert taking.intake.let_go_of_unfinished(0.0, lambda bucket: taking.follows[bucket]) == []
+    begun(taking, 2)
+    assert taking.intake.let_go_of_unfinished(0.0, lambda _bucket: OTHER) == [], "its new primary is making one"
+    assert (taking.backup.state(1), taking.backup.state(2)) == (BucketState.BACKUP, BucketState.IMPORTING)
+
+
 # --- the log
 
 
