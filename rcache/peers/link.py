@@ -68,6 +68,10 @@ LOST_S = 0.01
 RETRY_S = 0.1
 """How long to leave a peer alone that did not take the connection."""
 
+STUCK_S = 2.0
+"""How long a peer that goes by this node's view, and says that what it is sent is of an older one, is taken for behind. Then its
+copies are not what they are taken for here, and are made anew."""
+
 REFUSED_PAUSE_S = 0.01
 """How long to wait before a refused frame is sent again, if no newer view came meanwhile."""
 
@@ -143,6 +147,8 @@ class Link:
         self._portions: deque[Fill] = deque()  # whose portions are under way, in their order
         self._generation = 0
         self._refusal: int | None = None
+        self._refused_at = -1  # where the link stood when the peer refused something for a reason that is not seen here
+        self._refused_since = 0.0
         self._sock: socket.socket | None = None
         self._connection = 0
         self._stopping = threading.Event()
@@ -478,10 +484,24 @@ class Link:
             self.counts.refused += 1
             if self._refusal is None:
                 self._refusal = reply.epoch if reply.status == Status.STALE_VIEW else 0
+            is_stuck = self._is_stuck_locked(reply)
         self._engine.stream.wake_readers()
         if reply.status != Status.VIEW_AHEAD:
             logger.debug("link to {}: {}", self.peer.name, status_name(reply.status))
             self._host.was_refused(self, reply.status, values)
+        if is_stuck:
+            self._host.was_refused(self, Status.BROKEN_CHAIN, ("it refuses what it is to have by the view that it goes by",))
+
+    def _is_stuck_locked(self, reply: Reply) -> bool:
+        """Whether the same is refused again and again by a peer that goes by no newer view than this link. (It let go of a copy
+        that is taken for whole here: all that comes behind a change of that bucket would be sent for ever.)"""
+        now, at = time.monotonic(), self._window.acknowledged
+        if reply.status != Status.STALE_VIEW or reply.epoch > self._epoch or at != self._refused_at:
+            self._refused_at, self._refused_since = at, now
+        elif now - self._refused_since >= STUCK_S:
+            self._refused_since = now
+            return True
+        return False
 
     def _take_portion(self, generation: int) -> None:
         with self._lock:

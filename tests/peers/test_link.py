@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from rcache.engine.change_stream import HELD_FOR_EVER
 from rcache.engine.contract import Engine
+from rcache.peers import link as link_module
 from rcache.peers.link import Link
 from rcache_client.wire.frames import Request, encode_reply
 from rcache_client.wire.opcodes import Opcode, Status
@@ -211,6 +213,25 @@ def test_any_refusal_has_it_sent_again(linked: Linked, listener: PeerListener, s
     linked.wait_for(linked.engine.stream.head)
     assert linked.host.refusals == ([] if status is Status.VIEW_AHEAD else [(status, ("because",))])
     assert linked.link.stats()["frames_refused"] == 1
+
+
+@pytest.mark.parametrize("epoch", [5, 6], ids=["of this view", "of a newer one"])
+def test_who_refuses_again_and_again_what_is_his_by_his_own_view_has_broken_copies(
+    linked: Linked, listener: PeerListener, monkeypatch: pytest.MonkeyPatch, epoch: int
+) -> None:
+    """It let go of a copy that is taken for whole here; nothing behind a change of that bucket would ever be acknowledged. One
+    that goes by a newer view has a reason that this node will learn of."""
+    monkeypatch.setattr(link_module, "STUCK_S", 0.05)
+    peer = listener.greet()
+    linked.host.epoch = 5
+    linked.link.choose(ALL, 5)
+    linked.set(1, b"refused")
+    broken = (Status.BROKEN_CHAIN, ("it refuses what it is to have by the view that it goes by",))
+    end = time.monotonic() + (PATIENCE_S if epoch == 5 else 0.3)
+    while broken not in linked.host.refusals and time.monotonic() < end:
+        peer.refuse(peer.frame(), Status.STALE_VIEW, b"the view", epoch)
+    assert (broken in linked.host.refusals) is (epoch == 5)
+    assert linked.host.refusals[0] == (Status.STALE_VIEW, (b"the view",))
 
 
 def test_an_acknowledgement_of_an_earlier_generation_counts_for_nothing(linked: Linked, listener: PeerListener) -> None:
