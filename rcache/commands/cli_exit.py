@@ -12,7 +12,7 @@ What it must not know: which command was run.
 | 2 | wrong use of the command line or of a variable |
 | 3 | no server could be reached, or none answered in time; nothing was changed |
 | 4 | the condition was not met: no such key, or (add) there is one already |
-| 5 | refused: by the server, which says why, or by you (flush and lost ask first) |
+| 5 | refused: by the server, which says why, or by you (flush, lost and renew ask first) |
 | 6 | a change was sent and its outcome is unknown; look before you try again |
 | 7 | done, but the answer could not be written (a full disk) |
 | 8 | done in part: some of several keys or nodes failed, and each of them was named |

@@ -66,7 +66,7 @@ COMMANDS = {
     "settings": "show what belongs to the cluster, or change it",
     "remove": "take a node that has left, or is lost, out of the view",
     "lost": "declare a node lost that is stopped for good",
-    "renew": "have lost buckets begin again, empty",
+    "renew": "have lost buckets begin again, from what files still hold",
     "takeover": "have this node keep the register of one that is stopped for good",
 }
 
@@ -119,6 +119,7 @@ class CliOptions:
     section: str = ""
     mode: str = ""
     yes: bool = False
+    empty: bool = False
     directory: Path = Path()
     prefix: bytes = b""
     all: bool = False
@@ -315,7 +316,9 @@ def _add_lost(parser: _Parser) -> None:
 
 
 def _add_renew(parser: _Parser) -> None:
-    parser.add_argument("--yes", action="store_true", help="do not ask first")
+    parser.add_argument("--yes", action="store_true", help="do not ask before buckets begin empty, or a node cannot be asked")
+    empty = "begin all of them empty, also those that a node's files still hold"
+    parser.add_argument("--empty", action="store_true", help=empty)
 
 
 def _add_takeover(parser: _Parser) -> None:
@@ -329,6 +332,10 @@ def _add_takeover(parser: _Parser) -> None:
 _TAKEOVER_NOTES = """The first
 --server keeps the register from then on. Every node must answer, or be
 named with --is-stopped."""
+
+_RENEW_NOTES = """Every node
+is asked what its files still hold of them; the one with the longest whole
+chain brings a bucket back. One that nobody's files hold begins empty."""
 
 _LOAD_NOTES = """A file's key is its
 path below DIR, with '/' between its parts. Files that fail are named, and the
@@ -366,7 +373,7 @@ _ARGUMENTS: dict[str, tuple[str, str, Callable[[_Parser], None]]] = {
         "Buckets\nthat it had with others go to their backups; what only it had is lost.",
         _add_lost,
     ),
-    "renew": ("", "", _add_renew),
+    "renew": ("", _RENEW_NOTES, _add_renew),
     "takeover": ("--is-stopped NODE ", _TAKEOVER_NOTES, _add_takeover),
 }
 """For each command: its arguments in the usage line, what else is to be said, and what adds them."""

@@ -1,8 +1,9 @@
-"""The commands of rcache-cli that steer the cluster: drain, pause, resume, settings, remove, lost, renew, takeover.
+"""The commands of rcache-cli that steer the cluster: drain, pause, resume, settings, remove, takeover; those about what is
+lost are in `cli_lost`.
 
 What it is: for each command the order that it gives (`rcache.server.steering` has the table), and what came of it in words.
-Which thread runs it: the main thread; every command blocks to its budget at most (lost, renew: longer, for a question).
-What it owns: standard input, for the answer to that question.
+Which thread runs it: the main thread; every command blocks to its budget at most.
+What it owns: standard input, for the answer to a question.
 What it must not know: how an order is carried out, or an answer written.
 
 An order is given once, to the first of the servers that answers: one whose answer was lost is looked after, not given again.
@@ -31,12 +32,16 @@ RANGES_SHOWN = 20
 """Of a long list of buckets so many ranges are told; --json has all."""
 
 
-def _order(door: Door, verb: str, **fields: Any) -> Facts:
+def order(door: Door, verb: str, **fields: Any) -> Facts:
     """Give an order; what came of it."""
-    order = {"verb": verb, "by": _who(), **fields}
-    (text,) = door.ask(Opcode.STEER, json.dumps(order).encode())
+    (text,) = door.ask(Opcode.STEER, order_of(verb, **fields))
     answer: Facts = json.loads(text)
     return answer
+
+
+def order_of(verb: str, **fields: Any) -> bytes:
+    """An order as it is sent."""
+    return json.dumps({"verb": verb, "by": _who(), **fields}).encode()
 
 
 def _who() -> str:
@@ -56,21 +61,21 @@ def _answer(answer: Facts, shown: str) -> Answer:
 
 
 def drain(options: CliOptions, door: Door) -> Answer:
-    answer = _order(door, "drain", node=options.node)
+    answer = order(door, "drain", node=options.node)
     copies = show_count(answer["copies"], "copy", "copies")
     shown = f"{options.node} is leaving: it hands over {copies} and ends; '{PROGRAM} nodes' shows how far it is"
     return _answer(answer, shown)
 
 
 def pause(options: CliOptions, door: Door) -> Answer:
-    answer = _order(door, "pause", seconds=options.seconds, reason=options.reason)
+    answer = order(door, "pause", seconds=options.seconds, reason=options.reason)
     where = "everywhere but where it is said below" if answer["behind"] else "on every node"
     shown = f"writes wait {where}, for {show_seconds(answer['seconds'])} or until '{PROGRAM} resume'"
     return _answer(answer, shown)
 
 
 def resume(_options: CliOptions, door: Door) -> Answer:
-    return _answer(_order(door, "resume"), "writes go on")
+    return _answer(order(door, "resume"), "writes go on")
 
 
 def settings(options: CliOptions, door: Door) -> Answer:
@@ -78,7 +83,7 @@ def settings(options: CliOptions, door: Door) -> Answer:
     named = ("backups", "lease", "ack", "fsync")
     given = {name: getattr(options, name) for name in named if getattr(options, name) is not None}
     if given:
-        answer = _order(door, "settings", **given)
+        answer = order(door, "settings", **given)
         lacking = answer["lacking"]
         more = f"\n{show_count(lacking, 'bucket')} lack backups now; they are made" if lacking else ""
         return _answer(answer, _settings(answer["settings"]) + more)
@@ -101,27 +106,10 @@ def _settings(facts: Facts) -> str:
 
 
 def remove(options: CliOptions, door: Door) -> Answer:
-    return Answer(_order(door, "remove", node=options.node), f"{options.node} is none of the cluster any more")
+    return Answer(order(door, "remove", node=options.node), f"{options.node} is none of the cluster any more")
 
 
-def lost(options: CliOptions, door: Door) -> Answer:
-    """First ask what would be lost, then whether it may be."""
-    said: Facts = {"node": options.node, "stopped": True}
-    would = _order(door, "lost", **said, dry_run=True)
-    buckets = would["lost"]
-    if buckets and not options.yes:
-        what = f"{show_count(len(buckets), 'bucket')} have their only copy at {options.node}: {show_ranges(buckets)}"
-        _ask(f"{what}. Lose what is in them?", f"{what}. Nothing was changed; --yes loses what is in them")
-    answer = _order(door, "lost", **said, lose_max=len(buckets))
-    shown = f"{options.node} is lost; {show_count(len(answer['promoted']), 'bucket')} went to their backups"
-    if not answer["lost"]:
-        return Answer(answer, shown)
-    return Answer(
-        answer, f"{shown}, {show_count(len(answer['lost']), 'bucket')} are lost with it: {show_ranges(answer['lost'])}"
-    )
-
-
-def _ask(question: str, otherwise: str) -> None:
+def ask_first(question: str, otherwise: str) -> None:
     """Raises `CliStopped` where nobody says yes, or there is nobody to ask."""
     if not sys.stdin.isatty():
         raise CliStopped(CliExit.REFUSED, otherwise)
@@ -130,21 +118,8 @@ def _ask(question: str, otherwise: str) -> None:
         raise CliStopped(CliExit.REFUSED, "nothing was changed")
 
 
-def renew(options: CliOptions, door: Door) -> Answer:
-    """What was lost cannot be offered by anybody any more once it has begun again."""
-    _, view, _ = ask_view(door)
-    buckets = [bucket for bucket, placed in enumerate(view.placements) if placed.primary is None]
-    if buckets and not options.yes:
-        what = f"{show_count(len(buckets), 'lost bucket')} begin again, empty: {show_ranges(buckets)}"
-        _ask(f"{what}. Shall they?", f"{what}. Nothing was changed; --yes does it")
-    answer = _order(door, "renew")
-    return Answer(
-        answer, f"{show_count(len(answer['renewed']), 'bucket')} begin again, empty: {show_ranges(answer['renewed'])}"
-    )
-
-
 def takeover(options: CliOptions, door: Door) -> Answer:
-    answer = _order(door, "takeover", stopped=list(options.stopped), accept_old=options.accept_old)
+    answer = order(door, "takeover", stopped=list(options.stopped), accept_old=options.accept_old)
     old, shared, away = answer["old"], answer["shared"], answer["away"]
     what = f"{show_count(len(old), 'bucket')}, whose primary is stopped, may have been changed without their backups"
     if not answer["taken"]:

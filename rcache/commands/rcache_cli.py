@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from rcache.commands import cli_cluster, cli_keys, cli_service, cli_steer
+from rcache.commands import cli_cluster, cli_keys, cli_lost, cli_service, cli_steer
 from rcache.commands.cli_answer import Answer, complain, write
 from rcache.commands.cli_exit import INTERRUPTED, CliExit, CliStopped, code_of, explain
 from rcache.commands.cli_line import Door
@@ -109,8 +109,8 @@ _STEER: dict[str, Callable[[CliOptions, Door], Answer]] = {
     "resume": cli_steer.resume,
     "settings": cli_steer.settings,
     "remove": cli_steer.remove,
-    "lost": cli_steer.lost,
-    "renew": cli_steer.renew,
+    "lost": cli_lost.lost,
+    "renew": cli_lost.renew,
     "takeover": cli_steer.takeover,
 }
 

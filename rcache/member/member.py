@@ -28,6 +28,7 @@ from rcache.member.departure import Departure
 from rcache.member.handovers import Handovers
 from rcache.member.hearing import Hearing
 from rcache.member.neighbours import Neighbours
+from rcache.member.offers import Offers
 from rcache.member.openings import Openings
 from rcache.member.pausing import Pausing
 from rcache.member.sessions import Sessions
@@ -50,6 +51,7 @@ class Member:
         self.parts = parts
         self.board = board = Board(parts, first)
         self.openings = Openings(board)
+        self.offers = Offers(board)
         self.handovers = Handovers(board)
         self.copies = Copies(board, self.handovers)
         self.watch = Watch(board)
@@ -140,7 +142,12 @@ class Member:
 
     def wish(self, what: str, make: Callable[[View, Asker], View], done: Callable[[str], None]) -> None:
         """Any thread: have something agreed; `done` is told on another thread why it was refused, or ""."""
-        self.board.agreement.propose(Wish(what, make, done))
+
+        def make_as_oneself(view: View, asker: Asker) -> View:
+            self.board.demand_own_name(view)
+            return make(view, asker)
+
+        self.board.agreement.propose(Wish(what, make_as_oneself, done))
 
     def stats(self) -> dict[str, Any]:
         return stats_of(self)

@@ -3,7 +3,8 @@
 What it is: the step from one view to the next for every bucket: what is given up, what is let go of, whom each bucket follows,
 what may be opened, and which commit points its answers wait for.
 Which thread runs it: the control plane's. It blocks for the log and for room in the stream, both bounded.
-What it owns: the table of whom each bucket follows, and what is waiting to be opened. It may lock: one stripe at a time.
+What it owns: the table of whom each bucket follows, what is waiting to be opened, and what of lost buckets is to be offered. It
+may lock: one stripe at a time.
 What it must not know: how views are agreed; sockets; when leases run out (it is told).
 
 The order within a view, and why. First what is not this node's any more: nothing is answered or changed under the new view that
@@ -48,7 +49,7 @@ NOBODY = 0
 @dataclass(frozen=True, slots=True)
 class Opening:
     """A bucket that this node is to open in `epoch`, once nobody of `after` can be serving it. `is_empty`: it was lost, and
-    begins anew."""
+    this node was told to begin it anew, with nothing in it."""
 
     epoch: int
     after: frozenset[str]
@@ -76,6 +77,9 @@ class Roles:
         self._applied = applied
         self.following = [NOBODY] * engine.config.buckets
         self.openings: dict[int, Opening] = {}
+        self.offered: dict[int, bool] = {}
+        """Lost buckets that this node asks for, or is about to, and whether they begin empty: else what its files have of them
+        is here, or on its way (`rcache.member.offers`)."""
 
     def fence(
         self, old: View, new: View, source_of: Callable[[str], int], gave_up: Callable[[int], bool] = lambda _bucket: False
@@ -99,6 +103,9 @@ class Roles:
     def _fence_bucket(self, bucket: int, old: View, new: View, turn: Turn, gave_up: Callable[[int], bool]) -> None:
         placed = new.placements[bucket]
         state = self.engine.state(bucket)
+        if placed.primary is None and bucket in self.offered:
+            return  # still nobody's: what was brought back of it stays for the view that gives it to this node
+        self.offered.pop(bucket, None)
         if state is BucketState.FROZEN and self.name in placed.backups:
             turn.given_up.append(bucket)
         elif state is BucketState.FROZEN and gave_up(bucket):
@@ -158,8 +165,8 @@ class Roles:
                 continue
             held = self.openings.get(bucket)
             if held is None or held.epoch != placed.opened:
-                lost = old.placements[bucket].primary is None
-                self.openings[bucket] = Opening(placed.opened, self._served_before(old, new, bucket), lost)
+                is_empty = self.offered.pop(bucket, held is not None and held.is_empty)
+                self.openings[bucket] = Opening(placed.opened, self._served_before(old, new, bucket), is_empty)
 
     def _served_before(self, old: View, new: View, bucket: int) -> frozenset[str]:
         """Who may be serving this bucket under an earlier view (invariant 3)."""
@@ -218,6 +225,11 @@ class Roles:
         node = view.nodes.get(self.name)
         return node is not None and node.state is not NodeState.LOST
 
+    def withdraw(self, buckets: Iterable[int]) -> None:
+        """What was to be offered of these is let go of again, where that is not settled otherwise."""
+        offered = [bucket for bucket in buckets if self.offered.pop(bucket, None) is not None]
+        self._clear([bucket for bucket in offered if self.engine.state(bucket) in (BucketState.IMPORTING, BucketState.BACKUP)])
+
     def followed(self, bucket: int) -> int:
         """The number of the source that a bucket follows."""
         return self.following[bucket]
@@ -225,6 +237,7 @@ class Roles:
     def forget_all(self, buckets: Collection[int]) -> None:
         """This node is no member any more: nothing of what it had is here."""
         self.openings.clear()
+        self.offered.clear()
         self.following = [NOBODY] * self.engine.config.buckets
         self.pass_by()
         self._clear(buckets)

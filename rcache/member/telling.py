@@ -65,6 +65,7 @@ def stats_of(member: Member) -> dict[str, Any]:
         "buckets_lacking_backups": len(view.lacking()),
         "buckets_lost": sum(placed.primary is None for placed in view.placements),
         "buckets_to_open": len(board.roles.openings),
+        "buckets_offered": len(board.roles.offered),
         "buckets_frozen": member.handovers.frozen,
         "copies_under_way": sum(len(neighbour.link.filling()) for neighbour in neighbours),
         "views": counts.views,

@@ -67,7 +67,8 @@ class BucketPlan:
 
     `chain` maps an epoch to the last of its sequences that counts; records up to `floor` are in the base. `end` and its time
     are those of the newest live record, an upper bound of them where history was cut at a time: what was rebuilt says where
-    it got to. `born`: the chain goes back to the bucket's birth. `dead` changes were seen that are off the chain.
+    it got to. `born`: the chain goes back to the bucket's birth. `dead` changes were seen that are off the chain. `let_go`:
+    that one of the problems which says that nobody has the bucket any more, or "".
     """
 
     bucket: int
@@ -79,6 +80,12 @@ class BucketPlan:
     problems: tuple[str, ...]
     born: bool = False
     dead: int = 0
+    let_go: str = ""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of the chain is here, up to its end, though it may have been let go of."""
+        return all(problem == self.let_go for problem in self.problems)
 
     def is_live(self, sequence: int) -> bool:
         """Whether a record of this bucket is to be applied on top of the base."""

@@ -150,7 +150,7 @@ def _add_doubts(
         missing = links.doubt(bucket, headers[plan.base.source] if plan.base else None, until_ms)
         let_go = holdings.doubt(bucket, plan.end, headers, until_ms)
         doubts = tuple(doubt for doubt in (missing, let_go) if doubt)
-        doubted[bucket] = replace(plan, problems=(*plan.problems, *doubts)) if doubts else plan
+        doubted[bucket] = replace(plan, problems=(*plan.problems, *doubts), let_go=let_go) if doubts else plan
     return doubted
 
 

@@ -36,8 +36,15 @@ class Agreeing:
             raise bad(f"{name!r} is not in the view; there are: {', '.join(nodes)}")
         return name, nodes[name]
 
-    def agree(self, order: Ordered, what: str, make: Callable[[View, Asker], View]) -> View:
-        """The view in which this is agreed. Raises `Refusal`."""
+    def agree(
+        self,
+        order: Ordered,
+        what: str,
+        make: Callable[[View, Asker], View],
+        on_settled: Callable[[str], None] = lambda _refused: None,
+    ) -> View:
+        """The view in which this is agreed. Raises `Refusal`. `on_settled` is told, on another thread and perhaps after this
+        has returned, why it was refused, or ""."""
         made: list[View] = []
         refusals: list[str] = []
         settled = threading.Event()
@@ -49,6 +56,7 @@ class Agreeing:
             return made[-1]
 
         def done(refused: str) -> None:
+            on_settled(refused)
             refusals.append(refused)
             settled.set()
 

@@ -1,6 +1,6 @@
-"""A node that is stopped for good: what is lost with it, and how lost buckets begin again.
+"""A node that is stopped for good, and what is lost with it.
 
-What it is: the orders `lost` and `renew`.
+What it is: the order `lost`. How lost buckets begin again is in `offering`.
 Which thread runs it: the worker of the connection that orders; it blocks for other nodes and for views.
 What it owns: nothing. What it must not know: how views are carried out.
 
@@ -82,20 +82,6 @@ class Losing:
         books = self._member.books
         with books.lock:
             return books.held.holds(Peer(name, node.incarnation), boot_ns())
-
-    def renew(self, order: Ordered) -> Order:
-        renewed: list[int] = []
-
-        def make(view: View, asker: Asker) -> View:
-            renewed[:] = [bucket for bucket, placed in enumerate(view.placements) if placed.primary is None]
-            if not renewed:
-                raise WishRefused("no bucket is lost")
-            if view.nodes[asker.by].state is not NodeState.UP:
-                raise WishRefused(f"{asker.by} is {view.nodes[asker.by].state}, not up")
-            return wishes.offer(view, asker, renewed)
-
-        agreed = self._agreeing.agree(order, "begin lost buckets anew", make)
-        return {"epoch": agreed.epoch, "renewed": renewed}
 
 
 def _losses(view: View, name: str) -> Order:

@@ -81,7 +81,7 @@ class Desk:
         if strange := sorted(set(order) - verb.fields - {"verb", "by"}):
             raise bad(f"{name} takes no {', '.join(strange)}; it takes: {', '.join(sorted(verb.fields)) or 'nothing'}")
         by = text_of(order, "by", self._name)
-        told = json.dumps({field: value for field, value in order.items() if field not in ("verb", "by")})
+        told = json.dumps(_shortened({field: value for field, value in order.items() if field not in ("verb", "by")}))
         try:
             answer = verb.act(Ordered(order, by, time.monotonic() + budget_s * ANSWER_SHARE))
         except Refusal as refusal:
@@ -119,6 +119,16 @@ def names_of(order: Order, name: str) -> frozenset[str]:
     return frozenset(value)
 
 
+def buckets_of(order: Order, name: str, count: int) -> list[int]:
+    """Numbers of buckets, each once; none where the order does not have the field. `count`: how many buckets there are."""
+    value = order.get(name, [])
+    if not isinstance(value, list) or not all(type(each) is int and 0 <= each < count for each in value):
+        raise bad(f"{name} is not a list of buckets, from 0 to {count - 1}")
+    if len(set(value)) != len(value):
+        raise bad(f"{name} names a bucket twice")
+    return value
+
+
 def checked_settings(order: Order) -> Order:
     """The settings that an order names, each within its range."""
     given = {name: order[name] for name in ("backups", "lease", "ack", "fsync") if order.get(name) is not None}
@@ -142,9 +152,11 @@ def changed_settings(now: Settings, given: Order) -> Settings:
     return Settings(given.get("backups", now.backups), lease_s, grace_s, ack_s, given.get("fsync", now.fsync))
 
 
-_BUCKETS = frozenset({"lost", "promoted", "renewed", "old", "shared", "away"})
+_BUCKETS = frozenset(
+    {"lost", "promoted", "renewed", "old", "shared", "away"} | {"buckets", "held", "recover", "recovered", "empty", "failed"}
+)
 
 
 def _shortened(answer: Order) -> Order:
     """For the log: how many buckets, not which."""
-    return {name: len(value) if name in _BUCKETS else value for name, value in answer.items()}
+    return {name: len(value) if name in _BUCKETS and isinstance(value, list) else value for name, value in answer.items()}

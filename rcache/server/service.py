@@ -28,7 +28,7 @@ from typing import Any
 from loguru import logger
 
 from rcache.cluster.bucket_state import BucketState
-from rcache.cluster.register import Register
+from rcache.cluster.register import Register, RegisterFailed, Revised
 from rcache.cluster.view import View
 from rcache.engine.clock import NodeClock
 from rcache.engine.contract import ConnectionLimits, Engine, RequestRefused
@@ -47,6 +47,7 @@ from rcache.stream.append_log import AppendLog
 from rcache.stream.checkpoints import Checkpointer, CopyHooks, copy_header, write_copy
 from rcache.stream.data_dir import DataDir
 from rcache.stream.log_terms import LogFailure
+from rcache.stream.old_files import OldFiles
 from rcache_client.wire.opcodes import PersistMode, Status
 
 CONNECTIONS_RESERVED = 16
@@ -108,11 +109,12 @@ class Parts:
 @dataclass(slots=True)
 class Stopped:
     """How a stop went. `problems` and `stuck` (threads that did not end) are empty after an orderly one; `not_saved` says why
-    no savefile could be written."""
+    no savefile could be written, `displaced` that another node has this one's name."""
 
     problems: list[str] = field(default_factory=list)
     stuck: list[str] = field(default_factory=list)
     not_saved: str = ""
+    displaced: str = ""
     log_failure: LogFailure | None = None
     crashes: int = 0
     not_handed_over: int = 0
@@ -187,8 +189,27 @@ class Service:
         standing = self.parts.standing
         standing.member = member
         standing.register = register
-        standing.steer = Steering(standing, member, self.parts.stops.ask)
+        standing.steer = Steering(standing, member, self.parts.stops.ask, self._old_files())
         member.start()
+        if register is not None:
+            self._learn_of_takeover(member)
+
+    def _learn_of_takeover(self, member: Member) -> None:
+        """A takeover that was ordered while this node still loaded what is its own: it found no member to tell, and the view
+        that this one begins by has a register's holder that is gone. (Either it finds the member, or its view is found here:
+        it writes the view before it looks for a member, which is there before this looks.)"""
+        try:
+            newest = self.parts.standing.newest_known()
+        except RegisterFailed as error:
+            logger.error("what the register in the data directory holds cannot be told: {}", error)
+            return
+        if newest is not None and newest.epoch > member.epoch:
+            member.agreement.learn(Revised(newest.epoch, newest))
+
+    def _old_files(self) -> OldFiles:
+        data_dir = self.parts.data_dir
+        assert data_dir.identity is not None
+        return OldFiles(data_dir.path, self.parts.savefile, data_dir.identity.data_dir_id)
 
     @property
     def member(self) -> Member | None:
@@ -366,6 +387,7 @@ class Service:
     def _end_membership(self, stopped: Stopped) -> None:
         if self.member is not None:
             stopped.stuck += self.member.stop(JOIN_S)
+            stopped.displaced = self.member.departure.displaced
             self.keep_view(self.member.view)
 
     def _end_upkeep(self, stopped: Stopped) -> None:

@@ -14,12 +14,13 @@ What it owns: nothing. What it must not know: sockets; how orders are written on
 | settings | backups, lease, ack, fsync (each may be left out) | what belongs to the cluster is changed |
 | remove | node | one that has left, or is lost, is none of the cluster any more |
 | lost | node, stopped, lose_max, dry_run | a node that is stopped for good loses its roles, and with them what only it had |
-| renew | | lost buckets begin again, empty, at this node; they are spread from there |
+| files | buckets | what this node's own files still hold of these buckets, and up to where |
+| renew | recover, empty, epoch | lost buckets begin again at this node, from its files or empty; they are spread from there |
 | takeover | stopped, accept_old | this node keeps the register of a holder that is stopped for good |
 
-The last three are in `losing` and `takeover`. Every order may say `by`: who gives it. Refused with the reason: BAD_ARGUMENT for
-an order that is none, NOT_ALLOWED for one that may not be carried out as things are, VIEW_AHEAD for one that needs a member.
-VIEW_UNSETTLED: not agreed in time; it may still come, but is not begun any more.
+The last four are in `losing`, `offering` and `takeover`. Every order may say `by`: who gives it. Refused with the reason:
+BAD_ARGUMENT for an order that is none, NOT_ALLOWED for one that may not be carried out as things are, VIEW_AHEAD for one that
+needs a member. VIEW_UNSETTLED: not agreed in time; it may still come, but is not begun any more.
 """
 
 from __future__ import annotations
@@ -37,10 +38,12 @@ from rcache.server.agreeing import Agreeing
 from rcache.server.asking import Others
 from rcache.server.losing import Losing
 from rcache.server.node_answers import Standing
+from rcache.server.offering import Offering
 from rcache.server.orders import Desk, Order, Ordered, Verb, bad, changed_settings, checked_settings, not_now
 from rcache.server.orders import number_of as _number
 from rcache.server.orders import text_of as _text
 from rcache.server.takeover import Takeover
+from rcache.stream.old_files import OldFiles
 from rcache.stream.policy import FsyncPolicy
 from rcache_client.handshake import Greeter
 from rcache_client.wire.opcodes import Opcode
@@ -52,7 +55,8 @@ VERBS = {
     "settings": frozenset({"backups", "lease", "ack", "fsync"}),
     "remove": frozenset({"node"}),
     "lost": frozenset({"node", "stopped", "lose_max", "dry_run"}),
-    "renew": frozenset[str](),
+    "files": frozenset({"buckets"}),
+    "renew": frozenset({"recover", "empty", "epoch"}),
     "takeover": takeover.FIELDS,
 }
 """Every verb, and the fields that it takes."""
@@ -75,15 +79,17 @@ class Early:
 
 
 class Steering(Desk):
-    """Of a member. `stop`: have this process stop in order, for that reason; also where another node was given the order."""
+    """Of a member. `stop`: have this process stop in order, for that reason; also where another node was given the order.
+    `files`: what is in this node's data directory."""
 
-    def __init__(self, standing: Standing, member: Member, stop: Callable[[str], None]) -> None:
+    def __init__(self, standing: Standing, member: Member, stop: Callable[[str], None], files: OldFiles) -> None:
         self._member = member
         self._others = Others(member.parts.greeter)
         self._agreeing = Agreeing(member)
         self._register = Takeover(standing, member.name, self._others)
         member.departure.on_told = stop
         losing = Losing(member, self._others, self._agreeing)
+        offering = Offering(member, self._agreeing, files)
         acts = {
             "drain": self._drain,
             "pause": self._pause,
@@ -91,7 +97,8 @@ class Steering(Desk):
             "settings": self._settings,
             "remove": self._remove,
             "lost": losing.lost,
-            "renew": losing.renew,
+            "files": offering.files,
+            "renew": offering.renew,
             "takeover": self._take_over,
         }
         super().__init__(member.name, {name: Verb(fields, acts[name]) for name, fields in VERBS.items()})

@@ -234,9 +234,21 @@ def test_at_once_after_a_primary_that_gave_it_up_by_itself() -> None:
     assert opening(old, new) == Opening(6, frozenset())
 
 
-def test_what_was_nobodys_is_opened_at_once_and_empty() -> None:
-    old, new = view_of(5, (None, "", 5)), view_of(6, ("n1", "", 6))
-    assert opening(old, new) == Opening(6, frozenset(), is_empty=True)
+@pytest.mark.parametrize(("offered", "is_empty"), [(True, True), (False, False), (None, False)])
+def test_what_was_nobodys_is_opened_at_once_and_empty_only_by_order(roled: Roled, offered: bool | None, is_empty: bool) -> None:
+    """Invariant 11: never by accident: not by a node that brought something back, nor by one that knows of no order."""
+    if offered is not None:
+        roled.roles.offered[0] = offered
+    roled.carry_out(view_of(5, (None, "", 5)), view_of(6, ("n1", "", 6)))
+    assert roled.roles.openings[0] == Opening(6, frozenset(), is_empty=is_empty)
+    assert roled.roles.offered == {}
+
+
+def test_an_opening_that_is_to_be_empty_stays_so_where_a_later_view_opens_it_anew(roled: Roled) -> None:
+    roled.roles.offered[0] = True
+    roled.carry_out(view_of(5, (None, "", 5)), view_of(6, ("n1", "", 6)))
+    roled.carry_out(view_of(6, ("n1", "", 6)), view_of(7, ("n1", "", 7)))
+    assert roled.roles.openings[0].is_empty
 
 
 def test_after_anybody_where_the_old_primary_may_not_have_opened_it_itself() -> None:

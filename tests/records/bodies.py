@@ -88,8 +88,8 @@ def plans_by_walking(
             blocks = [records[at : at + records_in_block] for at in range(0, len(records), records_in_block)]
             files.append(Source(header.node, (write_file(Path(name), header, *blocks),)))
         plans = survey(files, until_ms=until_ms).plans
-        return {bucket: replace(plan, problems=_of_history(plan)) for bucket, plan in plans.items()}
+        return {bucket: replace(plan, problems=_of_history(plan), let_go="") for bucket, plan in plans.items()}
 
 
 def _of_history(plan: BucketPlan) -> tuple[str, ...]:
-    return tuple(problem for problem in plan.problems if not problem.startswith("let go of by"))
+    return tuple(problem for problem in plan.problems if problem != plan.let_go)

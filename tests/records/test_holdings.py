@@ -94,6 +94,29 @@ def test_what_a_checkpoint_says_of_a_bucket_that_is_not_there_changes_nothing(tm
     assert problems(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("begins", "whole", "told"),
+    [
+        (FIRST, True, True),
+        ([*FIRST[:2], *FIRST[3:]], False, True),
+        (FIRST[1:], False, True),
+    ],
+)
+def test_what_is_missing_is_told_apart_from_what_was_let_go_of(
+    tmp_path: Path, begins: list[bytes], whole: bool, told: bool
+) -> None:
+    """For whoever looks for the last copy there is: it may have been let go of, and all be there."""
+    write_file(tmp_path, header_of(1), begins, [DROP])
+    plan = survey(sources(list_files(tmp_path))).plans[0]
+    assert (plan.is_whole, bool(plan.let_go), plan.let_go in plan.problems) == (whole, told, told)
+
+
+def test_a_whole_copy_that_was_not_let_go_of_is_just_whole(tmp_path: Path) -> None:
+    write_file(tmp_path, header_of(1), FIRST)
+    plan = survey(sources(list_files(tmp_path))).plans[0]
+    assert (plan.is_whole, plan.let_go, plan.problems) == (True, "", ())
+
+
 # --- the files of several nodes
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rcache.cluster.leases import Peer
-from rcache.cluster.view import NodeState, Placement, Settings
+from rcache.cluster.view import NodeState, Settings
 from rcache.commands import cli_options, options
 from rcache.peers.books import boot_ns
 from rcache.server import orders
@@ -30,7 +30,7 @@ def test_what_is_no_order_is_refused(play: Plays) -> None:
     bare = play(three())
     assert bare.refused("dance") == (
         Status.BAD_ARGUMENT,
-        "no order 'dance'; there are: drain, pause, resume, settings, remove, lost, renew, takeover",
+        "no order 'dance'; there are: drain, pause, resume, settings, remove, lost, files, renew, takeover",
     )
     with pytest.raises(Refusal, match="BAD_ARGUMENT"):
         bare.steer({"verb": ["drain"]}, BUDGET_S)
@@ -263,14 +263,3 @@ def test_a_node_that_nobody_could_ask_is_not_taken_for_stopped(play: Plays) -> N
     cluster = play(three(), silent=("n3",))
     status, why = cluster.refused("lost", SOON_S, node="n3", stopped=True)
     assert (status, "no time is left to ask n3" in why) == (Status.DEADLINE_PASSED, True)
-
-
-# --- renew
-
-
-def test_lost_buckets_begin_again_at_this_node(play: Plays) -> None:
-    cluster = play(three(("n1", ("n2",)), (None, ()), ("n2", ()), (None, ())))
-    assert cluster.order("renew")["renewed"] == [1, 3]
-    now = cluster.member.view
-    assert now.placements[1] == now.placements[3] == Placement("n1", (), now.epoch)
-    assert "no bucket is lost" in cluster.refused("renew")[1]
