@@ -21,7 +21,7 @@ from rcache_client.address import parse_address
 from rcache_client.arguments import Key, key_bytes
 from rcache_client.wire.opcodes import CLUSTER_ID_BYTES, NODE_NAME_BYTES_MAX
 
-FORMAT = 1
+FORMAT = 2
 """Of the text. One of another format is not guessed at."""
 
 TEXT_BYTES_MAX = 4 << 20
@@ -95,7 +95,7 @@ def parse_view(text: bytes) -> View:
     try:
         facts = json.loads(text)
         if facts["format"] != FORMAT:
-            raise BadView(f"a view of format {facts['format']!r:.20}; this version reads {FORMAT}")
+            raise BadView(f"a view of format {facts['format']!r:.20}; this version of rcache_client reads {FORMAT}")
         nodes = _nodes_of(facts["nodes"])
         return View(
             _cluster_id(facts["cluster_id"]),

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from rcache.cluster.register import Register, RegisterFailed, RegisterUnreachable, Revised
-from rcache.cluster.view import BadView, View, decode_view, encode_view
+from rcache.cluster.view import BadView, Node, View, decode_view, encode_view
 from rcache.peers.line import Line, PeerUnreachable
 from rcache.stream.terms import Promise, Terms
 from rcache_client.address import Address, parse_address
@@ -131,11 +131,25 @@ class EmbeddedRegister:
             return line
 
 
-def told_promise(values: Sequence[Any]) -> tuple[bool, Promise, View]:
-    """An answer to REGISTER_PROMISE: whether it was promised, what is, and the newest view that node followed. Raises
-    `BadView`."""
-    promised, term, nonce, text = values
-    return bool(promised), Promise(term, nonce), decode_view(text)
+class ToldPromise(NamedTuple):
+    """An answer to REGISTER_PROMISE: whether it was promised, what is, whose files the node that answers has, and the newest
+    view that it followed."""
+
+    promised: bool
+    held: Promise
+    data_dir_id: str
+    view: View
+
+    def is_of(self, node: Node) -> bool:
+        """Whether that is the node which a view lists. One that was given an empty data directory under its name has forgotten
+        what it knew and promised: what it tells was told to it, perhaps by whoever asks, and counts for no majority."""
+        return self.data_dir_id == node.data_dir_id
+
+
+def told_promise(values: Sequence[Any]) -> ToldPromise:
+    """Raises `BadView`."""
+    promised, term, nonce, data_dir_id, text = values
+    return ToldPromise(bool(promised), Promise(term, nonce), data_dir_id, decode_view(text))
 
 
 def _revised(revision: int, text: bytes) -> Revised | None:

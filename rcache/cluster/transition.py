@@ -17,11 +17,14 @@ Rules, with the sequence of events that each prevents:
    for a whole copy.)
 6. Only a node that is up is made a backup; where none is, and all leave, one that leaves. (A node is given what it is about to
    let go of.)
-7. A bucket loses its last copy only where its node was declared lost, or came back without it; and a lost bucket gets a primary
-   only from whoever offers its files, alone. (A bucket is forgotten because nobody looked.)
+7. A bucket loses its last copy only where its node was declared lost, or came back without it, from the same data directory;
+   and a lost bucket gets a primary only from whoever offers its files, alone. (A bucket is forgotten because nobody looked; or
+   because another node came under the name of the one that has it.)
 8. The embedded register goes to another node only from its holder, or in a higher term. (Two nodes keep a register each.)
 9. The mark of the takeover that a term began with stays to its end. (Two takeovers began the same term, of histories that do
    not know of each other, and epochs of both are taken for one order.)
+10. An incarnation of a name is of one data directory, and the next one of that name is higher. (A node stalls and is removed,
+   another joins under its name; the first one wakes, takes what the other has for its own, and both serve it.)
 """
 
 from __future__ import annotations
@@ -42,9 +45,24 @@ def faults_between(old: View, new: View) -> list[str]:
         faults.append(f"{new.proposer} takes the register from {old.manager} in the same term")  # rule 8
     if new.taken != old.taken and new.term <= old.term:
         faults.append(f"the takeover {new.taken!r} after {old.taken!r} in the same term")  # rule 9
+    faults += _faults_of_names(old, new)
     for bucket, (was, now) in enumerate(zip(old.placements, new.placements, strict=True)):
         if was != now or not _same_nodes(old, new, now):
             faults += [f"bucket {bucket}: {fault}" for fault in _faults_of_change(old, new, was, now)]
+    return faults
+
+
+def _faults_of_names(old: View, new: View) -> list[str]:
+    """Rule 10. Of a name that was removed a view knows nothing: who joins under it begins above the view's epoch."""
+    faults = []
+    for name, now in new.nodes.items():
+        was = old.nodes.get(name)
+        if was is None:
+            continue
+        if now.incarnation < was.incarnation:
+            faults.append(f"{name} is incarnation {now.incarnation} after {was.incarnation}")
+        elif now.incarnation == was.incarnation and now.data_dir_id != was.data_dir_id:
+            faults.append(f"{name} is the same incarnation, {now.incarnation}, of another data directory")
     return faults
 
 
@@ -56,6 +74,12 @@ def _same_nodes(old: View, new: View, placed: Placement) -> bool:
 def _incarnation(view: View, name: str) -> int | None:
     node = view.nodes.get(name)
     return node.incarnation if node is not None else None
+
+
+def _same_files(old: View, new: View, name: str) -> bool:
+    """Whether a name in both views is of one data directory."""
+    was, now = old.nodes.get(name), new.nodes.get(name)
+    return was is not None and now is not None and was.data_dir_id == now.data_dir_id
 
 
 def _faults_of_change(old: View, new: View, was: Placement, now: Placement) -> list[str]:
@@ -82,7 +106,7 @@ def _faults_of_primary(old: View, new: View, was: Placement, now: Placement, *, 
     assert now.primary is not None
     if now.opened != new.epoch:
         faults.append(f"{now.primary} is primary from epoch {now.opened} on, in a view of {new.epoch}")  # rule 3
-    recovers = now.primary == was.primary and not was.backups
+    recovers = now.primary == was.primary and not was.backups and _same_files(old, new, now.primary)
     offered = was.primary is None
     if recovers or offered or stays:
         if not stays and now.backups:
@@ -110,7 +134,11 @@ def _faults_of_loss(old: View, new: View, was: Placement) -> list[str]:
     if was.primary is None:
         return []
     node = new.nodes.get(was.primary)
-    gone = node is None or node.state is NodeState.LOST or _incarnation(old, was.primary) != node.incarnation
+    gone = (
+        node is None
+        or node.state is NodeState.LOST
+        or (_incarnation(old, was.primary) != node.incarnation and _same_files(old, new, was.primary))
+    )
     if was.backups or not gone:
         return [f"it loses its last copy, at {was.primary}"]
     return []

@@ -30,8 +30,8 @@ TERM_MAX = (1 << TERM_BITS) - 1
 EPOCH_MAX = (1 << EPOCH_BITS) - 1
 TERM_SHIFT = EPOCH_BITS - TERM_BITS
 
-FORMAT = 1
-"""Of the text. A view of another format is refused, not guessed at."""
+FORMAT = 2
+"""Of the text. A view of another format is refused, not guessed at. (1 had neither `taken` nor `nonces`.)"""
 
 
 class NodeState(StrEnum):
@@ -149,6 +149,10 @@ class BadView(ValueError):
     """Text that is no view, or a view that must not be."""
 
 
+class OtherFormat(BadView):
+    """Text of a view by another version of rcache."""
+
+
 def faults_of(view: View) -> list[str]:
     """What of the invariants does not hold; empty if all does."""
     faults = []
@@ -215,7 +219,9 @@ def decode_view(text: bytes) -> View:
     try:
         facts = json.loads(text.decode())  # UTF-8 and no other
         if facts["format"] != FORMAT:
-            raise BadView(f"a view of format {facts['format']}; this version reads {FORMAT}")
+            raise OtherFormat(
+                f"a view of format {facts['format']!r:.20}, by another version of rcache; this one reads format {FORMAT}"
+            )
         view = _view_of(facts)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         if isinstance(error, BadView):

@@ -78,10 +78,13 @@ def _demand_member(view: View, name: str) -> Node:
 
 def join(view: View, asker: Asker, node: Node, *, recovers: bool) -> View:
     """A node comes, or comes back under a new incarnation: that takes the roles of its former self away in the same view. What
-    only its former self had it recovers from its own files; where it cannot (`recovers` False), that is lost."""
+    only its former self had it recovers from its own files; where it cannot (`recovers` False), that is lost. What somebody
+    else has under that name, in another data directory, is not this node's to lose."""
     former = view.nodes.get(asker.by)
     if former is not None and former.incarnation >= node.incarnation:
         raise WishRefused(f"{asker.by} is in the view under incarnation {former.incarnation}; this is {node.incarnation}")
+    if why := why_not_its_name(view, asker.by, node.data_dir_id):
+        raise WishRefused(why)
     epoch, name = view.epoch + 1, asker.by
     alone = Placement(name if recovers else None, (), epoch)
     return _next(
@@ -89,6 +92,20 @@ def join(view: View, asker: Asker, node: Node, *, recovers: bool) -> View:
         asker,
         nodes={**view.nodes, name: replace(node, state=NodeState.JOINING, since=epoch)},
         placements=_without(view, name, alone),
+    )
+
+
+def why_not_its_name(view: View, name: str, data_dir_id: str) -> str:
+    """Why a node with this data directory cannot have that name; "" where it can."""
+    former = view.nodes.get(name)
+    if former is None or former.data_dir_id == data_dir_id:
+        return ""
+    alone = sum(placed.holders == (name,) for placed in view.placements)
+    if not alone:
+        return ""
+    return (
+        f"the node {name} of this cluster has another data directory, with the only copy of {alone} buckets: start it"
+        f" from that one, or say `rcache-cli lost {name}`"
     )
 
 

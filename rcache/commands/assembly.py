@@ -21,10 +21,10 @@ from typing import NamedTuple
 from loguru import logger
 
 from rcache.cluster.register import Revised
-from rcache.cluster.view import View
+from rcache.cluster.view import Node, View
 from rcache.cluster.wishes import Asker, born, join
 from rcache.commands.exit_codes import ExitCode
-from rcache.commands.joining import EMBEDDED, Finder, node_here, settings_of, where_of
+from rcache.commands.joining import EMBEDDED, Finder, incarnation_before, node_here, settings_of, where_of
 from rcache.commands.options import BUCKETS_DEFAULT, CONFIRMED, WORKER_THREADS_DEFAULT, ServerOptions
 from rcache.commands.recovering import (
     SYNC_WAIT_S,
@@ -118,6 +118,7 @@ class Assembly:
             if set(found.view.nodes) - {options.name}:
                 self._prepare_restore(is_new=known is None)
         self._identity = _be_somebody(options, data_dir, found.view)
+        self._standing.data_dir_id = self._identity.data_dir_id
         if found.view is not None:
             finder.demand_name(found.view, self._identity.data_dir_id)
         self._found = found
@@ -276,7 +277,6 @@ class Assembly:
 
     def _admit(self) -> None:
         """The service has all of it from here on."""
-        data_dir, data_dir_id, here = self._given.data_dir, self._identity.data_dir_id, self._here
         directory, where = self._options.data_dir, self._standing.where
         member = MemberParts(
             name=self._options.name,
@@ -287,13 +287,20 @@ class Assembly:
             greeter=self._greeter,
             log=self._log,
             applied=self._applied,
-            next_incarnation=lambda: node_here(data_dir.begin_incarnation().incarnation, here, data_dir_id),
+            next_incarnation=self._next_incarnation,
             terms=self._terms if self._is_embedded else None,
         )
         self._service.keep_view = lambda seen: keep_seen_view(directory, where, seen)
         self._service.admit(Member(member, self._joined), self._own if self._is_embedded else None)
         if self._restore is not None:
             self._service.finish_start = self._put_restored
+
+    def _next_incarnation(self) -> Node:
+        """This node as it comes back after it fell out. Raises OSError."""
+        data_dir, view = self._given.data_dir, self._standing.newest
+        assert view is not None
+        identity = data_dir.begin_incarnation(incarnation_before(view, self._options.name, self._identity.data_dir_id))
+        return node_here(identity.incarnation, self._here, identity.data_dir_id)
 
     def _put_restored(self) -> None:
         assert self._restore is not None
@@ -322,8 +329,8 @@ def _be_somebody(options: ServerOptions, data_dir: DataDir, view: View | None) -
             raise ValueError(f"--buckets is {options.buckets}, but this data was born with {identity.buckets} buckets")
         if identity.restoring:
             raise ValueError(f"an earlier --restore into {options.data_dir} did not end; remove it and restore again")
-        former = view.nodes.get(options.name) if view is not None else None
-        return data_dir.begin_incarnation(former.incarnation if former is not None else 0)
+        before = incarnation_before(view, options.name, identity.data_dir_id) if view is not None else 0
+        return data_dir.begin_incarnation(before)
     except ValueError as error:
         raise StartFailed(ExitCode.WRONG_USE, str(error)) from None
     except OSError as error:

@@ -9,6 +9,9 @@ The register's holder answers for it after a restart only when a majority of its
 included, know no newer view, and promised nobody its term (`design`, section 7). The sequence of events that this prevents: n1
 dies, an operator has n2 keep the register, n1 is started again before it heard of that, and two nodes keep one each. Who is
 about to is told by the promises: n1 is started while n2 asks the others, and who has promised n2 tells n1 no newer view yet.
+
+Only the nodes that the view lists count: their names, with their data directories. (n3 promised n2 its term and loses its disk;
+with an empty directory it learns the view from n1, and would be the majority by which n1 goes on beside n2.)
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import Any
 
 from loguru import logger
 
-from rcache.agreement.embedded import told_promise
+from rcache.agreement.embedded import ToldPromise, told_promise
 from rcache.cluster.register import RegisterFailed
 from rcache.cluster.view import BadView, View
 from rcache.commands.exit_codes import ExitCode
@@ -49,6 +52,7 @@ class Confirming:
         self._standing = standing
         self._greeter = greeter
         self._look = look
+        self._told = ""
 
     def run(self) -> None:
         """Where this node keeps the register by the newest view it knows: wait until a majority of that view's nodes was heard,
@@ -57,6 +61,7 @@ class Confirming:
         while (view := self._standing.view) is not None and view.manager == self._standing.name:
             if self._standing.register is not None:
                 return  # taken over, by this node
+            self._demand_same_files(view)
             heard, against = self._ask_all(view)
             if self._standing.view is not view:
                 continue  # it may be of other nodes, and of another holder
@@ -71,6 +76,18 @@ class Confirming:
                 )
             time.sleep(RETRY_S)
 
+    def _demand_same_files(self, view: View) -> None:
+        """That it is this node which the view names. (The holder agrees to a view that only n3 hears of, and loses its disk.
+        With an empty directory, and a majority without n3, it goes on from the view before: two views of one epoch.) Raises
+        `StartFailed`."""
+        name = self._standing.name
+        if view.nodes[name].data_dir_id != self._standing.data_dir_id:
+            why = (
+                f"the node {name} of this cluster keeps its register, from another data directory: start it from that one, or,"
+                f" if that is gone for good, order `rcache-cli takeover --is-stopped {name}` at another node, and start it then"
+            )
+            raise StartFailed(ExitCode.WRONG_USE, why)
+
     def _ask_all(self, view: View) -> tuple[int, list[str]]:
         """How many of a view's nodes, this one included, know nothing that is against it; and why others do not count. (One
         that promised a takeover its term is the majority by which that takeover goes on, not this node.)"""
@@ -78,47 +95,62 @@ class Confirming:
         for name, address in others_of(view, self._standing.name):
             self._look()
             try:
-                promise, theirs, who = self._ask_promise(address)
+                told, who = self._ask_promise(address)
             except PeerUnreachable:
                 continue
+            promise, theirs = told.held, told.view
             if theirs.cluster_id != view.cluster_id or who != name:
                 continue
             if theirs.term == view.term and theirs.taken != view.taken:
                 against.append(f"{name} goes by another takeover of term {view.term}")
                 continue
-            if promise.term > view.term or (promise.term == view.term and promise.nonce != view.taken):
+            if not told.is_of(view.nodes[name]):
+                against.append(f"{name} runs from another data directory than the view names, and does not know what it knew")
+            elif promise.term > view.term or (promise.term == view.term and promise.nonce != view.taken):
                 against.append(f"{name} promised the {promise}")
             else:
                 heard += 1
             self._standing.learn(theirs)
         return heard, against
 
-    def _ask_promise(self, address: Address) -> tuple[Promise, View, str]:
+    def _ask_promise(self, address: Address) -> tuple[ToldPromise, str]:
         """What a node promised, the newest view it knows, and its name. Raises `PeerUnreachable`."""
         values, name = ask_node(address, self._greeter, Opcode.REGISTER_PROMISE, *Promise())
         try:
-            return *told_promise(values)[1:], name
+            return told_promise(values), name
         except BadView as error:
             raise PeerUnreachable(f"{address}: {error}", not_sent=True, unwelcome=True) from None
 
     def _adopt(self, view: View) -> bool:
-        """What is newest is this node's register; False where it promised itself away, or was made to keep it, meanwhile."""
+        """What is newest is this node's register; False where it promised itself away, or was made to keep it, meanwhile.
+        Raises `StartFailed` where it cannot be written, or the one that is there is another's."""
         terms = self._standing.terms
         assert terms is not None
         with terms.lock:  # no promise between the look and the answer that it keeps the register
             if self._standing.register is not None or self._standing.view is not view:
                 return False
             if why := terms.follow(view):
-                logger.warning("this node does not go on with its register: {}", why)
+                if why != self._told:
+                    logger.warning("this node does not go on with its register: {}", why)
+                self._told = why
                 return False
             held = held_by(self._own)
             if held is None or held.epoch < view.epoch:
                 logger.warning(
                     "the register in the data directory is older than what others know; it goes on from epoch {}", view.epoch
                 )
-                self._own.begin(view)
+                self._begin(view)
             self._standing.register = self._own
             return True
+
+    def _begin(self, view: View) -> None:
+        try:
+            self._own.begin(view)
+        except RegisterFailed as error:
+            raise StartFailed(ExitCode.APPEND_LOG_FAILED, str(error)) from None
+        except ValueError as error:
+            why = f"the register in the data directory cannot go on from epoch {view.epoch}, which others know: {error}"
+            raise StartFailed(ExitCode.DAMAGED_FILE, why) from None
 
 
 def ask_node(address: Address, greeter: Greeter, opcode: Opcode, *asked: Any) -> tuple[Sequence[Any], str]:

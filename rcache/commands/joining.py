@@ -24,7 +24,7 @@ from rcache.agreement.embedded import EmbeddedRegister
 from rcache.agreement.etcd import EtcdRegister
 from rcache.cluster.register import Register, RegisterFailed, RegisterUnreachable, Revised
 from rcache.cluster.view import BadView, Node, NodeState, Settings, View, decode_view
-from rcache.cluster.wishes import Asker, WishRefused
+from rcache.cluster.wishes import Asker, WishRefused, why_not_its_name
 from rcache.commands.confirming import ASK_S, RETRY_S, TAKEOVER, TELL_EVERY_S, Confirming, ask_node, held_by, others_of
 from rcache.commands.exit_codes import ExitCode
 from rcache.commands.options import ServerOptions
@@ -175,7 +175,7 @@ class Finder:
             self._look()
             try:
                 held = self._read(found)
-                if asked is not None and joined_by(held.view, name, asked[1].nodes[name].incarnation):
+                if asked is not None and joined_by(held.view, name, asked[1].nodes[name]):
                     return held
                 if asked is None or asked[0] != held.revision:
                     asked = held.revision, make(held.view, asker)
@@ -237,12 +237,7 @@ class Finder:
             raise StartFailed(ExitCode.WRONG_USE, why)
         if former.data_dir_id == data_dir_id:
             return True
-        alone = sum(placed.holders == (name,) for placed in view.placements)
-        if alone:
-            why = (
-                f"the node {name} of this cluster has another data directory, with the only copy of {alone} buckets: start it"
-                f" from that one, or say `rcache-cli lost {name}`"
-            )
+        if why := why_not_its_name(view, name, data_dir_id):
             raise StartFailed(ExitCode.WRONG_USE, why)
         return False
 
@@ -276,14 +271,28 @@ def where_of(options: ServerOptions) -> str:
     return _etcd_words(options) if options.etcd else EMBEDDED
 
 
-def joined_by(view: View, name: str, incarnation: int) -> bool:
-    """Whether this incarnation is in the view."""
+def joined_by(view: View, name: str, wanted: Node) -> bool:
+    """Whether this node is in the view, under this incarnation. (Two nodes of one name, both new, ask at once under the same
+    incarnation, and the second takes the first's place in the view for its own.)"""
     node = view.nodes.get(name)
-    return node is not None and node.incarnation == incarnation and node.state is not NodeState.LOST
+    if node is None or node.state is NodeState.LOST:
+        return False
+    return (node.incarnation, node.data_dir_id) == (wanted.incarnation, wanted.data_dir_id)
 
 
 def node_here(incarnation: int, here: Address, data_dir_id: str) -> Node:
     return Node(incarnation, str(here), data_dir_id)
+
+
+def incarnation_before(view: View, name: str, data_dir_id: str) -> int:
+    """What the next incarnation of this node has to be above. One that is not in the view begins above its epoch: each start
+    that joins is a view of its own, so whoever had that name before, and was removed since, was given less, unless it started
+    in vain more often than there were views. (Two nodes of one name and incarnation are one to all others: what is granted to
+    the one, or lost by it, is the other's. Only their data directories tell them apart.)"""
+    former = view.nodes.get(name)
+    if former is None:
+        return view.epoch
+    return former.incarnation if former.data_dir_id == data_dir_id else max(former.incarnation, view.epoch)
 
 
 def _etcd_words(options: ServerOptions) -> str:

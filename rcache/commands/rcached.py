@@ -32,6 +32,7 @@ _LOG_FORMAT = "{time:YYYY-MM-DD HH:mm:ss.SSS} {level: <7} {thread.name}: {messag
 
 _HOW_IT_ENDED = {
     ExitCode.STOPPED: "in order",
+    ExitCode.WRONG_USE: "its name belongs to another node by now",
     ExitCode.BUG: "with errors that should not be",
     ExitCode.NOT_KEPT: "data that should have been kept was not saved",
     ExitCode.APPEND_LOG_FAILED: "the append log failed",
@@ -130,6 +131,8 @@ def _stop(service: Service, why: str, notifier: Notifier) -> int:
         logger.error("{} did not end", thread)
     if stopped.crashes:
         logger.error("{} unhandled errors while serving; see above", stopped.crashes)
+    if stopped.displaced:
+        logger.error("{}; start this one with another --name and an empty --data-dir", stopped.displaced)
     if stopped.log_failure is not None:
         logger.error("the append log failed: {}", stopped.log_failure)
     logger.info("stopped, exit code {}: {}", int(code), _HOW_IT_ENDED[code])
@@ -151,6 +154,8 @@ def exit_code(stopped: Stopped) -> ExitCode:
         return ExitCode.APPEND_LOG_FAILED
     if stopped.not_saved or stopped.not_handed_over:
         return ExitCode.NOT_KEPT
+    if stopped.displaced:
+        return ExitCode.WRONG_USE
     if stopped.problems or stopped.stuck or stopped.crashes:
         return ExitCode.BUG
     return ExitCode.STOPPED

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from loguru import logger
 
-from rcache.cluster.view import BadView, View, decode_view, encode_view
+from rcache.cluster.view import BadView, OtherFormat, View, decode_view, encode_view
+from rcache.commands.exit_codes import ExitCode
+from rcache.commands.start_failed import StartFailed
 from rcache.stream.disk import Disk, replace_file
 
 SEEN_VIEW_FILE = "view"
@@ -28,10 +30,15 @@ def keep_seen_view(directory: Path, where: str, view: View, disk: Disk | None = 
 
 
 def read_seen_view(directory: Path) -> View | None:
+    """None where there is none that can be read, which is told. Raises `StartFailed` for one by another version: who goes on
+    without it takes itself for a node that knows nobody."""
     try:
         return decode_view((directory / SEEN_VIEW_FILE).read_bytes().partition(b"\n")[2])
     except FileNotFoundError:
         return None
+    except OtherFormat as error:
+        why = f"{directory / SEEN_VIEW_FILE}: {error}; start it with the version that wrote it, or with another --data-dir"
+        raise StartFailed(ExitCode.DAMAGED_FILE, why) from None
     except (OSError, BadView) as error:
         logger.warning("{}: {}", directory / SEEN_VIEW_FILE, error)
         return None

@@ -115,12 +115,13 @@ class Board:
         if key in self._wished:
             return False
         self._wished.add(key)
-        incarnation = self.incarnation
+        wisher = self.node
 
         def make_as_asked(view: View, asker: Asker) -> View:
             """Not for another incarnation than the one that asked: what it knew is not so any more."""
             me = view.nodes.get(self.name)
-            if me is not None and me.incarnation > incarnation:
+            self.demand_own_name(view)
+            if me is not None and me.incarnation > wisher.incarnation:
                 raise WishRefused(f"{self.name} is incarnation {me.incarnation} by now")
             return make(view, asker)
 
@@ -145,6 +146,23 @@ class Board:
     @property
     def incarnation(self) -> int:
         return self.node.incarnation
+
+    def is_me(self, node: Node) -> bool:
+        """Whether that is this node, which a name and an incarnation do not tell: a name may be used again."""
+        return (node.incarnation, node.data_dir_id) == (self.node.incarnation, self.node.data_dir_id)
+
+    def why_displaced(self, view: View) -> str:
+        """Why this node's name is not its own any more; "" where it is, or is nobody's. A name belongs to a data directory."""
+        me = view.nodes.get(self.name)
+        if me is None or me.data_dir_id == self.node.data_dir_id:
+            return ""
+        return f"the name {self.name} belongs to another node by now, at {me.address}, with another data directory"
+
+    def demand_own_name(self, view: View) -> None:
+        """Raise `WishRefused` where another has this node's name: it would be granted what the other may wish. (A node stalls
+        and is removed, another joins under its name; the first wakes, and parts the others from what the second has.)"""
+        if why := self.why_displaced(view):
+            raise WishRefused(why)
 
     def is_holder(self, bucket: int) -> bool:
         """By the view that is being carried out, if one is: what it takes from this node is let go of before it is shown."""

@@ -24,12 +24,14 @@ LOST_S = 5.0
 
 
 class Departure:
-    """See the module. `on_told` is called, once, where the view says that this node leaves and it did not ask for it."""
+    """See the module. `on_told` is called where this node is to leave and did not ask for it; `displaced`: because another has
+    its name, and why that is so."""
 
     def __init__(self, board: Board) -> None:
         self._board = board
         self.is_leaving = False
         self.is_last = False
+        self.displaced = ""
         self._lost_since = 0.0
         self.left = threading.Event()
         self.on_told: Callable[[str], None] = lambda _why: None
@@ -70,6 +72,11 @@ class Departure:
         self.is_leaving = True
         self._has_left(why)
         self.on_told(why)
+
+    def be_displaced(self, why: str) -> None:
+        """Another node has this one's name: it stops, and somebody has to look."""
+        self.displaced = why
+        self.give_up(why)
 
     def _leave_as_lost(self) -> None:
         """The cluster went on without this node while it was leaving: it has nothing, and asks not to be listed, for a

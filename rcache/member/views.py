@@ -75,8 +75,9 @@ class Views:
         board, old = self._board, self._board.view
         if not self._is_to_be_followed(view):
             return
+        _tell_losses(old, view)
         me = view.nodes.get(board.name)
-        if me is None or me.state is NodeState.LOST or me.incarnation != board.incarnation:
+        if me is None or me.state is NodeState.LOST or not board.is_me(me):
             self._be_out(view)
             return
         self.is_out = False
@@ -194,9 +195,19 @@ class Views:
         """A view in which this incarnation is no member: because it left, or because the cluster went on without it."""
         if (self._followers.departure.is_leaving and self._board.name not in view.nodes) or self.is_out:
             self._show(view)
-            return
-        self.is_out = True
-        self._fall_out(view)
+        else:
+            self.is_out = True
+            self._fall_out(view)
+        if why := self._board.why_displaced(view):
+            self._be_displaced(view, why)
+
+    def _be_displaced(self, view: View, why: str) -> None:
+        """Somebody gave this node's name to another while it was silent. It does not take the name back, and asks no more: it
+        ends. (Two nodes take one name from each other in turn, and what each is given is away with it.)"""
+        if not self._followers.departure.displaced:
+            log = "DISPLACED: by the view of epoch {}, {}; this node ends. To have it in the cluster, start it with an empty"
+            logger.error(log + " --data-dir and another --name; its files here hold what it had", view.epoch, why)
+            self._followers.departure.be_displaced(why)
 
     def _fall_out(self, view: View) -> None:
         """This node was silent for too long: it comes back as a new incarnation, empty. Frozen first: what is still primary
@@ -225,6 +236,27 @@ class Views:
             self._followers.departure.give_up(f"the data directory cannot be written: {error.strerror or error}")
 
     def join_anew(self) -> None:
-        """Ask for a view with the next incarnation of this node."""
+        """Ask for a view with the next incarnation of this node. Where another has its name that is refused, and the view that
+        says so ends this node (`_be_displaced`)."""
         node = self._board.node
         self._board.wish_once("join", "join anew", lambda view, asker: wishes.join(view, asker, node, recovers=False))
+
+
+def _tell_losses(old: View, view: View) -> None:
+    """Whatever loses data is loud, whoever wished it."""
+    lost = [
+        bucket
+        for bucket, (was, now) in enumerate(zip(old.placements, view.placements, strict=True))
+        if now.primary is None and was.primary is not None
+    ]
+    if lost:
+        shown = ", ".join(map(str, lost[:LOST_SHOWN])) + (", ..." if len(lost) > LOST_SHOWN else "")
+        had = ", ".join(sorted({str(old.placements[bucket].primary) for bucket in lost}))
+        told = (
+            "LOST: by the view of epoch {}, wished by {}, nobody has {} buckets any more, which {} had: {}; `rcache-cli renew"
+        )
+        logger.error(told + "` says what files still hold of them", view.epoch, view.proposer, len(lost), had, shown)
+
+
+LOST_SHOWN = 10
+"""Numbers of buckets in one line of the log."""

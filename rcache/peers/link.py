@@ -69,8 +69,8 @@ RETRY_S = 0.1
 """How long to leave a peer alone that did not take the connection."""
 
 STUCK_S = 2.0
-"""How long a peer that goes by this node's view, and says that what it is sent is of an older one, is taken for behind. Then its
-copies are not what they are taken for here, and are made anew."""
+"""How long a peer that goes by this node's view, and says that what it is sent is of an older one, is taken for behind. Then
+its copies are not what they are taken for here, and are made anew."""
 
 REFUSED_PAUSE_S = 0.01
 """How long to wait before a refused frame is sent again, if no newer view came meanwhile."""

@@ -41,7 +41,7 @@ class Others:
     def ask(self, name: str, node: Node, order: Ordered, opcode: Opcode, *values: Any) -> Told:
         """Ask the node of that name. One that there is no time to ask does not count as silent: raises `Refusal`."""
         if order.left_s() < ASK_S:
-            raise Refusal(Status.DEADLINE_PASSED, f"no time is left to ask {name}; nothing was changed: give the order more")
+            raise Refusal(Status.DEADLINE_PASSED, f"no time is left to ask {name}, so it was not: give the order more")
         line = Line(parse_address(node.address), self._greeter, ASK_S)
         answers = False
         try:

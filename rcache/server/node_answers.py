@@ -54,9 +54,10 @@ class Standing:
     """What this node is in its cluster so far. `name`: its own; `view`: the newest it knows, None before the first; `member`:
     once it is one; `register`: the one it keeps itself, while it may answer for it; `own`: the register in its files, whoever
     keeps it; `terms`: what it promised; `where`: where views are agreed, for those who join; `steer`: what an operator's order
-    does."""
+    does; `data_dir_id`: whose files it has, which tells it from another of its name."""
 
     name: str = ""
+    data_dir_id: str = ""
     where: str = ""
     view: View | None = None
     member: Member | None = None
@@ -270,7 +271,7 @@ class NodeAnswers:
                 promised = term > 0 and terms.promise(Promise(term, nonce))
             except RegisterFailed as error:
                 raise Refusal(Status.REGISTER_UNAVAILABLE, str(error)) from None
-            return int(promised), *terms.held, encode_view(view)
+            return int(promised), *terms.held, standing.data_dir_id, encode_view(view)
 
 
 def _told(revised: Revised | None) -> tuple[int, bytes]:

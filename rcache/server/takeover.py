@@ -9,7 +9,8 @@ What it must not know: how views are carried out.
 The steps, and the sequence of events that each is there for:
 1. Every node of the newest view that anybody knows is asked what it knows. Whoever does not answer must be named as stopped,
    and whoever is named so must not answer. (A node that was not asked knows a newer view, in which what it acknowledged since
-   is somebody else's.) Up to here nothing was changed, anywhere.
+   is somebody else's.) Who answers from another data directory than the view names does not know what its former self knew:
+   it has to be stopped, and named so. Up to here nothing was changed, anywhere.
 2. Every node that is not named promises this takeover its term, on its disk, and tells the newest view it followed (see
    `rcache.stream.terms`). From then on it follows nothing that the former holder says, nor another takeover.
 3. Those that are named as stopped are asked once more. (The holder was started again while the others were asked, and found
@@ -37,7 +38,7 @@ from typing import NamedTuple
 
 from loguru import logger
 
-from rcache.agreement.embedded import told_promise
+from rcache.agreement.embedded import ToldPromise, told_promise
 from rcache.cluster import wishes
 from rcache.cluster.register import RegisterFailed, Revised
 from rcache.cluster.view import TERM_MAX, BadView, Node, View
@@ -69,6 +70,7 @@ class Takeover:
         self._name = name
         self._others = others
         self._attempt = Promise()
+        self._promised: list[str] = []  # who has promised the attempt that is under way, or may have
         self._busy = threading.Lock()
 
     def __call__(self, order: Ordered) -> Order:
@@ -76,8 +78,11 @@ class Takeover:
         stopped = names_of(order.fields, "stopped")
         if not self._busy.acquire(blocking=False):
             raise not_now("another takeover is under way at this node")
+        self._promised = []
         try:
             return self._take_over(stopped, order)
+        except Refusal as refusal:
+            raise self._with_what_was_changed(refusal) from None
         finally:
             self._busy.release()
 
@@ -102,6 +107,17 @@ class Takeover:
             *(order.by, holder, taken.term, taken.epoch, len(answer["old"]), len(answer["away"])),
         )
         return {**answer, "taken": True, "epoch": taken.epoch}
+
+    def _with_what_was_changed(self, refusal: Refusal) -> Refusal:
+        """What came to nothing leaves promises behind, on the disks of those who gave them."""
+        if not self._promised:
+            changed = "nothing was changed"
+        else:
+            changed = (
+                f"{', '.join(self._promised)} promised the {self._attempt}, or may have, and will follow nobody who kept the"
+                " register before: order this again, here or at another node"
+            )
+        return Refusal(refusal.status, *refusal.values[:-1], f"{refusal.values[-1]} ({changed})")
 
     def _terms(self, stopped: Collection[str]) -> Terms:
         view = self._standing.newest
@@ -128,15 +144,25 @@ class Takeover:
                 self._demand_silence(name, newest.nodes[name], order)
             for name, node in newest.nodes.items():
                 if name != self._name and name not in stopped:
-                    _, told, view = self._ask(name, node, Promise(), order)
-                    promise = max(promise, told)
+                    told = self._ask(name, node, Promise(), order)
+                    promise, view = max(promise, told.held), told.view
                     if view.term == newest.term and view.taken != newest.taken:
                         raise not_now(f"{name} goes by another takeover of term {view.term}; start it with an empty --data-dir")
                     found = max(found, view, key=lambda each: each.epoch)
             if found is newest:
+                self._demand_same_files(newest)
                 return _Known(newest, promise)
             newest = found
         raise not_now("views change while nodes are asked, so somebody keeps the register")
+
+    def _demand_same_files(self, view: View) -> None:
+        """This node is the one of its name in the view."""
+        me = view.nodes.get(self._name)
+        if me is not None and me.data_dir_id != self._standing.data_dir_id:
+            raise not_now(
+                f"{self._name} in the view has another data directory than this node, which does not know what that one knew:"
+                " order this at another node"
+            )
 
     def _newest_here(self) -> View:
         try:
@@ -150,8 +176,8 @@ class Takeover:
         if self._others.runs(name, node, order):
             raise not_now(f"{name} is not stopped: it answers at {node.address}")
 
-    def _ask(self, name: str, node: Node, promise: Promise, order: Ordered) -> tuple[bool, Promise, View]:
-        """Whether a node promises this, what it has promised, and the newest view that it followed. Raises `Refusal`."""
+    def _ask(self, name: str, node: Node, promise: Promise, order: Ordered) -> ToldPromise:
+        """What a node answers. Raises `Refusal`, also where it is not the one that is meant."""
         told = self._others.ask(name, node, order, Opcode.REGISTER_PROMISE, *promise)
         if told.values is None:
             what = "it answers, but" if told.answers else "it does not answer:"
@@ -159,12 +185,17 @@ class Takeover:
                 f"{name} may know a newer view; {what} {told.trouble}. Try again, or name it as stopped if it is for good"
             )
         try:
-            promised, held, view = told_promise(told.values)
+            answer = told_promise(told.values)
         except BadView as error:
             raise not_now(f"{name} answers, but what it sent is no view: {error}") from None
-        if view.cluster_id != self._newest_here().cluster_id:
-            raise not_now(f"{name} is of another cluster, {view.cluster_id}")
-        return promised, held, view
+        if answer.view.cluster_id != self._newest_here().cluster_id:
+            raise not_now(f"{name} is of another cluster, {answer.view.cluster_id}")
+        if not answer.is_of(node):
+            raise not_now(
+                f"{name} answers at {node.address}, but from another data directory than the view names, and does not know what"
+                " its former self knew: stop it, and name it as stopped"
+            )
+        return answer
 
     def _holder_to_replace(self, known: _Known, stopped: Collection[str]) -> str:
         view, holder = known.view, known.view.manager
@@ -190,8 +221,10 @@ class Takeover:
         return Promise(term, os.urandom(8).hex())
 
     def _have_promise(self, name: str, node: Node, attempt: Promise, newest: View, order: Ordered) -> None:
-        promised, held, view = self._ask(name, node, attempt, order)
+        self._promised.append(name)  # also where its answer is lost
+        promised, held, _, view = self._ask(name, node, attempt, order)
         if not promised:
+            self._promised.remove(name)
             raise not_now(f"{name} promised the {held}; order this again if that one came to nothing")
         if view.epoch > newest.epoch:
             raise not_now(f"{name} knows a newer view by now, of epoch {view.epoch} by {view.proposer}; order this again")
@@ -207,6 +240,7 @@ class Takeover:
                     raise not_now("this node knows a newer view by now; order this again")
                 if not terms.promise(attempt):
                     raise not_now(f"this node promised the {terms.held}; order this again if that one came to nothing")
+                self._promised.append(self._name)
                 own.begin(taken)
                 terms.follow(taken)
                 self._standing.learn(taken)

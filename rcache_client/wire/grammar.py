@@ -337,7 +337,12 @@ _OK_REPLIES: dict[int, Layout | Group] = {
     Opcode.REGISTER_SET: Layout("register set reply", u8("kept", 0, 1), u64("revision"), rest("view")),
     Opcode.REGISTER_WATCH: Layout("register watch reply", u64("revision"), rest("view")),
     Opcode.REGISTER_PROMISE: Layout(
-        "register promise reply", u8("promised", 0, 1), u32("term"), text16("nonce", 0, 64), rest("view")
+        "register promise reply",
+        u8("promised", 0, 1),
+        u32("term"),
+        text16("nonce", 0, 64),
+        text16("data_dir_id", 0, 64),
+        rest("view"),
     ),
 }
 

@@ -53,7 +53,7 @@ def kvs(held: bytes, **other: Any) -> dict[str, Any]:
         (200, kvs(b"", value="?"), RegisterFailed, "etcd answers what it should not"),
         (200, kvs(b"{}", mod_revision={}), RegisterFailed, "TypeError"),
         (200, kvs(b"{}"), RegisterFailed, "what etcd has at k is no view"),
-        (200, kvs(encode_view(one()).replace(b'"format":1', b'"format":2')), RegisterFailed, "a view of format 2"),
+        (200, kvs(encode_view(one()).replace(b'"format":2', b'"format":1')), RegisterFailed, "a view of format 1"),
         (200, b" " * (ANSWER_BYTES_MAX + 1), RegisterFailed, "more than"),
     ],
 )

@@ -32,7 +32,7 @@ def node_facts(address: str, state: str = "up", incarnation: int = 1) -> dict[st
 
 
 def view_text(epoch: int, nodes: dict[str, Any], runs: list[Any], cluster_id: str = CLUSTER.hex()) -> bytes:
-    facts = {"format": 1, "cluster_id": cluster_id, "epoch": epoch, "proposer": "one", "nonce": "n", "nodes": nodes}
+    facts = {"format": 2, "cluster_id": cluster_id, "epoch": epoch, "proposer": "one", "nonce": "n", "nodes": nodes}
     return json.dumps({**facts, "buckets": runs, "manager": None, "pause": None, "settings": {}}).encode()
 
 

@@ -39,6 +39,7 @@ class Other:
         self.view = view
         self.where = where
         self.promise = Promise()
+        self.files = "f" * 32
         self.listener = Answering(self.answer, name)
 
     def answer(self, request: Request) -> tuple[Status, tuple[object, ...]]:
@@ -47,7 +48,7 @@ class Other:
             return Status.VIEW_AHEAD, ("no view yet",)
         if request.opcode == Opcode.REGISTER_PROMISE:
             assert REQUESTS[request.opcode].decode(request.payload) == (0, ""), "it is only asked, nothing is to be promised"
-            return Status.OK, (0, *self.promise, encode_view(self.view))
+            return Status.OK, (0, *self.promise, self.files, encode_view(self.view))
         return Status.OK, (self.where, encode_view(self.view))
 
     @property
@@ -65,7 +66,7 @@ class Start:
         self.directory = directory
         self.options: ServerOptions = parse(["--name", "n1", "--data-dir", str(directory), *arguments], {})
         self.own = FileRegister(directory)
-        self.standing = Standing(terms=Terms(directory))
+        self.standing = Standing(data_dir_id="f" * 32, terms=Terms(directory))
         self.looks = 0
         self.finder = Finder(self.options, self.own, greeter(), self.standing, HERE, self.look)
 

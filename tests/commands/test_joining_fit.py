@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rcache.cluster.register import RegisterUnreachable, Revised
-from rcache.cluster.view import View
+from rcache.cluster.view import View, encode_view
 from rcache.cluster.wishes import Asker, join
 from rcache.commands.exit_codes import ExitCode
 from rcache.commands.joining import Found, node_here
@@ -149,7 +149,32 @@ def test_what_is_refused_ends_the_start(start: MakeStart) -> None:
     assert caught.value.code is ExitCode.WRONG_USE
 
 
+def test_of_two_new_nodes_of_one_name_one_joins(start: MakeStart) -> None:
+    """Both ask at once, under the same incarnation. The place that the other has in the view is not this one's."""
+
+    class Shared(SlowRegister):
+        def compare_and_set(self, revision: int, view: View) -> tuple[bool, Revised]:
+            quicker = replace(view.nodes["n1"], data_dir_id="b" * 32)
+            self.held = Revised(view.epoch, replace(view, nonce="other", nodes={**view.nodes, "n1": quicker}))
+            return False, self.held
+
+    begun = start()
+    found = Found(Shared(at(one_of_n2()), []), "embedded", None, heard=True)  # type: ignore[arg-type]
+    with pytest.raises(StartFailed, match="this node cannot join: n1 is in the view under incarnation 3") as caught:
+        begun.finder.agree(found, lambda view, asker: join(view, asker, node_here(3, HERE, "a" * 32), recovers=False))
+    assert caught.value.code is ExitCode.WRONG_USE
+
+
 # --- what is remembered
+
+
+def test_a_seen_view_of_another_version_ends_the_start(start: MakeStart, tmp_path: Path) -> None:
+    """Without it the node takes itself for one that knows nobody."""
+    text = encode_view(grown(3)).replace(b'"format":2', b'"format":1')
+    (tmp_path / SEEN_VIEW_FILE).write_bytes(b"embedded\n" + text + b"\n")
+    code, why = start().fails(joined=True)
+    assert code is ExitCode.DAMAGED_FILE
+    assert f"{tmp_path / SEEN_VIEW_FILE}: a view of format 1, by another version of rcache; this one reads format 2" in why
 
 
 def test_the_seen_view_is_kept_and_read(tmp_path: Path) -> None:

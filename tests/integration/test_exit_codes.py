@@ -77,6 +77,7 @@ def test_2_a_directory_whose_restore_did_not_end_is_not_served(serve: Serve, tmp
         (Stopped(), 0),
         (Stopped(crashes=1), 1),
         (Stopped(problems=["the listener did not end"]), 1),
+        (Stopped(displaced="the name n1 belongs to another node by now", crashes=1), 2),
         (Stopped(not_saved="n1.rcs: No space left on device", crashes=1), 6),
         (Stopped(not_saved="n1.rcs: No space left on device", log_failure=LogFailure(OSError(28, "full"), "w", 0, 0)), 7),
     ],

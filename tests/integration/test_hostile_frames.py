@@ -212,7 +212,7 @@ def test_a_frame_that_ends_early_is_not_answered_and_its_connection_closed(serve
         assert cache.get("cut") is None
 
 
-UNKNOWN = [0x00, 0x05, 0x1E, 0x45, 0x4F, 0x56, 0x7F, 0xFF]
+UNKNOWN = [0x00, 0x05, 0x1E, 0x45, 0x4F, 0x57, 0x7F, 0xFF]
 
 
 @pytest.mark.parametrize("opcode", UNKNOWN)
@@ -309,7 +309,7 @@ def forged_views(text: bytes) -> dict[str, bytes]:
         "no JSON": b"{",
         "deep": b"[" * 100_000,
         "no object": b"[]",
-        "another format": json.dumps({**next_one, "format": 2}).encode(),
+        "another format": json.dumps({**next_one, "format": 1}).encode(),
         "the same epoch": text,
         "another cluster": json.dumps({**next_one, "cluster_id": "00" * 16}).encode(),
         "no nodes": json.dumps({**next_one, "nodes": {}}).encode(),

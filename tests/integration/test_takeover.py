@@ -166,7 +166,7 @@ def test_a_promise_outlives_a_restart_and_a_takeover_at_the_holder_ends_what_it_
     cluster = pair_of(cluster_of(), "c")
     tied, holder = cluster.nodes["c"], cluster.nodes["a"]
     assert promise(holder, 5, "x")[0] == Status.NOT_ALLOWED, "who keeps the register promises nothing"
-    status, (promised, term, nonce, _) = promise(tied, 5, "x")
+    status, (promised, term, nonce, _, _) = promise(tied, 5, "x")
     assert (status, promised, term, nonce) == (Status.OK, 1, 5, "x")
     assert promise(tied, 4, "y")[1][:3] == (0, 5, "x"), "a lower term"
     assert promise(tied, 5, "y")[1][:3] == (0, 5, "x"), "the same term, another takeover"
@@ -181,3 +181,22 @@ def test_a_promise_outlives_a_restart_and_a_takeover_at_the_holder_ends_what_it_
     view = cluster.settle()
     assert (view.term, view.manager, len(view.names(NodeState.UP))) == (6, "a", 3)
     assert "keeps the register already" in takeover(holder).out
+
+
+def test_a_holder_that_lost_its_disk_comes_back_only_after_a_takeover(cluster_of: MakeCluster) -> None:
+    """Under its own name, with an empty directory: what it agreed to last is gone, so it must not go on as if it knew."""
+    cluster = pair_of(cluster_of())
+    values = values_of(KEYS)
+    cluster.write(values)
+    cluster.nodes.pop("a").close()
+    heir = cluster.nodes["b"]
+    empty = ServerProcess(cluster.directory / "a-new", "--node", heir.address, name="a", start=False)
+    cluster.nodes["a"] = empty
+    empty.launch()
+    assert empty.wait() == 2, empty.stderr_text
+    assert "keeps its register, from another data directory" in empty.stderr_text
+    assert takeover(heir, "--is-stopped", "a", "--accept-old").json["taken"]
+    empty.start()
+    view = cluster.settle()
+    assert (view.manager, view.names(NodeState.UP)) == ("b", ("a", "b"))
+    assert cluster.read(list(values)) == values

@@ -13,11 +13,12 @@ from rcache.server import asking
 from rcache.server.node_answers import Standing
 from rcache.server.orders import Desk
 from rcache.server.steering import Steering, early_steering
+from rcache.stream.old_files import OldFiles
 from rcache.stream.register import FileRegister
 from rcache.stream.terms import Terms
 from rcache_client.address import parse_address
 from tests.peers.harness import greeter
-from tests.server.steered import FakeMember, Nodes, Play, Plays, located
+from tests.server.steered import FILES, FakeFiles, FakeMember, Nodes, Play, Plays, located
 
 
 @pytest.fixture
@@ -39,16 +40,16 @@ def play(nodes: Nodes, tmp_path: Path) -> Plays:
         view = located(view)
         nodes.at = {parse_address(each.address): other for other, each in view.nodes.items()}
         nodes.answers = {other: view for other in view.nodes if other != name and other not in silent}
-        nodes.promised = {}
-        member, stops = FakeMember(view, name), list[str]()
+        nodes.promised, nodes.files = {}, {}
+        member, stops, files = FakeMember(view, name), list[str](), FakeFiles()
         own = cast(FileRegister, member.parts.own_register)
-        standing = Standing(name=name, view=view, own=own, terms=Terms(directory))
+        standing = Standing(name=name, data_dir_id=FILES, view=view, own=own, terms=Terms(directory))
         steer: Desk
         if starts:
             steer = early_steering(standing, name, greeter())
         else:
             standing.member, standing.register = cast(Member, member), own
-            steer = Steering(standing, cast(Member, member), stops.append)
-        return Play(member=member, steer=steer, nodes=nodes, stops=stops, standing=standing)
+            steer = Steering(standing, cast(Member, member), stops.append, cast(OldFiles, files))
+        return Play(member=member, steer=steer, nodes=nodes, stops=stops, standing=standing, files=files)
 
     return begin

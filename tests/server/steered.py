@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol, cast
 
@@ -15,10 +16,13 @@ from rcache.cluster.register import Revised
 from rcache.cluster.transition import faults_between
 from rcache.cluster.view import Placement, View, encode_view
 from rcache.cluster.wishes import Asker, WishRefused
+from rcache.member.offers import OfferFailed
 from rcache.peers.books import LeaseBooks
 from rcache.peers.line import PeerUnreachable
+from rcache.records.reader import DataDamaged
 from rcache.server.node_answers import Refusal, Standing
 from rcache.server.orders import Desk
+from rcache.stream.old_files import Held
 from rcache.stream.terms import Promise
 from rcache_client.address import Address
 from rcache_client.wire.opcodes import Opcode, Status
@@ -26,15 +30,19 @@ from tests.cluster.harness import grown, placed
 
 BUDGET_S = 30.0
 SOON_S = 0.1
+FILES = "f" * 32
+"""The data directory of every node, by the views of these tests."""
 
 
 class Nodes:
     """Every other node: what it answers, by its name; one that is not in `answers` does not. `promised`: to whom; `asked`: who
-    was asked what; `before`: called before each question, with who is asked and what."""
+    was asked what; `before`: called before each question, with who is asked and what; `files`: whose data directory a node has,
+    where it is not the one that views name."""
 
     def __init__(self) -> None:
         self.answers: dict[str, Any] = {}
         self.promised: dict[str, Promise] = {}
+        self.files: dict[str, str] = {}
         self.before: Callable[[str, Opcode, tuple[Any, ...]], None] = lambda *_asked: None
         self.at: dict[Address, str] = {}
         self.asked: list[tuple[Any, ...]] = []
@@ -74,7 +82,7 @@ class ScriptedLine:
         promised = wanted.term > 0 and (wanted == held or wanted.term > held.term)
         if promised:
             held = self._nodes.promised[self._name] = wanted
-        return int(promised), *held, encode_view(view)
+        return int(promised), *held, self._nodes.files.get(self._name, FILES), encode_view(view)
 
     def close(self) -> None:
         pass
@@ -97,6 +105,74 @@ class Files:
         return Revised(view.epoch, view)
 
 
+class FakeRows:
+    """What was rebuilt of a bucket."""
+
+    def __init__(self, bucket: int, damaged: bool = False) -> None:
+        self.bucket = bucket
+        self.damaged = damaged
+        self.rows = SimpleNamespace(clear=lambda: None)
+
+    def pieces(self, _piece_bytes: int) -> Iterator[bytes]:
+        yield b"begin"
+        if self.damaged:
+            raise DataDamaged(Path("n1.rcl"), 7, "it was changed while it was read")
+        yield b"end"
+
+
+class FakeFiles:
+    """What this node's files hold: put there by the test."""
+
+    def __init__(self) -> None:
+        self.there: dict[int, Held] = {}
+        self.damaged: set[int] = set()
+        self.fault: Exception | None = None
+        self.reads = 0
+
+    def held(self, buckets: Collection[int], look: Callable[[], None]) -> dict[int, Held]:
+        look()
+        self.reads += 1
+        if self.fault is not None:
+            raise self.fault
+        return {bucket: held for bucket, held in self.there.items() if bucket in buckets}
+
+    def bring(self, buckets: Collection[int], look: Callable[[], None]) -> dict[int, tuple[Held, FakeRows | None]]:
+        found = self.held(buckets, look)
+        return {b: (held, FakeRows(b, b in self.damaged) if held.is_whole else None) for b, held in found.items()}
+
+
+class FakeOffers:
+    """Notes what is put in, in its order. `refused`: buckets that cannot be claimed; `full`: that find no room."""
+
+    def __init__(self) -> None:
+        self.trace: list[tuple[Any, ...]] = []
+        self.refused: set[int] = set()
+        self.full: set[int] = set()
+        self.log_fails = False
+        self.after_sync: Callable[[], None] = lambda: None
+
+    def claim(self, buckets: Collection[int], _look: Callable[[], None], *, is_empty: bool) -> None:
+        if set(buckets) & self.refused:
+            raise OfferFailed("it is being brought back here already")
+        self.trace.append(("claim", list(buckets), is_empty))
+
+    def put(self, bucket: int, pieces: Iterable[bytes], _look: Callable[[], None]) -> None:
+        for _ in pieces:
+            if bucket in self.full:
+                raise OfferFailed("no memory")
+        self.trace.append(("put", bucket))
+
+    def sync(self, look: Callable[[], None]) -> None:
+        look()
+        if self.log_fails:
+            raise OfferFailed("the append log failed: no space")
+        self.trace.append(("sync",))
+        self.after_sync()
+
+    def withdraw(self, buckets: Collection[int]) -> None:
+        self.trace.append(("withdraw", list(buckets)))
+
+
 class FakeMember:
     """A member whose wishes are agreed at once, and whose neighbours go by every view at once, but for those that lag."""
 
@@ -108,7 +184,9 @@ class FakeMember:
         self.books = LeaseBooks(view.settings)
         self.parts = SimpleNamespace(own_register=Files(), greeter=None, log=None)
         self.agreement = SimpleNamespace(unreachable="", learn=lambda revised: setattr(self, "view", revised.view))
-        self.departure = SimpleNamespace(on_told=None)
+        self.departure = SimpleNamespace(on_told=None, is_leaving=False)
+        self.offers = FakeOffers()
+        self.incarnation = view.nodes[name].incarnation if name in view.nodes else 1
         self.waiting: list[tuple[Callable[[View, Asker], View], Callable[[str], None]]] = []
         self._nonces = itertools.count()
 
@@ -137,6 +215,9 @@ class FakeMember:
         """What sessions ask."""
         return self
 
+    def await_epoch(self, epoch: int, _timeout_s: float) -> bool:
+        return self.epoch >= epoch
+
     def neighbour(self, name: str, incarnation: int) -> SimpleNamespace | None:
         found = self.view.nodes.get(name)
         if found is None or found.incarnation != incarnation:
@@ -152,6 +233,7 @@ class Play(SimpleNamespace):
     standing: Standing
     nodes: Nodes
     stops: list[str]
+    files: FakeFiles
 
     def order(self, verb: str, budget_s: float = BUDGET_S, **fields: Any) -> dict[str, Any]:
         return self.steer({"verb": verb, "by": "anna@desk", **fields}, budget_s)

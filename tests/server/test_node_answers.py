@@ -25,6 +25,8 @@ MINE, PEERS = 5, 3
 """The incarnations of this node, n1, and of the peer that asks, n2."""
 
 VIEW = replace(one(4), epoch=7)
+FILES = "f" * 32
+"""This node's data directory."""
 OF_MEMBERS = [Opcode.HEARTBEAT, Opcode.RECORDS, Opcode.SEQUENCES]
 OF_THE_REGISTER = [Opcode.REGISTER_READ, Opcode.REGISTER_SET, Opcode.REGISTER_WATCH]
 
@@ -141,6 +143,7 @@ class Node:
         self.terms = Terms(directory)
         self.orders: list[tuple[dict[str, Any], float]] = []
         self.standing = Standing(
+            data_dir_id=FILES,
             name="n1",
             where="embedded",
             terms=self.terms,
@@ -533,8 +536,8 @@ def ordinary(there: Node, view: View | None = None) -> View:
 
 def test_a_promise_is_kept_and_told_with_the_newest_view(there: Node) -> None:
     view = ordinary(there)
-    assert there.ask(Opcode.REGISTER_PROMISE, 0, "") == (0, 0, "", encode_view(view)), "it was only asked"
-    assert there.ask(Opcode.REGISTER_PROMISE, 2, "a") == (1, 2, "a", encode_view(view))
+    assert there.ask(Opcode.REGISTER_PROMISE, 0, "") == (0, 0, "", FILES, encode_view(view)), "it was only asked"
+    assert there.ask(Opcode.REGISTER_PROMISE, 2, "a") == (1, 2, "a", FILES, encode_view(view))
     assert Terms(there.terms.path.parent).held == Promise(2, "a"), "on the disk"
     assert there.ask(Opcode.REGISTER_PROMISE, 2, "a")[:3] == (1, 2, "a"), "asked again, because the answer was lost"
     for lower in ((1, "b"), (2, "b"), (1, "a"), (0, "")):
@@ -546,10 +549,10 @@ def test_what_was_followed_and_is_not_carried_out_yet_is_told(there: Node) -> No
     view = ordinary(there)
     newer = replace(view, epoch=view.epoch + 1)
     assert there.terms.follow(newer) == ""
-    assert there.ask(Opcode.REGISTER_PROMISE, 1, "a")[3] == encode_view(newer)
+    assert there.ask(Opcode.REGISTER_PROMISE, 1, "a")[4] == encode_view(newer)
     newest = replace(view, epoch=view.epoch + 2)
     there.standing.own = FakeRegister(newest)  # type: ignore[assignment]
-    assert there.ask(Opcode.REGISTER_PROMISE, 1, "a")[3] == encode_view(newest), "it ceded the register in it"
+    assert there.ask(Opcode.REGISTER_PROMISE, 1, "a")[4] == encode_view(newest), "it ceded the register in it"
 
 
 def test_who_keeps_the_register_promises_nobody_its_term(there: Node) -> None:
@@ -566,7 +569,7 @@ def test_a_node_that_starts_promises_too(there: Node) -> None:
     assert there.refusal(Opcode.REGISTER_PROMISE, 1, "a")[0] is Status.VIEW_AHEAD
     there.standing.learn(VIEW)
     there.standing.learn(replace(VIEW, epoch=3))
-    assert there.ask(Opcode.REGISTER_PROMISE, 1, "a") == (1, 1, "a", encode_view(VIEW))
+    assert there.ask(Opcode.REGISTER_PROMISE, 1, "a") == (1, 1, "a", FILES, encode_view(VIEW))
 
 
 def test_what_cannot_be_promised(there: Node) -> None:

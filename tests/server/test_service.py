@@ -1,17 +1,27 @@
-"""When a node says that it is ready: once the view says that it is up, so that whoever waits for that may stop another."""
+"""When a node says that it is ready: once the view says that it is up, so that whoever waits for that may stop another. And
+what a member is told where this node knows a newer view than it begins with."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from rcache.cluster.register import Register, RegisterFailed, Revised
+from rcache.cluster.view import View
+from rcache.cluster.wishes import take_over_register
 from rcache.commands import rcached
 from rcache.commands.options import ServerOptions
+from rcache.member.member import Member
+from rcache.server import service
+from rcache.server.node_answers import Standing
 from rcache.server.notify import Notifier
 from rcache.server.service import Service
 from rcache.server.stops import Stops
+from rcache.stream.register import FileRegister
+from tests.cluster.harness import by, grown
 from tests.contract.harness import Task, assert_stays, wait_until
 
 
@@ -79,3 +89,63 @@ def test_a_stop_ends_the_wait_and_nothing_was_ready(
     starting.stops.signal("SIGTERM")
     assert serving.result() == "SIGTERM"
     assert (capsys.readouterr().out, starting.notifier.told) == ("", [])
+
+
+# --- a takeover that was ordered while it started
+
+
+class Admitting:
+    """As much of a service as there is to the moment at which a node becomes a member. `learnt`: what the member is told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, joined: View) -> None:
+        self.learnt: list[Revised] = []
+        self.member = SimpleNamespace(
+            epoch=joined.epoch, view=joined, start=lambda: None, agreement=SimpleNamespace(learn=self.learnt.append)
+        )
+        self.standing = Standing(name="n2", view=joined)
+        monkeypatch.setattr(service, "Steering", lambda *_parts: None)
+        monkeypatch.setattr(Service, "_old_files", lambda _self: None)
+        self.service = Service.__new__(Service)
+        self.service.parts = cast(Any, SimpleNamespace(standing=self.standing, stops=Stops()))
+
+    def admit(self, register: object) -> list[Revised]:
+        self.service.admit(cast(Member, self.member), cast(Register, register))
+        return self.learnt
+
+
+class OwnRegister:
+    """The one in this node's files."""
+
+    def __init__(self, view: View, failure: str = "") -> None:
+        self.view, self.failure = view, failure
+
+    def read(self) -> Revised:
+        if self.failure:
+            raise RegisterFailed(self.failure)
+        return Revised(self.view.epoch, self.view)
+
+
+def test_a_takeover_that_was_ordered_while_it_loaded_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It had no member to tell yet; the view that the member begins by names a holder that is gone, and it would wait for that
+    one for ever."""
+    joined = grown(2)
+    taken = take_over_register(joined, by("n2"), "n1")
+    admitting = Admitting(monkeypatch, joined)
+    own = admitting.standing.own = cast(FileRegister, OwnRegister(taken))
+    assert admitting.admit(own) == [Revised(taken.epoch, taken)]
+
+
+def test_where_nothing_newer_is_known_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    joined = grown(2)
+    admitting = Admitting(monkeypatch, joined)
+    own = admitting.standing.own = cast(FileRegister, OwnRegister(replace(joined, epoch=joined.epoch - 1)))
+    assert admitting.admit(own) == []
+    admitting.standing.own = cast(FileRegister, OwnRegister(joined, "the disk is gone"))
+    assert admitting.admit(own) == [], "it is said, and the register says so itself to whoever asks it"
+
+
+def test_with_etcd_the_files_say_nothing_of_the_register(monkeypatch: pytest.MonkeyPatch) -> None:
+    joined = grown(2)
+    admitting = Admitting(monkeypatch, joined)
+    admitting.standing.own = cast(FileRegister, OwnRegister(take_over_register(joined, by("n2"), "n1")))
+    assert admitting.admit(None) == []

@@ -24,7 +24,7 @@ from rcache_client.wire.grammar import REQUESTS
 from rcache_client.wire.opcodes import Opcode, Role, Status
 from tests.cluster.harness import by, one
 from tests.peers.harness import greeter
-from tests.server.steered import SOON_S, Nodes, Plays, three
+from tests.server.steered import FILES, SOON_S, Nodes, Plays, three
 
 
 def test_the_register_goes_on_at_another_node_in_the_next_term(play: Plays) -> None:
@@ -75,7 +75,7 @@ def test_a_takeover_is_refused_while_its_holder_may_go_on(play: Plays, nodes: No
     half = play(three(), name="n2", silent=("n1",))
     nodes.answers["n3"] = (Status.VIEW_AHEAD, ("no view yet",))
     assert "n3 may know a newer view; it answers, but VIEW_AHEAD: no view yet" in half.refused("takeover", stopped=["n1"])[1]
-    nodes.answers["n3"] = (Status.OK, (0, 0, "", b"{}"))
+    nodes.answers["n3"] = (Status.OK, (0, 0, "", FILES, b"{}"))
     assert "is no view" in half.refused("takeover", stopped=["n1"])[1]
     nodes.answers["n3"] = replace(half.member.view, cluster_id="d2" * 16)
     assert "is of another cluster" in half.refused("takeover", stopped=["n1"])[1]
@@ -209,6 +209,87 @@ def test_another_takeover_of_this_term_is_not_gone_on_from(play: Plays, nodes: N
     assert "n3 goes by another takeover of term 1" in heir.refused("takeover", stopped=["n1"], accept_old=True)[1]
 
 
+# --- whose files they have
+
+
+def test_a_node_with_an_empty_directory_does_not_answer_for_its_former_self(play: Plays, nodes: Nodes) -> None:
+    """It learnt the view from whoever it asked, this node perhaps: what n3 knew and promised is gone with its disk."""
+    heir = play(three(), name="n2", silent=("n1",))
+    nodes.files["n3"] = "e" * 32
+    status, why = heir.refused("takeover", stopped=["n1"], accept_old=True)
+    assert status is Status.NOT_ALLOWED
+    assert "n3 answers at 127.0.0.1:3, but from another data directory than the view names" in why
+    assert "stop it, and name it as stopped (nothing was changed)" in why
+    assert nodes.promised == {}
+    del nodes.answers["n3"]
+    assert heir.order("takeover", stopped=["n1", "n3"], accept_old=True)["taken"]
+
+
+def test_a_node_that_is_given_an_empty_directory_between_two_questions_promises_nothing(play: Plays, nodes: Nodes) -> None:
+    heir = play(three(), name="n2", silent=("n1",))
+    nodes.before = lambda _name, _opcode, values: nodes.files.update(n3="e" * 32) if values[:1] == (1,) else None
+    assert "from another data directory" in heir.refused("takeover", stopped=["n1"], accept_old=True)[1]
+    assert heir.member.parts.own_register.held is None
+
+
+@pytest.mark.parametrize("starts", [True, False])
+def test_who_is_another_than_the_view_names_takes_nothing_over(play: Plays, starts: bool) -> None:
+    """Its name is another's: that one is not asked, for it seems to be this node."""
+    heir = play(three(), name="n2", silent=("n1",), starts=starts)
+    heir.standing.data_dir_id = "e" * 32
+    status, why = heir.refused("takeover", stopped=["n1"], accept_old=True)
+    assert (status, "n2 in the view has another data directory than this node" in why) == (Status.NOT_ALLOWED, True)
+    assert heir.nodes.promised == {}
+
+
+# --- what is told of one that came to nothing
+
+
+def test_what_was_not_begun_says_that_nothing_was_changed(play: Plays) -> None:
+    heir = play(three(), name="n2", silent=("n1", "n3"))
+    assert heir.refused("takeover", stopped=["n1"])[1].endswith("(nothing was changed)")
+    status, why = heir.refused("takeover", SOON_S, stopped=["n1", "n3"])
+    assert (status, why) == (
+        Status.DEADLINE_PASSED,
+        "no time is left to ask n1, so it was not: give the order more (nothing was changed)",
+    )
+
+
+def test_one_that_ran_out_of_time_in_the_middle_says_who_promised_it(
+    play: Plays, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Promises are on disks by then: who is told that nothing was changed looks elsewhere for why nobody follows the holder."""
+    heir = play(three(), name="n2", silent=("n1",))
+    nodes.before = lambda _name, _opcode, values: monkeypatch.setattr(asking, "ASK_S", 1e9) if values[:1] == (1,) else None
+    status, why = heir.refused("takeover", stopped=["n1"], accept_old=True)
+    assert (status, nodes.promised["n3"].term) == (Status.DEADLINE_PASSED, 1)
+    assert "nothing was changed" not in why
+    assert f"n3 promised the takeover {nodes.promised['n3'].nonce} of term 1, or may have" in why
+    assert "order this again, here or at another node" in why
+    monkeypatch.setattr(asking, "ASK_S", 2.0)
+    nodes.before = lambda *_asked: None
+    nodes.answers["n1"] = heir.member.view
+    assert heir.refused("takeover", stopped=["n1"], accept_old=True)[1].endswith("(nothing was changed)"), "by this one"
+
+
+def test_one_that_an_answer_is_lost_of_says_that_it_may_be_promised(play: Plays, nodes: Nodes) -> None:
+    heir = play(three(), name="n2", silent=("n1",))
+    nodes.before = lambda name, _opcode, values: nodes.answers.pop(name) and None if values[:1] == (1,) else None
+    assert "n3 promised the takeover" in heir.refused("takeover", stopped=["n1"], accept_old=True)[1]
+
+
+def test_who_promised_another_is_not_listed(play: Plays, nodes: Nodes) -> None:
+    heir = play(three(), name="n2", silent=("n1",))
+    nodes.before = lambda name, _o, values: nodes.promised.update({name: Promise(1, "x")}) if values[:1] == (1,) else None
+    assert heir.refused("takeover", stopped=["n1"], accept_old=True)[1].endswith("(nothing was changed)")
+
+
+def test_a_register_that_fails_at_the_end_says_that_this_node_promised_it_too(play: Plays) -> None:
+    heir = play(three(), name="n2", silent=("n1",))
+    heir.member.parts.own_register.fault = RegisterFailed("disk full")
+    assert "n3, n2 promised the takeover" in heir.refused("takeover", stopped=["n1"], accept_old=True)[1]
+
+
 # --- the holder itself
 
 
@@ -272,7 +353,9 @@ class Town:
         for name in ("n2", "n3"):
             (directory / name).mkdir()
             own = FileRegister(directory / name)
-            self.standings[name] = Standing(name=name, view=self.view, own=own, terms=Terms(directory / name))
+            self.standings[name] = Standing(
+                name=name, data_dir_id=FILES, view=self.view, own=own, terms=Terms(directory / name)
+            )
         monkeypatch.setattr(asking, "Line", lambda address, _greeter, _s: TownLine(self, address))
 
     def hold(self, name: str, term: int) -> threading.Event:

@@ -182,6 +182,7 @@ def test_damage_is_told(tmp_path: Path, register: FileRegister, at: int) -> None
         (b'{"format":1,"revision":0,"view":{}}', "revision 0"),
         (b'{"format":1,"revision":"1","view":{}}', "revision '1'"),
         (b'{"format":1,"revision":1,"view":{}}', "no register"),
+        (b'{"format":1,"revision":1,"view":{"format":1}}', "a view of format 1, by another version of rcache"),
         (b"", "no register"),
     ],
 )

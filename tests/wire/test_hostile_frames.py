@@ -286,7 +286,8 @@ REPLY_LIES: dict[str, tuple[int, int, bytes]] = {
     "register set reply that is neither kept nor not": (Opcode.REGISTER_SET, Status.OK, pack(">BQ", 2, 9) + b"{}"),
     "register set reply cut off": (Opcode.REGISTER_SET, Status.OK, pack(">BQ", 1, 9)[:-1]),
     "register watch reply with nothing": (Opcode.REGISTER_WATCH, Status.OK, b""),
-    "register promise reply that is neither": (Opcode.REGISTER_PROMISE, Status.OK, pack(">BIH", 2, 1, 0) + b"{}"),
+    "register promise reply that is neither": (Opcode.REGISTER_PROMISE, Status.OK, pack(">BIHH", 2, 1, 0, 0) + b"{}"),
+    "register promise reply without whose files it has": (Opcode.REGISTER_PROMISE, Status.OK, pack(">BIH", 1, 1, 0)),
     "view that is ahead with a view": (Opcode.RECORDS, Status.VIEW_AHEAD, b"{}"),
     "broken chain without a reason": (Opcode.RECORDS, Status.BROKEN_CHAIN, b""),
     "success of an opcode that does not exist": (0xEE, Status.OK, b""),
@@ -331,7 +332,7 @@ RESTS: dict[str, tuple[int, int | None, bytes]] = {
     "a view that was read": (Opcode.REGISTER_READ, Status.OK, pack(">Q", 7)),
     "a view that was kept": (Opcode.REGISTER_SET, Status.OK, pack(">BQ", 1, 7)),
     "a view that was waited for": (Opcode.REGISTER_WATCH, Status.OK, pack(">Q", 7)),
-    "a view that goes with a promise": (Opcode.REGISTER_PROMISE, Status.OK, pack(">BIH", 1, 2, 1) + b"n"),
+    "a view that goes with a promise": (Opcode.REGISTER_PROMISE, Status.OK, pack(">BIHH", 1, 2, 1, 2) + b"nid"),
     "a newer view": (Opcode.RECORDS, Status.STALE_VIEW, b""),
 }
 
