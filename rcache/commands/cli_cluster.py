@@ -211,13 +211,20 @@ def handoffs(_options: CliOptions, door: Door) -> Answer:
         "server": door.server,
         "epoch": view.epoch,
         "lacking": len(view.lacking()),
-        "nodes": {name: {each: figures.get(each) for each in (*_UNDER_WAY, "links")} for name, figures in told.items()},
+        "nodes": {
+            name: {each: figures.get(each) for each in (*_UNDER_WAY, "without_room", "links")} for name, figures in told.items()
+        },
     }
     code = CliExit.IN_PART if complaints else CliExit.DONE
     shown: list[RenderableType] = [_heading(door, view), table, Text()]
     if copies.row_count:
         shown += [copies, Text()]
-    return Answer(fields, Group(*shown, links), code, "\n".join(complaints))
+    full = [
+        Text(f"  {name}: {other} has no room for copies; it is tried again in {left_s:.0f} s")
+        for name, figures in told.items()
+        for other, left_s in figures.get("without_room", {}).items()
+    ]
+    return Answer(fields, Group(*shown, links, *full), code, "\n".join(complaints))
 
 
 def _cluster_stats(door: Door, address: str) -> dict[str, Any]:

@@ -74,6 +74,12 @@ class CommitPoint(Protocol):
     @property
     def position(self) -> int: ...
 
+    @property
+    def debt(self) -> int:
+        """By how much changes have used more room than the backup behind it has, in bytes as `credit_cost` counts: a copy was
+        made there, or it has less memory. `Engine.relieve` works it off."""
+        ...
+
     def advance(self, position: int, moment: int = 0) -> None:
         """An acknowledgement came in; `moment`: of a frame that the peer has answered, and not as one that goes by a newer view
         than it named. Wakes who waits for either. Neither ever goes back."""
@@ -206,7 +212,10 @@ class Window(Protocol):
     on another connection, all that was not answered is sent again (go-back-N).
 
     It advances its point: a position is acknowledged when the peer said OK to the last frame before it; what is not for the
-    peer is passed by, once nothing of its own lies before. A body may have its workers send here while `run` is being waited
+    peer is passed by, once nothing of its own lies before. With an OK the peer says how much of its room it lends beyond that
+    frame (bytes, as `credit_cost` counts; negative: so much has to go), and from then on changes of buckets that wait for the
+    point use no more than that: they have items evicted that the peer holds, or are refused. Where nobody has business but the
+    room has to be known, an empty frame is sent: a question. A body may have its workers send here while `run` is being waited
     in, and only then; so what the link's sender does outside of it, it does alone.
 
     It confirms moments (`ChangeStream.begin_moment`): a frame's is the newest that had begun before its first byte was sent;
@@ -269,9 +278,9 @@ class Window(Protocol):
         not a whole frame. Blocks. Raises OSError."""
         ...
 
-    def take(self, request_id: int, epoch: int) -> bool | None:
-        """The peer said OK to this frame, and goes by that epoch: whether it was a portion; None if it is of old. Raises
-        ValueError if it is not the oldest."""
+    def take(self, request_id: int, epoch: int, room: int | None = None) -> bool | None:
+        """The peer said OK to this frame, goes by that epoch, and lends so much beyond the frame (None: it says nothing of
+        that): whether it was a portion; None if it is of old. Raises ValueError if it is not the oldest."""
         ...
 
     def is_of_old(self, request_id: int) -> bool: ...

@@ -32,6 +32,10 @@ class DiskPoint:
     def advance(self, position: int, moment: int = 0) -> None:  # noqa: ARG002  nobody asks the disk
         self._stream.set_durable(position)
 
+    @property
+    def debt(self) -> int:
+        return 0
+
     def close(self) -> None:
         raise ValueError("the disk is a commit point for as long as there is a stream")
 
@@ -50,6 +54,8 @@ class Counting(Protocol):
     def advance(self, number: int, position: int, moment: int) -> None: ...
 
     def lease(self, number: int, until_ns: int) -> None: ...
+
+    def debt(self, number: int) -> int: ...
 
     def close_point(self, number: int) -> None:
         """No bucket waits for it any more, nor does anybody else."""
@@ -78,6 +84,11 @@ class LinkPoint:
         with self._lock:
             if not self.is_closed:
                 self._counting.advance(self.number, position, moment)
+
+    @property
+    def debt(self) -> int:
+        with self._lock:
+            return 0 if self.is_closed else self._counting.debt(self.number)
 
     def close(self) -> None:
         with self._lock:

@@ -14,13 +14,15 @@ Invariants every body keeps:
 3. Replies leave in the order of their requests. A reply leaves only after every commit point its bucket waits for has the
    highest sequence it reveals, and while the leases of those points hold; if that does not happen before its deadline, it says
    that the outcome is not known.
-4. No more memory is in use for items than the limit, except while a copy is recovered.
+4. No more memory is in use for items than the limit, except while a copy is recovered, or made here for a peer.
 5. Until a bucket's OPEN is committed, whatever it reveals waits for the OPEN: the newest records of the primary before it may
    not have been acknowledged by all backups, and only an acknowledged OPEN says that they have them.
 6. With `confirm_reads` a reply leaves only after every link that its bucket waits for has answered a frame that was begun after
    the reply's batch was executed, naming no newer view than the frame did (`ChangeStream.begin_moment`). So what it reveals was
    not another's to change when it was read, whatever this machine's clocks say: values, misses and refusals alike. A change
    that was made needs no such answer, since no backup acknowledges what is not this node's to change.
+7. A change of a bucket uses no more of a backup's room than that has lent (`Window`); where it would, items that this backup
+   holds are evicted first, or the change is refused, before anything of it is done.
 """
 
 from __future__ import annotations
@@ -124,8 +126,13 @@ class Gate(Protocol):
         to be taken in."""
         ...
 
+    def lend(self) -> int:
+        """What the peer may use of this node's room from now on, beyond what was taken in, in bytes as `credit_cost` counts;
+        negative: how much has to go. It is kept free for it, and lent to nobody else (`design`, section 5, invariant 9)."""
+        ...
+
     def close(self) -> None:
-        """None may ever again, after the frame under way. Never blocks."""
+        """None may ever again, after the frame under way; nothing is lent any more. Never blocks."""
         ...
 
     @property
@@ -272,7 +279,14 @@ class Engine(Protocol):
         ...
 
     def trim(self) -> int:
-        """Evict until the memory limit holds again (after a recovery with a smaller limit). Returns how many."""
+        """Evict what this node is primary of until the memory limit holds again (after a recovery with a smaller limit). Where
+        it holds copies of others too, only its part of what has to go: the rest is told to their primaries (`Gate.lend`).
+        Nothing where eviction is switched off. Returns how many."""
+        ...
+
+    def relieve(self, items_max: int) -> int:
+        """Where changes have used more of a backup's room than it has, evict up to so many items that it holds; and have those
+        backups asked that have to say something new of their room. Does not wait for room in the stream. Returns how many."""
         ...
 
     def stats(self) -> dict[str, dict[str, Any]]:

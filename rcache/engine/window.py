@@ -11,8 +11,12 @@ Invariants:
 2. A frame has the moment that was read before it was begun, and the epoch that it names. What its answer confirms is that
    moment, and only where the answer names no newer epoch: a peer that goes by a newer view may serve what was this node's, and
    still takes what fits of an older one (decision 0027). It is asked again once this side's frames name another epoch.
-3. Where somebody waits for a newer moment than that of the last frame, and nothing of the stream is there for the peer, an
-   empty frame is sent: a question. So it comes behind all that was sent before, and says that nothing of old comes after it.
+3. Where somebody wants an answer to a frame of a newer moment than that of the last one, and nothing of the stream is there for
+   the peer, an empty frame is sent: a question. So it comes behind all that was sent before, and says that nothing of old comes
+   after it.
+4. A frame that comes up to the position of a sample of what was used of the peer's credit has that sample; nothing is sent
+   across that position. What the peer lends beyond the frame then renews the credit, whatever epoch its answer names: what room
+   it has is so by any view.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from collections import deque
 from collections.abc import Collection
 from typing import NamedTuple, Protocol
 
-from rcache.engine.change_stream import END, ChangeStream, CommitPoint, LinkFrame, Sent, WindowCounts, WindowTerms
+from rcache.engine.change_stream import END, ChangeStream, CommitPoint, LinkFrame, Sent, StreamReader, WindowCounts, WindowTerms
 from rcache.engine.sockets import Ended, send_within
 from rcache_client.wire.frames import encode_request
 
@@ -36,6 +40,47 @@ ENTRY_S = 10.0
 """How long an answer waits for its frame to be entered; the sender does that next."""
 
 
+class Sample(NamedTuple):
+    """What was used of a point's credit by the records before `position`; `serial`: whose account it was."""
+
+    used: int
+    position: int
+    serial: int
+
+
+class Accounts(Protocol):
+    """What peers lend, by the numbers of their points."""
+
+    def serial_of(self, number: int) -> int: ...
+
+    def sample(self, number: int) -> Sample: ...
+
+    def renew(self, number: int, sample: Sample, room: int) -> None: ...
+
+    def pass_on(self, old: int, serial: int, number: int) -> None: ...
+
+
+class AskedStream(ChangeStream, Protocol):
+    """A stream that says which moments there are, and has its links' readers come back when one begins; and whose points have
+    accounts of what their peers lend."""
+
+    @property
+    def credits(self) -> Accounts: ...
+
+    @property
+    def moment(self) -> int: ...
+
+    def wanted(self, number: int) -> int: ...
+
+    def open_reader(self, name: str, *, holds: bool) -> AskedReader: ...
+
+
+class AskedReader(StreamReader, Protocol):
+    """One of its readers."""
+
+    def wait(self, timeout_s: float) -> bool: ...
+
+
 class _Frame(NamedTuple):
     """One that is under way. `portion`: not of the stream."""
 
@@ -45,15 +90,7 @@ class _Frame(NamedTuple):
     portion: bool
     moment: int
     epoch: int
-
-
-class AskedStream(ChangeStream, Protocol):
-    """A stream that says which moments there are, and has its links' readers come back when one begins."""
-
-    @property
-    def moment(self) -> int: ...
-
-    def wanted(self, number: int) -> int: ...
+    sample: Sample | None
 
 
 class PlainWindow:
@@ -65,6 +102,8 @@ class PlainWindow:
         self._reader = stream.open_reader(name, holds=True)
         self._reader.choose(())
         self._point = point
+        self._serial = stream.credits.serial_of(point.number)
+        self._sample: Sample | None = None  # that a frame is to take along
         self._prefix = b""
         self._epoch = 0
         self._asked = 0  # the moment of the newest frame of this connection, generation and epoch
@@ -82,7 +121,11 @@ class PlainWindow:
 
     def set_point(self, point: CommitPoint) -> None:
         with self._lock:
+            accounts = self._stream.credits
+            if point.number != self._point.number:
+                accounts.pass_on(self._point.number, self._serial, point.number)
             self._point = point
+            self._serial = accounts.serial_of(point.number)
             point.advance(self.acknowledged, self._answered)
 
     def set_prefix(self, prefix: bytes, epoch: int) -> None:
@@ -102,6 +145,7 @@ class PlainWindow:
             self._reader.rewind(self.acknowledged)
             self.looked = self.acknowledged
             self._asked = self._answered  # what was under way will not be answered
+            self._sample = None
             if sock is not None:
                 self._sock = sock
                 self._connection += 1
@@ -125,10 +169,11 @@ class PlainWindow:
         sock = self._sock
         if sock is None:
             return Ended.LOST
+        if timeout_s > 0 and not self._is_wanted() and not self._reader.wait(timeout_s) and not self._is_wanted():
+            return None  # an order, perhaps: what comes now is sent by that
         frame = LinkFrame(self._terms.opcode, self._next_id, self._prefix, self._terms.send_s)
-        moment = self._stream.moment
-        timeout_s = 0.0 if self._is_wanted() else timeout_s
-        sent = self._reader.send(sock, frame, self._terms.bytes_max, timeout_s, until)
+        sample, moment = self._take_sample(), self._stream.moment
+        sent = self._reader.send(sock, frame, self._terms.bytes_max, 0.0, min(until, sample.position))
         if sent.ended is None:
             self._enter(sent, moment)
             if until == END and not sent.count and self._is_wanted():
@@ -143,6 +188,12 @@ class PlainWindow:
         """There is nothing of the stream to send: an empty frame."""
         return self._send_whole(sock, b"", self.looked, portion=False)
 
+    def _take_sample(self) -> Sample:
+        """Of what is used of the credit, unless a frame is still to take one along (invariant 4)."""
+        if self._sample is None:
+            self._sample = self._stream.credits.sample(self._point.number)
+        return self._sample
+
     def send_portion(self, body: bytes, position: int) -> Ended | None:
         sock = self._sock
         if sock is None:
@@ -150,6 +201,7 @@ class PlainWindow:
         return self._send_whole(sock, body, position, portion=True)
 
     def _send_whole(self, sock: socket.socket, body: bytes, position: int, *, portion: bool) -> Ended | None:
+        self._take_sample()
         moment = self._stream.moment
         frame = encode_request(self._terms.opcode, self._next_id, 0, self._prefix + body)
         ended = send_within(sock, frame, self._terms.send_s)
@@ -172,21 +224,32 @@ class PlainWindow:
             if sent.count:
                 self._enter_locked(sent.position, sent.count, moment, portion=False)
                 return
-            self.looked = sent.position
+            self.looked = max(sent.position, self.looked)
+            sample = self._due_sample_locked()
             if self._frames:
-                self._frames[-1] = self._frames[-1]._replace(position=sent.position)
+                last = self._frames[-1]
+                self._frames[-1] = last._replace(position=sent.position, sample=sample or last.sample)
                 return
         self._move(sent.position)
 
     def _enter_locked(self, position: int, count: int, moment: int, *, portion: bool) -> None:
         """A frame was sent."""
-        self.looked = position
-        self._frames.append(_Frame(self._next_id, position, time.monotonic(), portion, moment, self._epoch))
+        self.looked = max(position, self.looked)
+        sample = self._due_sample_locked()
+        self._frames.append(_Frame(self._next_id, position, time.monotonic(), portion, moment, self._epoch, sample))
         self._asked = moment
         self._next_id = self._next_id % REQUEST_ID_MAX + 1
         self._frames_sent += 1
         self._records_sent += count
         self._entered.notify_all()
+
+    def _due_sample_locked(self) -> Sample | None:
+        """For the last frame before what was looked at, if that comes up to a sample (invariant 4)."""
+        sample = self._sample
+        if sample is None or self.looked < sample.position:
+            return None
+        self._sample = None
+        return sample
 
     def _move(self, position: int, moment: int = 0) -> None:
         """The peer has all that it is to have of what lies before `position`, and has confirmed this moment (0: none)."""
@@ -212,7 +275,7 @@ class PlainWindow:
             sock = self._sock if connection == self._connection else None
         return sock.recv(RECEIVE_BYTES) if sock is not None else b""
 
-    def take(self, request_id: int, epoch: int) -> bool | None:
+    def take(self, request_id: int, epoch: int, room: int | None = None) -> bool | None:
         with self._lock:
             connection = self._connection
             if self._is_of_old(request_id):
@@ -225,6 +288,8 @@ class PlainWindow:
                 raise ValueError(f"an answer to {request_id}, where {due} was due")
             done = self._frames.popleft()
             self._first_id = request_id  # numbers go round, in some days
+            if room is not None and done.sample is not None and done.sample.serial == self._serial:
+                self._stream.credits.renew(self._point.number, done.sample, room)
         self._move(done.position, done.moment if epoch <= done.epoch else 0)
         return done.portion
 

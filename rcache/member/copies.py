@@ -210,6 +210,24 @@ class Copies:
 
     # --- trouble
 
+    def found_no_room_for_copies(self, link: Link) -> None:
+        """A peer has no room for the copies that are being made there. Those that are whole stay: it has room for them."""
+        board, name = self._board, link.peer.name
+        if link not in board.links_of([name]):
+            return
+        self._full_until[name] = board.now() + FULL_S
+        given_up = [bucket for bucket, done in link.filling().items() if not done]
+        why = "{} has no room for copies of {} buckets, which stay without a backup there; it is tried again in {:.0f} s"
+        logger.error(why, name, len(given_up), FULL_S)
+        for bucket in given_up:
+            link.cancel(bucket)
+
+    @property
+    def without_room(self) -> dict[str, float]:
+        """The nodes that had no room for copies, and for how long they are left alone, in seconds."""
+        now = self._board.now()
+        return {name: round(until - now, 1) for name, until in list(self._full_until.items()) if now < until}
+
     def found_no_room(self, link: Link) -> None:
         """A backup has no room for what it was sent: it is none any more, and is not asked again for a while (invariant 9)."""
         self._full_until[link.peer.name] = self._board.now() + FULL_S

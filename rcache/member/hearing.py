@@ -49,6 +49,9 @@ class Hearing:
     def has_filled(self, link: Link, bucket: int) -> None:
         self._board.post(lambda: self._copies.has_filled(link, bucket))
 
+    def has_no_room(self, link: Link) -> None:
+        self._board.post(lambda: self._copies.found_no_room_for_copies(link))
+
     def has_moved(self, link: Link) -> None:  # noqa: ARG002
         self._board.post(lambda: None)  # the round that follows looks
 

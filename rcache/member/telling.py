@@ -68,6 +68,7 @@ def stats_of(member: Member) -> dict[str, Any]:
         "buckets_offered": len(board.roles.offered),
         "buckets_frozen": member.handovers.frozen,
         "copies_under_way": sum(len(neighbour.link.filling()) for neighbour in neighbours),
+        "without_room": member.copies.without_room,
         "views": counts.views,
         "peers_parted": counts.peers_parted,
         "fell_out": counts.fell_out,

@@ -71,6 +71,17 @@ class Fill:
         self.bytes += len(body)
         return body
 
+    def empty_body(self, portion: Portion) -> bytes:
+        """What has the peer let go of the rows it has: the copy is not made after all, or not now. It is under way from then
+        on, and the copy is one of no rows yet."""
+        self.begin_anew()
+        body = self._mark(Kind.IMPORT_BEGIN, portion)
+        self._began = portion.sequence
+        self.has_begun = self.in_flight = True
+        self._made_at = time.monotonic()
+        self.bytes = len(body)
+        return body
+
     def acknowledge(self) -> float:
         """The peer has taken the portion in; for how long to rest now, in seconds."""
         self.in_flight = False

@@ -75,6 +75,16 @@ its copies are not what they are taken for here, and are made anew."""
 REFUSED_PAUSE_S = 0.01
 """How long to wait before a refused frame is sent again, if no newer view came meanwhile."""
 
+HELD_UP_S = 3.0
+"""How long a copy waits where its peer is over its limit and nothing that it holds is evicted for it any more; then it is given
+up for a while."""
+
+HELD_UP_LOOK_S = 0.02
+"""How often it is looked whether that is so."""
+
+RELIEVE_ITEMS = 1000
+"""How many items are evicted between two looks."""
+
 PART_S = 0.0005
 """How long to wait for a record that is being copied into the stream, where a portion has to come behind it."""
 
@@ -102,6 +112,10 @@ class LinkHost(Protocol):
 
     def has_filled(self, link: Link, bucket: int) -> None:
         """The peer has a whole copy, and is sent every change since."""
+        ...
+
+    def has_no_room(self, link: Link) -> None:
+        """The peer has no room for the copies that are being made, and none is made for them."""
         ...
 
     def has_moved(self, link: Link) -> None:
@@ -145,6 +159,8 @@ class Link:
         self._followed = 0
         self._epoch = host.epoch
         self._portions: deque[Fill] = deque()  # whose portions are under way, in their order
+        self._held_up_since = 0.0  # 0: copies are not held up
+        self._least_debt = 0
         self._generation = 0
         self._refusal: int | None = None
         self._refused_at = -1  # where the link stood when the peer refused something for a reason that is not seen here
@@ -286,6 +302,7 @@ class Link:
             "fill_rows": self.counts.fill_rows,
             "fill_bytes": self.counts.fill_bytes,
             "filling": filling,
+            "debt": self.point.debt,
         }
 
     # --- sending
@@ -372,6 +389,10 @@ class Link:
             if order != self._order:
                 order = self._follow_orders()
             rest_s, fill = self._next_fill()
+            if fill is not None and self._is_held_up(fill):
+                _demand_taken(self._window.run(HELD_UP_LOOK_S))
+                self._tell_moved()
+                continue
             if fill is not None:
                 self._send_portion(fill)
                 continue
@@ -413,7 +434,24 @@ class Link:
             rest_s = self._fills.rest_s()
             return (0.0, self._fills.next()) if rest_s == 0.0 else (min(IDLE_S, rest_s or IDLE_S), None)
 
-    def _send_portion(self, fill: Fill) -> None:
+    def _is_held_up(self, fill: Fill) -> bool:
+        """Whether the peer is over its limit: then what it holds of this node's is evicted before it is sent more rows
+        (`design`, section 5, invariant 9). Where that brings nothing for a while, it lets go of what it has of this copy."""
+        debt, now = self.point.debt, time.monotonic()
+        if not debt:
+            self._held_up_since = 0.0
+            return False
+        if not self._held_up_since or debt < self._least_debt:
+            self._held_up_since, self._least_debt = now, debt
+        self._engine.relieve(RELIEVE_ITEMS)
+        if now - self._held_up_since > HELD_UP_S:
+            self._held_up_since = 0.0
+            if fill.has_begun:
+                self._send_portion(fill, empty=True)
+            self._host.has_no_room(self)
+        return True
+
+    def _send_portion(self, fill: Fill, *, empty: bool = False) -> None:
         """Some rows of a bucket, behind all of the stream that lies before them (`design`, section 5, invariant 8)."""
         portion = fill.next_portion(self._engine)
         while True:
@@ -423,13 +461,13 @@ class Link:
             if self._window.looked >= portion.position:
                 break
             self._stopping.wait(PART_S)
-        body = fill.body_of(portion)
+        body = fill.empty_body(portion) if empty else fill.body_of(portion)
         with self._lock:
             self._portions.append(fill)
             if self._fills.has_begun(fill):
                 self._order += 1  # its changes come behind its rows
         _demand_taken(self._window.send_portion(body, portion.position))
-        self.counts.fill_rows += portion.count
+        self.counts.fill_rows += 0 if empty else portion.count
         self.counts.fill_bytes += len(body)
 
     # --- receiving
@@ -472,7 +510,7 @@ class Link:
         if reply.status == Status.OK:
             generation = self._generation
             try:
-                was_portion = self._window.take(reply.request_id, reply.epoch)
+                was_portion = self._window.take(reply.request_id, reply.epoch, values[0])
             except ValueError as error:
                 raise BadPayload(str(error)) from None
             if was_portion:

@@ -191,7 +191,7 @@ class NodeAnswers:
         if taken.status is not Status.OK:
             raise Refusal(taken.status, taken.reason)
         self._gates[name] = neighbour.intake.gate
-        return (0,)
+        return (neighbour.intake.gate.lend(),)
 
     def _sequences(self, name: str, _budget_s: float, epoch: int, sender: int, receiver: int) -> tuple[Any, ...]:
         member = self._member()

@@ -61,6 +61,10 @@ KEEP_VIEW_EVERY_S = 0.1
 """How often it is looked whether there is a newer view to be remembered: where nobody else is left, it is what a restarted node
 has a takeover go on from."""
 
+RELIEVE_EVERY_S = 0.05
+RELIEVE_ITEMS_MAX = 5000
+"""How often, and by how many items, backups that are over their limit are relieved: 100,000 items a second."""
+
 EXPIRE_ITEMS_MAX = 5000
 """Expired items removed in one round: at most 20,000 a second, so that a mass expiry does not starve requests."""
 
@@ -163,6 +167,7 @@ class Service:
             Task("buckets", 1.0, self._reopen_exhausted),
             Task("view", KEEP_VIEW_EVERY_S, self._keep_newest_view),
             Task("room", TRIM_EVERY_S, self._make_room_for_copies),
+            Task("credit", RELIEVE_EVERY_S, self._relieve_backups),
         ]
         if watchdog_s is not None:
             tasks.append(Task("watchdog", watchdog_s, self._show_life))
@@ -305,11 +310,19 @@ class Service:
             self._kept_epoch = view.epoch
 
     def _make_room_for_copies(self) -> None:
-        """What was applied as a backup may have gone over the memory limit: what this node is primary of gives way."""
+        """What was applied as a backup may have gone over the memory limit: what this node is primary of gives way, as far as
+        that is its part; the rest is told to those whose backup it is."""
         if self.member is not None and len(self.member.view.nodes) > 1:
             evicted = self.parts.engine.trim()
             if evicted:
                 logger.debug("evicted {} items to make room for copies", evicted)
+
+    def _relieve_backups(self) -> None:
+        """A backup that is over its limit holds too much of what this node is primary of: some of that goes."""
+        if self.member is not None and len(self.member.view.nodes) > 1:
+            evicted = self.parts.engine.relieve(RELIEVE_ITEMS_MAX)
+            if evicted:
+                logger.debug("evicted {} items that backups have no room for", evicted)
 
     def _show_life(self) -> None:
         """The watchdog's sign of life; withheld where the log's thread has gone without a word."""

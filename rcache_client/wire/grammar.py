@@ -331,7 +331,7 @@ _OK_REPLIES: dict[int, Layout | Group] = {
     Opcode.VIEW: Layout("view reply", text16("register"), rest("view")),
     Opcode.STEER: Layout("steer reply", rest("answer")),
     Opcode.HEARTBEAT: Layout("heartbeat reply", u64("heartbeat"), u64("granted, ns")),
-    Opcode.RECORDS: Layout("records reply", u64("room")),
+    Opcode.RECORDS: Layout("records reply", i64("room")),
     Opcode.SEQUENCES: Layout("sequences reply", rest("sequences")),
     Opcode.REGISTER_READ: Layout("register read reply", u64("revision"), rest("view")),
     Opcode.REGISTER_SET: Layout("register set reply", u8("kept", 0, 1), u64("revision"), rest("view")),

@@ -68,7 +68,7 @@ class Backup:
         if handback is None:
             reply = decode_frame(self.peer.recv(24))
             assert (reply.opcode, reply.status, reply.request_id) == (Opcode.RECORDS, Status.OK, request_id)
-            assert reply.payload == bytes(8)
+            assert len(reply.payload) == 8
             return False
         assert handback.request is not None
         assert (handback.request.opcode, handback.request.request_id) == (Opcode.RECORDS, request_id)

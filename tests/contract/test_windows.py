@@ -20,10 +20,13 @@ from rcache_client.wire.frames import Request, RequestReader, encode_reply, enco
 from rcache_client.wire.grammar import REQUESTS
 from rcache_client.wire.opcodes import Opcode, Status
 from tests.contract.conftest import EngineFactory
-from tests.contract.harness import PATIENCE_S, Caller, Task, assert_stays, decode_frame, wait_until
+from tests.contract.harness import EVERYTHING, PATIENCE_S, Caller, Task, assert_stays, decode_frame, wait_until
 
 PREFIX = b"epoch and incarnations"
 EPOCH = 1
+
+PLENTY = EVERYTHING.to_bytes(8, "big")
+"""The peer has room for all of it."""
 TERMS = WindowTerms(Opcode.RECORDS, 64 << 10, 5.0)
 EVERY = list(range(8))
 
@@ -48,7 +51,7 @@ class Peer:
         """Of the next frame's records."""
         return keys_of(self.next(), prefix)
 
-    def answer(self, request_id: int, status: Status = Status.OK, payload: bytes = bytes(8), epoch: int = 1) -> None:
+    def answer(self, request_id: int, status: Status = Status.OK, payload: bytes = PLENTY, epoch: int = 1) -> None:
         self.sock.sendall(encode_reply(Opcode.RECORDS, status, request_id, epoch, payload))
 
     def says_nothing(self) -> None:
@@ -266,7 +269,7 @@ def test_answers_that_come_cut_or_together_are_taken_in(linked: Linked, caller: 
     for number in range(12):
         caller.set(b"k%d" % number, b"value")
         ids.append(peer.next().request_id)
-    data = b"".join(encode_reply(Opcode.RECORDS, Status.OK, request_id, 1, bytes(8)) for request_id in ids)
+    data = b"".join(encode_reply(Opcode.RECORDS, Status.OK, request_id, 1, PLENTY) for request_id in ids)
     if linked.engine.name == "native":  # Python's own threads here take whole ones alone
         for at in range(0, 48, 5):
             peer.sock.sendall(data[at : min(at + 5, 48)])
@@ -319,7 +322,7 @@ def test_what_is_no_plain_ok_is_left_to_the_link_with_all_behind_it(
         ids.append(peer.next().request_id)
     before = linked.point.position
     odd = encode_reply(opcode, status, ids[0], 1, payload)
-    plain = encode_reply(Opcode.RECORDS, Status.OK, ids[1], 1, bytes(8))
+    plain = encode_reply(Opcode.RECORDS, Status.OK, ids[1], 1, PLENTY)
     peer.sock.sendall(odd + plain)
     found = b""
     while len(found) < len(odd) + len(plain):

@@ -409,7 +409,7 @@ class Round:
                 reader.feed(data)
                 while (request := reader.next()) is not None:
                     what = random.random()
-                    reply = encode_reply(request.opcode, 0, request.request_id, 1, bytes(8))
+                    reply = encode_reply(request.opcode, 0, request.request_id, 1, b"\x00\x01" + bytes(6))
                     if what < 0.005:
                         reply = encode_reply(request.opcode, 0x31, request.request_id, 1, bytes(random.choice([3, 40_000])))
                     elif what < 0.007:

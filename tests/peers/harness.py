@@ -21,7 +21,7 @@ from rcache_client.handshake import Greeter
 from rcache_client.wire.frames import Request, RequestReader, encode_reply
 from rcache_client.wire.grammar import REQUESTS, WELCOME, Layout, reply_layout
 from rcache_client.wire.opcodes import PROTOCOL_VERSION, Opcode, Role, Status
-from tests.contract.harness import PATIENCE_S
+from tests.contract.harness import EVERYTHING, PATIENCE_S
 
 CLUSTER = b"cluster-number-1"
 PEER = Peer("n2", 7)
@@ -121,9 +121,9 @@ class Accepted:
         body = reply_layout(request.opcode, status).encode(*values) if payload is None else payload
         self.send(encode_reply(request.opcode, status, request.request_id, epoch, body))
 
-    def acknowledge(self, *frames: Frame) -> None:
+    def acknowledge(self, *frames: Frame, room: int = EVERYTHING) -> None:
         for frame in frames:
-            body = reply_layout(Opcode.RECORDS, Status.OK).encode(0)
+            body = reply_layout(Opcode.RECORDS, Status.OK).encode(room)
             self.send(encode_reply(Opcode.RECORDS, Status.OK, frame.request_id, 0, body))
 
     def refuse(self, frame: Frame, status: Status, value: Any, epoch: int) -> None:
@@ -237,6 +237,7 @@ class FakeHost:
         self.downs: list[bool] = []
         self.filled: list[int] = []
         self.moved = 0
+        self.without_room = 0
 
     def was_refused(self, link: Link, status: int, values: tuple[object, ...]) -> None:
         self.refusals.append((status, values))
@@ -246,6 +247,9 @@ class FakeHost:
 
     def has_filled(self, link: Link, bucket: int) -> None:
         self.filled.append(bucket)
+
+    def has_no_room(self, link: Link) -> None:
+        self.without_room += 1
 
     def has_moved(self, link: Link) -> None:
         self.moved += 1

@@ -9,11 +9,12 @@ import pytest
 
 from rcache.cluster.bucket_state import BucketState
 from rcache.engine.change_stream import HELD_FOR_EVER
+from rcache.peers import link as link_module
 from rcache.peers.link import Link
 from rcache.records.record import HISTORY_KINDS, Kind, Record, decode_import_end
 from rcache_client.wire.opcodes import Status
 from tests.contract.conftest import EngineFactory
-from tests.contract.harness import PATIENCE_S, Caller, Task, assert_stays, state_of, wait_until
+from tests.contract.harness import PATIENCE_S, Caller, Task, assert_stays, stat, state_of, wait_until
 from tests.peers.harness import MINE, PEER, Accepted, FakeHost, Frame, PeerListener
 
 BUCKET = 0
@@ -207,8 +208,8 @@ def test_a_copy_that_is_cancelled_goes_no_further(filling: Filling, portions: in
     assert filling.link.filling() == {}
     filling.peer.acknowledge(frames[-1])
     wait_until(lambda: filling.link.owed_s() == 0.0, "the last answer")
-    filling.set(1, b"none of the peer's")
     filling.link.choose([], 6)  # so that the cancel was followed
+    filling.set(1, b"none of the peer's")
     wait_until(lambda: filling.link.acknowledged == filling.engine.stream.head, "being passed by")
     assert filling.peer.is_silent()
     assert filling.host.filled == []
@@ -240,3 +241,35 @@ def test_a_copy_that_is_waited_for_is_acknowledged_like_any(filling: Filling) ->
     assert_stays(lambda: not writing.is_done and filling.link.acknowledged <= head, "the write")
     filling.peer.acknowledge(frame)
     writing.result()
+
+
+@pytest.mark.parametrize("is_cancelled", [True, False])
+def test_a_copy_that_its_peer_has_no_room_for_is_let_go_of(
+    filling: Filling, monkeypatch: pytest.MonkeyPatch, is_cancelled: bool
+) -> None:
+    """The peer is over its limit, and nothing that it holds can be evicted: it is sent no more rows, and after a while it lets
+    go of those it has. What is left is no copy, whole or not; where the peer has room, one is made of all there is."""
+    monkeypatch.setattr(link_module, "HELD_UP_S", 0.1)
+    filling.link.fill(BUCKET)
+    filling.peer.acknowledge(filling.take(), room=-1000)
+    assert stat(filling.copy, "items", "items") > 0
+    rows = filling.link.stats()["fill_rows"]
+    while not (frame := filling.take()).records:
+        filling.peer.acknowledge(frame, room=-1000)  # a question
+    assert [record.kind for record in frame.records] == [Kind.IMPORT_BEGIN]
+    assert stat(filling.copy, "items", "items") == 0
+    wait_until(lambda: filling.host.without_room > 0, "the word that there is no room")
+    assert filling.link.stats()["fill_rows"] == rows, "none was sent again"
+    assert filling.link.filling() == {BUCKET: False}
+    if is_cancelled:
+        filling.link.cancel(BUCKET)
+        assert filling.link.filling() == {}
+        filling.link.fill(BUCKET)
+        filling.records.clear()
+    else:
+        filling.records = frame.records
+    filling.peer.acknowledge(frame)
+    filling.take_all()
+    assert assert_frames_of_a_copy(filling.records) == ROWS
+    assert filling.host.filled == [BUCKET]
+    assert state_of(filling.copy) == state_of(filling.engine)

@@ -9,6 +9,8 @@ import pytest
 from rcache.cluster.bucket_state import BucketState
 from rcache.engine.contract import Engine
 from rcache.engine.gate import PlainGate
+from rcache.engine.reference.loans import Loans
+from rcache.engine.reference.memory import MemoryAccount
 from rcache.peers.intake import OF_OLD, TAKEN, Heading, Intake
 from rcache.records.record import Kind, Record, decode, heads
 from rcache.stream.applied import AppliedStream
@@ -294,7 +296,7 @@ class Noted(PlainGate):
     """Notes for which generations it was opened."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(Loans(MemoryAccount(1 << 20), 1000), SOURCE)
         self.allowed: list[int] = []
 
     def allow(self, epoch: int, sender: int, receiver: int, generation: int) -> None:

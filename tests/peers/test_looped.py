@@ -74,7 +74,7 @@ class Backup:
         if self._left == 0:
             self._left = next(self.breaks, -1)
             return None
-        return (Status.OK, (0,)) if taken.status is Status.OK else (taken.status, (b"view",))
+        return (Status.OK, (self.intake.gate.lend(),)) if taken.status is Status.OK else (taken.status, (b"view",))
 
     def close(self) -> None:
         self.intake.stop()

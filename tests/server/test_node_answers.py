@@ -14,6 +14,8 @@ from rcache.cluster.register import RegisterFailed, RegisterUnreachable, Revised
 from rcache.cluster.view import TERM_MAX, BadView, View, decode_view, encode_view
 from rcache.cluster.wishes import cede_register, leave, take_over_register
 from rcache.engine.gate import PlainGate
+from rcache.engine.reference.loans import Loans
+from rcache.engine.reference.memory import MemoryAccount
 from rcache.peers.intake import Heading, Taken
 from rcache.server.node_answers import WATCH_S_MAX, NodeAnswers, Refusal, Standing
 from rcache.stream.terms import Promise, Terms
@@ -37,7 +39,8 @@ class FakeIntake:
     def __init__(self) -> None:
         self.taken: list[tuple[Any, ...]] = []
         self.answer = Taken(Status.OK)
-        self.gate = PlainGate()
+        loans = Loans(MemoryAccount(1 << 20), 1000)
+        self.gate, self.room = PlainGate(loans, 1), loans.most
         self.refused: list[int] = []
 
     def refuse(self, generation: int) -> None:
@@ -356,14 +359,14 @@ def test_a_heartbeat_that_is_granted_nothing_is_told_why(there: Node, status: St
 
 
 def test_records_are_taken_in_from_whom_the_view_names(there: Node) -> None:
-    assert there.ask(Opcode.RECORDS, 7, PEERS, MINE, 3, b"some") == (0,)
+    assert there.ask(Opcode.RECORDS, 7, PEERS, MINE, 3, b"some") == (there.member.known.intake.room,)
     assert there.member.known.intake.taken == [((7, PEERS, MINE, 3), b"some", 102)]
     assert there.member.waits_for == []
 
 
 def test_records_of_an_older_view_are_judged_one_by_one(there: Node) -> None:
     """By the intake: most buckets follow whom they did before."""
-    assert there.ask(Opcode.RECORDS, *sound(Opcode.RECORDS, epoch=2)) == (0,)
+    assert there.ask(Opcode.RECORDS, *sound(Opcode.RECORDS, epoch=2)) == (there.member.known.intake.room,)
     assert len(there.member.known.intake.taken) == 1
 
 

@@ -18,6 +18,7 @@ from libc.string cimport memcpy, memset
 from rcache.engine.native cimport protocol
 from rcache.engine.native.answers cimport Worker, commit_replies, want_confirmed, write_reason, REASON_BYTES_MAX
 from rcache.engine.native.change cimport Buffer, buffer_free, buffer_need, end_batch
+from rcache.engine.native.credit cimport ASK_IDLE_NS, CREDIT_ITEM_BYTES, credit_ask, credit_debt, credit_used
 from rcache.engine.native.copies cimport (
     APPLIED, Applied, Record, Portion, apply_all, begin_locked, copy_bucket, copy_portion, flush_bucket, open_bucket,
 )
@@ -31,16 +32,19 @@ from rcache.engine.native.cursors cimport (
 )
 from rcache.records._countdown cimport Countdown, countdown
 from rcache.engine.native.expiry cimport LISTS, DUE
-from rcache.engine.native.gates cimport Gate, serve_peer
+from rcache.engine.native.gates cimport Gate, lend_room, serve_peer
 from rcache.engine.native.hashing cimport crc32, crc_init
 from rcache.engine.native.items cimport EXPIRES, LIVE, Item, body_read, expiry_of, hash_of, item_cost
+from rcache.engine.native.loans cimport (
+    ITEM_FACTOR, LOANS_MAX, NO_LOAN, free_pages, loan_close, loan_open, loans_init, spare_pages,
+)
 from rcache.engine.native.memory cimport (
     PAGE_CHUNKS, TABLE_CLASSES, Memory, SizeClass, chunk_at, memory_close, memory_init, memory_used,
 )
 from rcache.engine.native.operations cimport BAD_PAYLOAD, Executed, begin_batch, execute
-from rcache.engine.native.removal cimport Outcome, expire_due, free_page
+from rcache.engine.native.removal cimport Outcome, compact, expire_due, free_page, relieve_point
 from rcache.engine.native.ring cimport (
-    DISK, POINTS_MAX, READERS_MAX, Cursor, Ring, StreamEnd, is_watched, ring_at, ring_close, ring_end_pauses, ring_head,
+    CREDIT_NOT_SAID, DISK, POINTS_MAX, POINT_NAME_BYTES, READERS_MAX, Credit, Cursor, Ring, StreamEnd, is_watched, ring_at, ring_close, ring_end_pauses, ring_head,
     ring_init, ring_set_paused,
 )
 from rcache.engine.native.serving cimport (
@@ -50,11 +54,11 @@ from rcache.engine.native.serving cimport (
 from rcache.engine.native.protocol cimport HEADER_BYTES
 from rcache.engine.native.sharing cimport PHASE_PARKED, Group, next_handed, push
 from rcache.engine.native.store cimport (
-    ABSENT, FROZEN, Bucket, Store, Stripe, bucket_at, forget_point, leave_points_locked, line_up, set_points, stripe_at,
+    ABSENT, FROZEN, PRIMARY, Bucket, Store, Stripe, bucket_at, forget_point, leave_points_locked, line_up, set_points, stripe_at,
 )
 from rcache.engine.native.system cimport (
     EFD_CLOEXEC, EFD_NONBLOCK, EPOLLIN, EPOLL_CLOEXEC, EPOLL_CTL_ADD, add64, close, epoll_create1, epoll_ctl,
-    epoll_event, eventfd, get32, getrandom, load64, load8, monotonic_ns, mutex_init, pthread_cond_broadcast,
+    epoll_event, eventfd, get32, getrandom, load32, load64, load8, monotonic_ns, mutex_init, pthread_cond_broadcast,
     pthread_mutex_destroy, pthread_mutex_lock, pthread_mutex_unlock, pthread_spin_destroy, put32, signed64, spin_init,
     spin_lock, spin_unlock, store64, store8, write,
 )
@@ -65,6 +69,7 @@ from rcache.engine.native.windows cimport (
 )
 from rcache.engine.native.table cimport BIN_ENTRIES, Bin, bin_at, bin_number, table_find, table_init
 
+from rcache.engine import credit as _credit
 from rcache.records import record as _records
 from rcache_client.wire import opcodes as _opcodes
 from rcache_client.wire.frames import HEADER_BYTES as _HEADER_BYTES
@@ -104,6 +109,7 @@ cdef void compare_numbers() except *:
     demand("the largest value", protocol.VALUE_BYTES_CEILING, _opcodes.VALUE_BYTES_CEILING)
     demand("a value's hash", protocol.VALUE_HASH_BYTES, _opcodes.VALUE_HASH_BYTES)
     demand("the counter", protocol.COUNTER_MAX, _records.COUNTER_MAX)
+    demand("what credit counts for an item", CREDIT_ITEM_BYTES, _credit.ITEM_BYTES)
     ours = {
         op.GET: protocol.OP_GET, op.GET_AND_TOUCH: protocol.OP_GET_AND_TOUCH, op.SET: protocol.OP_SET, op.ADD: protocol.OP_ADD,
         op.REPLACE: protocol.OP_REPLACE, op.DELETE: protocol.OP_DELETE, op.TOUCH: protocol.OP_TOUCH,
@@ -204,6 +210,8 @@ cdef class Core:
         if mutex_init(&store.windows.lock):
             raise OSError("no lock for the windows of links")
         store.windows.looks = looks
+        if not loans_init(&store.loans, &store.memory, value_bytes_max):
+            raise OSError("no lock for the loans of peers")
         self.make_buckets(1 << DISK if commit else 0)
 
     cdef void make_buckets(self, uint64_t points) except *:
@@ -247,6 +255,7 @@ cdef class Core:
         free(store.stripes)
         memory_close(&store.memory)
         windows_close(&store.windows)
+        pthread_mutex_destroy(&store.loans.lock)
         ring_close(&store.ring)
         Py_XDECREF(store.digest)
         Py_XDECREF(store.clock)
@@ -515,15 +524,110 @@ cdef class Core:
                 done = free_page(self.store, deadline_ns, &outcome)
         return done > 0
 
-    @property
-    def pages_over(self):
-        """Pages in use beyond the limit."""
+    def put_together(self):
+        """Free pages by moving items, as long as there are more in use than may be."""
+        cdef Outcome ignored
+        with nogil:
+            while self.pages_over() > 0 and compact(self.store, &ignored):
+                pass
+
+    cdef int64_t pages_over(self) noexcept nogil:
         cdef Memory *memory = &self.store.memory
-        cdef int64_t over
-        pthread_mutex_lock(&memory.pool)
-        over = <int64_t>memory.pages_in_use - memory.pages_max
-        pthread_mutex_unlock(&memory.pool)
-        return max(0, over)
+        return <int64_t>load32(&memory.pages_in_use) - memory.pages_max + (spare_pages(memory) if self.store.loans.count else 0)
+
+    def own_pages_over(self):
+        """Pages that what this node is primary of is to give up: of those in use beyond the limit its part, by the items; and
+        where peers are lent little, what it has more than its buckets' part."""
+        cdef Store *store = self.store
+        cdef uint64_t items = 0, own_items = 0, held = 0, own = 0, count
+        cdef uint32_t number
+        cdef int64_t over = self.pages_over(), lacking = 0
+        cdef Bucket *bucket
+        for number in range(store.bucket_count):
+            bucket = bucket_at(store, number)
+            spin_lock(&bucket.stripe.lock)
+            count = bucket.table.count
+            items += count
+            held += bucket.state != ABSENT
+            if bucket.state == PRIMARY or bucket.state == FROZEN:
+                own_items += count
+                own += 1
+            spin_unlock(&bucket.stripe.lock)
+        store8(&store.own_full, store.loans.count > 0 and own_items * held >= items * own)
+        if over > 0:
+            return 0 if not items else (over * own_items + items - 1) // items
+        with nogil:
+            pthread_mutex_lock(&store.loans.lock)
+            for number in range(LOANS_MAX):
+                if store.loans.at[number].used:
+                    lacking += max(<int64_t>0, store.loans.most // 2 - signed64(&store.loans.at[number].lent))
+            pthread_mutex_unlock(&store.loans.lock)
+        lacking = lacking * ITEM_FACTOR // store.memory.page_bytes - free_pages(&store.memory)
+        return max(0, lacking) if own_items * held > items * own else 0
+
+    # --- credit
+
+    def name_point(self, uint32_t number, bytes name not None):
+        """Whose point it is, for the words of refusals."""
+        cdef Credit *credit = &self.store.ring.credits[number % POINTS_MAX]
+        cdef size_t count = min(<size_t>len(name), <size_t>(POINT_NAME_BYTES - 1))
+        memcpy(credit.name, PyBytes_AS_STRING(name), count)
+        credit.name[count] = 0
+
+    def relieve(self, int64_t items_max):
+        """Work off debts by up to so many items each, and have those peers asked that have to say something new. Returns how
+        many items were evicted."""
+        cdef Ring *ring = &self.store.ring
+        cdef uint32_t number
+        cdef int64_t evicted = 0
+        cdef int64_t now_ns = monotonic_ns()
+        with nogil:
+            for number in range(DISK + 1, POINTS_MAX):
+                if not self.has_said(number):
+                    continue
+                evicted += relieve_point(self.store, number, items_max)
+                if credit_debt(&ring.credits[number]) or now_ns - ring.credits[number].renewed_ns > ASK_IDLE_NS:
+                    credit_ask(ring, number)
+            windows_push(&self.store.windows)
+        return evicted
+
+    cdef bint has_said(self, uint32_t number) noexcept nogil:
+        """Whether there is a peer behind this point that has said what it lends."""
+        cdef Ring *ring = &self.store.ring
+        if load64(&ring.reached[number]) == POINT_CLOSED or load64(&ring.abandoned) >> number & 1:
+            return False
+        return signed64(&ring.credits[number].allowance) != CREDIT_NOT_SAID
+
+    def credits(self):
+        """(number, name, room said last, left of it, debt) of each point whose peer has said something; then how many changes were
+        refused, and how many items evicted."""
+        cdef Ring *ring = &self.store.ring
+        cdef Credit *credit
+        rows = []
+        for number in range(DISK + 1, POINTS_MAX):
+            credit = &ring.credits[number]
+            if self.has_said(number):
+                left = signed64(&credit.allowance) - signed64(&credit.spent)
+                name = bytes(credit.name).decode("utf-8", "replace")
+                rows.append((number, name, signed64(&credit.room), max(0, left), credit_debt(credit)))
+        return rows, signed64(&ring.credit_refused), signed64(&ring.credit_evicted)
+
+    def debt(self, uint32_t number):
+        return credit_debt(&self.store.ring.credits[number % POINTS_MAX])
+
+    def loans(self):
+        """(how many there are, what is lent and not used yet, the most of one, how often there was nothing to lend)."""
+        cdef Store *store = self.store
+        cdef int64_t lent = 0, most, short, count
+        cdef uint32_t number
+        with nogil:
+            pthread_mutex_lock(&store.loans.lock)
+            for number in range(LOANS_MAX):
+                if store.loans.at[number].used:
+                    lent += max(<int64_t>0, signed64(&store.loans.at[number].lent))
+            count, most, short = store.loans.count, store.loans.most, store.loans.told_short
+            pthread_mutex_unlock(&store.loans.lock)
+        return count, lent, most, short
 
     # --- the stream
 
@@ -558,11 +662,11 @@ cdef class Core:
     def begin_moment(self, uint64_t points):
         """What was done before this waits for the peers of these points to answer something that is sent after it; 0 where none
         of them is a link's."""
-        cdef Wait wait = Wait(points, 0, 0)
+        cdef uint64_t moment
         with nogil:
-            begin_moment(&self.store.ring, &wait)
+            moment = begin_moment(&self.store.ring, points)
             windows_push(&self.store.windows)
-        return wait.moment
+        return moment
 
     def lease(self, uint32_t number, uint64_t until_ns):
         with nogil:
@@ -928,22 +1032,41 @@ cdef class Connection:
         return <int>ending
 
 
+@cython.no_gc_clear  # its end needs the core
 cdef class PeerGate:
     """Which of a peer's frames are let in without asking Python; and the lock under which its records are taken in. `record` is
     called with records that were applied and how many there are; None: nobody keeps them."""
 
     cdef Gate gate
+    cdef Core core
     cdef object record
 
-    def __cinit__(self, uint64_t source, record):
+    def __cinit__(self, Core core not None, uint64_t source, record):
         if mutex_init(&self.gate.lock):
             raise OSError("no lock for a gate")
+        self.core = core
         self.gate.source = source
+        with nogil:
+            self.gate.loan = loan_open(&core.store.loans, &core.store.memory, source)
+        if self.gate.loan == NO_LOAN:
+            raise RuntimeError("there are as many gates as there can be")
         self.record = record
         self.gate.record = <PyObject *>record if record is not None else NULL
 
     def __dealloc__(self):
+        if self.core is not None and not self.gate.closed:
+            loan_close(&self.core.store.loans, &self.core.store.memory, self.gate.loan)
         pthread_mutex_destroy(&self.gate.lock)
+
+    def lend(self):
+        """What the peer may use of this node's room beyond what was taken in."""
+        cdef int64_t room = 0
+        with nogil:
+            pthread_mutex_lock(&self.gate.lock)
+            if not self.gate.closed:
+                room = lend_room(self.core.store, &self.gate)
+            pthread_mutex_unlock(&self.gate.lock)
+        return room
 
     def __enter__(self):
         with nogil:
@@ -969,8 +1092,11 @@ cdef class PeerGate:
         return stumbled
 
     def close(self):
-        """None is ever again."""
-        store8(&self.gate.closed, 1)
+        """None is ever again, and nothing is lent any more."""
+        if not load8(&self.gate.closed):
+            store8(&self.gate.closed, 1)
+            with nogil:
+                loan_close(&self.core.store.loans, &self.core.store.memory, self.gate.loan)
 
     @property
     def counts(self):
@@ -1300,13 +1426,13 @@ cdef class LinkWindow:
             count = window_take_handed(window, connection, mid_frame, &self.served, taken)
         return PyBytes_FromStringAndSize(<char *>taken, count)
 
-    def take(self, uint32_t request_id, uint32_t epoch):
-        """An OK that names this epoch came in by Python: -1: of old; 0: to a frame of records; 1: to a marked one; -2: not to
-        the oldest."""
+    def take(self, uint32_t request_id, uint32_t epoch, int64_t room):
+        """An OK that names this epoch and lends so much came in by Python: -1: of old; 0: to a frame of records; 1: to a marked
+        one; -2: not to the oldest."""
         cdef Window *window = self.opened()
         cdef int taken
         with nogil:
-            taken = window_take(window, request_id, epoch)
+            taken = window_take(window, request_id, epoch, room)
         return taken
 
     def is_of_old(self, uint32_t request_id):

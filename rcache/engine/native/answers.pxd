@@ -18,10 +18,11 @@ from rcache.engine.native.protocol cimport (
 )
 from rcache.engine.native.removal cimport (
     WHY_COUNTER, WHY_ITEM_TOO_LARGE, WHY_KEPT_CHANGING, WHY_KEPT_CHANGING_HASHED, WHY_LATE, WHY_LOG_FAILED,
-    WHY_NOT_A_NUMBER, WHY_NOT_PRIMARY, WHY_NOTHING_TO_EVICT, WHY_NO_EVICTION, WHY_OUT_OF_RANGE, WHY_PAUSED, WHY_STREAM_FAILED,
+    WHY_NOT_A_NUMBER, WHY_NOT_PRIMARY, WHY_NOTHING_TO_EVICT, WHY_NO_EVICTION, WHY_OUT_OF_RANGE, WHY_PAUSED, WHY_PEER_FULL,
+    WHY_PEER_FULL_NO_EVICTION, WHY_STREAM_FAILED,
     WHY_STREAM_FULL, WHY_TIMED_OUT, WHY_TOO_MANY, WHY_VALUE_TOO_LARGE, WHY_WOULD_PASS, Outcome, refuse,
 )
-from rcache.engine.native.ring cimport STREAM_FAILED, STREAM_REACHED, STREAM_TIMED_OUT, Ring, StreamEnd
+from rcache.engine.native.ring cimport POINTS_MAX, STREAM_FAILED, STREAM_REACHED, STREAM_TIMED_OUT, Ring, StreamEnd
 from rcache.engine.native.store cimport BACKUP, FROZEN, IMPORTING, PRIMARY, Store
 from rcache.engine.native.system cimport put16, put64, signed64
 from rcache.engine.native.windows cimport windows_wait
@@ -91,6 +92,10 @@ cdef inline int write_reason(const Store *store, char *text, const Outcome *outc
     if why == WHY_NOTHING_TO_EVICT or why == WHY_NO_EVICTION:
         plain = "nothing is left to evict" if why == WHY_NOTHING_TO_EVICT else "and eviction is switched off (--no-evict)"
         return snprintf(text, REASON_BYTES_MAX, "the memory limit of %lld bytes is reached, %s", first, plain)
+    if why == WHY_PEER_FULL or why == WHY_PEER_FULL_NO_EVICTION:
+        plain = "nothing that it holds is left to evict" if why == WHY_PEER_FULL else "and eviction is switched off (--no-evict)"
+        return snprintf(text, REASON_BYTES_MAX, "the backup %s has no room for it (it lends %lld bytes more), %s",
+                        <const char *>store.ring.credits[first % POINTS_MAX].name, second, plain)
     if why == WHY_OUT_OF_RANGE:
         return snprintf(text, REASON_BYTES_MAX, "%lld and %s%llu add up to more than 64 bits hold", first,
                         <const char *>("-" if b and (b < 0) != outcome.minus else ""),
@@ -240,7 +245,7 @@ cdef inline void want_confirmed(Store *store, Worker *worker) noexcept nogil:
     """The replies gathered are executed. With `--reads confirmed` those that reveal what they have not changed themselves, be it
     by a refusal or a miss, wait for their backups to answer something that is sent from now on."""
     if worker.wait.moment:
-        begin_moment(&store.ring, &worker.wait)
+        worker.wait.moment = begin_moment(&store.ring, worker.wait.points)
 
 
 cdef inline void commit_replies(Store *store, Worker *worker) noexcept nogil:

@@ -17,6 +17,10 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memmove, memset
 
+from rcache.engine.native.credit cimport (
+    CREDIT_ITEM_BYTES, credit_ask, credit_cost, credit_debt, credit_give, credit_take, credit_try, credit_use, is_scarce, links_of,
+    renewal_comes,
+)
 from rcache.engine.native.expiry cimport wheel_add, wheel_take
 from rcache.engine.native.hashing cimport crc32, siphash
 from rcache.engine.native.items cimport (
@@ -31,19 +35,20 @@ from rcache.engine.native.protocol cimport (
 )
 from rcache.engine.native.removal cimport (
     WHY_COUNTER, WHY_ITEM_TOO_LARGE, WHY_KEPT_CHANGING, WHY_NOTHING, WHY_NOT_A_NUMBER, WHY_NOT_PRIMARY,
-    WHY_OUT_OF_RANGE, WHY_PAUSED, WHY_STREAM_FAILED, WHY_WOULD_PASS, Outcome, give_key, make_room, refuse, remove_if,
-    remove_locked, reserve_stream,
+    WHY_OUT_OF_RANGE, WHY_PAUSED, WHY_PEER_FULL, WHY_PEER_FULL_NO_EVICTION, WHY_STREAM_FAILED, WHY_WOULD_PASS, Outcome,
+    evict_for_class, evict_for_point, give_key, make_room, refuse, remove_if, remove_locked, reserve_stream,
 )
-from rcache.engine.native.ring cimport POSITION_NONE, Ring, ring_await_resumed, ring_give, ring_publish, try_credit
+from rcache.engine.native.ring cimport POSITION_NONE, Credit, Ring, ring_await_resumed, ring_give, ring_publish, try_credit
 from rcache.engine.native.store cimport (
     PRIMARY, Bucket, Placed, Store, bucket_at, bucket_now_locked, is_expired, link_locked, name_item, now_ms,
     wait_locked, record_locked,
 )
 from rcache.engine.native.system cimport (
-    add_fits, load8, note_wait, pthread_mutex_lock, pthread_mutex_unlock, put32, put64, spin_lock, spin_unlock, store32,
-    take_wait,
+    POLLIN, add64, add_fits, load32, load64, load8, lowest64, monotonic_ns, note_wait, poll, pollfd, pthread_mutex_lock, pthread_mutex_unlock,
+    put32, put64, signed64, spin_lock, spin_unlock, store32, take_wait,
 )
 from rcache.engine.native.table cimport table_find, table_look, table_reserve
+from rcache.engine.native.windows cimport Window, window_at, window_receive, windows_push
 
 cdef enum:
     TRIES_MAX = 8
@@ -51,6 +56,12 @@ cdef enum:
     ROOM_AHEAD = 16384
     ROOM_AHEAD_DIVISOR = 64
     NUMBER_TEXT_BYTES_MAX = 20
+    # Victims of one change for a backup's room, beside those that its size may ask for.
+    VICTIMS_MAX = 1024
+    # How long a backup's answer is waited for before items are evicted for its room, or the change is refused: it is there
+    # long before, or the backup is about to be none.
+    CREDIT_WAIT_NS = 1000000000
+    CREDIT_LOOK_MS = 1
 
 cdef enum Rule:
     RULE_PUT = 0
@@ -138,6 +149,9 @@ cdef struct Attempt:
     int64_t needed       # -1, or the room that turned out to be needed
     bint expires         # with it: whether the item will expire
     bint wrote
+    uint64_t points      # of the links whose backups the change goes to
+    int64_t credit       # of each of them, and what of it was used
+    int64_t credit_used
 
 
 # --- buffers
@@ -431,6 +445,20 @@ cdef inline void give_room(Store *store, Batch *batch, int64_t kept) noexcept no
         batch.room = kept
 
 
+cdef inline void give_way(Store *store, Change *change) noexcept nogil:
+    """Where memory is short and this node's own items have their part of it, one of them goes for one that comes. Else own changes
+    would take the chunks that peers evict for their own, until nothing of theirs is left."""
+    cdef Memory *memory = &store.memory
+    cdef uint64_t asked = item_total(memory, change.key.count, change.value_bytes, change.ttl_ms > 0)
+    cdef Outcome ignored
+    if not growth_of(store, change) or load8(&store.ring.paused) or asked > memory.chunk_bytes_max:
+        return
+    end_batch(store, change.batch)
+    evict_for_class(
+        store, memory.class_of_size[(asked + (1 << memory.handle_shift) - 1) >> memory.handle_shift], change.deadline_ns, &ignored
+    )
+
+
 cdef inline Item *take_memory(Store *store, Change *change, uint64_t room, bint expires, bint *refused) noexcept nogil:
     """Memory for the new item, by eviction where needed. NULL where none is needed: for a change that will be refused or only
     removes, and for one that a full store can make in place. Where it could not be had, `refused`."""
@@ -446,6 +474,8 @@ cdef inline Item *take_memory(Store *store, Change *change, uint64_t room, bint 
         if made != NULL:
             change.batch.spare = NULL
             return made
+    if load8(&store.own_full) and store.evict and load32(&memory.pages_in_use) + load32(&memory.held_pages) >= memory.pages_max:
+        give_way(store, change)
     made = item_alloc(memory, change.key.count, room, expires, False)
     if made != NULL:
         return made
@@ -542,6 +572,7 @@ cdef inline bint put_locked(
     cdef Item *item = made[0]
     cdef RecordHead head
     cdef bint expires = decision.expires_at_ms > 0
+    cdef int64_t grown
     if item == NULL:
         if old == NULL or not fits_in_place(memory, old, decision.value_bytes, expires):
             return False
@@ -550,6 +581,11 @@ cdef inline bint put_locked(
         if item.value_bytes != decision.value_bytes or (item.state & EXPIRES != 0) != expires:
             return False
     elif item.value_bytes < decision.value_bytes or (item.state & EXPIRES != 0) != expires:
+        return False
+    grown = credit_cost(change.key.count, decision.value_bytes)
+    if old != NULL:
+        grown -= credit_cost(old.key_bytes, old.value_bytes)
+    if attempt.points and grown > attempt.credit:
         return False
     if old == NULL and not table_reserve(memory, &bucket.table, change.key.hashed):
         return False
@@ -562,6 +598,9 @@ cdef inline bint put_locked(
     attempt.recorded = True
     if not record_locked(store, bucket, &head, &attempt.reserved, &attempt.placed):
         return True
+    if attempt.points and grown > 0:
+        attempt.credit_used = grown
+        credit_use(&store.ring, attempt.points, grown)
     bucket.stripe.sets += 1
     change.stored = item
     settle_locked(store, change, decision, item, old, head.sequence)
@@ -621,6 +660,99 @@ cdef inline bint take_room(Store *store, Change *change, int64_t count) noexcept
     return reserve_stream(store, count, change.deadline_ns, &change.outcome)
 
 
+cdef inline int64_t growth_of(Store *store, Change *change) noexcept nogil:
+    """By how much a change lets its item grow, as credit counts it, as things are now; 0 where it would be refused or does not."""
+    cdef Decision decision
+    cdef uint64_t now
+    cdef bint expired
+    cdef int64_t grown = 0
+    cdef Item *held
+    spin_lock(&change.key.bucket.stripe.lock)
+    held = find_live_locked(store, &change.key, &now, &expired)
+    decide(store, change, NULL if expired else held, now, &decision)
+    if decision.act == ACT_PUT:
+        grown = credit_cost(change.key.count, decision.value_bytes)
+        if held != NULL:
+            grown -= credit_cost(held.key_bytes, held.value_bytes)
+    spin_unlock(&change.key.bucket.stripe.lock)
+    return max(grown, <int64_t>0)
+
+
+cdef inline bint take_credit(Store *store, Change *change, Attempt *attempt, uint64_t room) noexcept nogil:
+    """Credit at each backup of the bucket. Where there is not enough for all that the item takes, for what it grows by: an item
+    can be overwritten where its backup is full. False, with the refusal, where it could not be had. Blocks."""
+    cdef uint64_t left = attempt.points
+    attempt.credit = credit_cost(change.key.count, room)
+    if credit_take(&store.ring, attempt.points, attempt.credit):
+        return True
+    attempt.credit = growth_of(store, change)
+    if not attempt.credit or credit_take(&store.ring, attempt.points, attempt.credit):
+        return True
+    end_batch(store, change.batch)
+    while left:
+        if not make_credit(store, lowest64(left), attempt.credit, change.deadline_ns, &change.outcome):
+            credit_give(&store.ring, attempt.points & ~left, attempt.credit)
+            return False
+        left &= left - 1
+    return True
+
+
+cdef inline bint make_credit(
+    Store *store, uint32_t number, int64_t count, int64_t deadline_ns, Outcome *refusal
+) noexcept nogil:
+    """Set credit aside at a point that has too little: where much is under way its answer is waited for; else items that the
+    backup holds are evicted. In debt so many as count twice what the change takes: the rest of it is the housekeeper's.
+    (`credit`, invariant 1.) False with the refusal. Blocks."""
+    cdef Credit *credit = &store.ring.credits[number]
+    cdef int64_t until_ns = min(deadline_ns, monotonic_ns() + CREDIT_WAIT_NS), evicted = 0, done
+    cdef int64_t victims_max = VICTIMS_MAX + count // CREDIT_ITEM_BYTES, victims = 0
+    while victims < victims_max:
+        if credit_try(&store.ring, number, count):
+            return True
+        if load8(&store.ring.paused):
+            refuse(refusal, ST_PAUSED, WHY_PAUSED)
+            return False
+        if renewal_comes(credit) and not (store.evict and is_scarce(credit)) and await_renewal(store, number, until_ns):
+            continue
+        if not store.evict:
+            break
+        if credit_debt(credit) and evicted >= 2 * count:
+            add64(&credit.spent, count)
+            return True
+        done = evict_for_point(store, number, deadline_ns, refusal)
+        if done < 0:
+            return False
+        if not done:
+            break
+        evicted += done
+        victims += 1
+    add64(&store.ring.credit_refused, 1)
+    if credit_ask(&store.ring, number):
+        windows_push(&store.windows)
+    refuse(refusal, ST_NO_ROOM, WHY_PEER_FULL if store.evict else WHY_PEER_FULL_NO_EVICTION)
+    refusal.number, refusal.other = number, max(<int64_t>0, signed64(&credit.allowance) - signed64(&credit.spent))
+    return False
+
+
+cdef inline bint await_renewal(Store *store, uint32_t number, int64_t until_ns) noexcept nogil:
+    """Wait until a peer has said anew what it lends, by a thread that sends what it waits for and takes in the answer itself, where
+    it can. False where that did not come in time. Blocks."""
+    cdef Credit *credit = &store.ring.credits[number]
+    cdef int64_t renewals = signed64(&credit.renewals)
+    cdef Window *window
+    cdef pollfd watched
+    note_wait()
+    while monotonic_ns() < until_ns and not load8(&store.ring.waits_ended) and not load8(&store.ring.failed):
+        credit_ask(&store.ring, number)
+        windows_push(&store.windows)
+        window = window_at(&store.windows, number)
+        watched.fd, watched.events = window_receive(window) if window != NULL else -1, POLLIN
+        if signed64(&credit.renewals) != renewals:
+            return True
+        poll(&watched, 1, CREDIT_LOOK_MS)
+    return False
+
+
 cdef inline bint prepare(Store *store, Change *change, Attempt *attempt, uint64_t room, bint expires) noexcept nogil:
     """What must be had before the lock: room in the stream, memory, and the item filled as far as it is known (invariant 3).
     False, with the refusal in the outcome, where it could not be had. Blocks."""
@@ -629,9 +761,14 @@ cdef inline bint prepare(Store *store, Change *change, Attempt *attempt, uint64_
     attempt.reserved = <int64_t>(RECORD_HEADER_BYTES + change.key.count + room)
     if not take_room(store, change, attempt.reserved):
         return False
+    attempt.points = links_of(load64(&change.key.bucket.points))
     if change.rule != RULE_DELETE:
+        if attempt.points and not take_credit(store, change, attempt, room):
+            ring_give(&store.ring, attempt.reserved)
+            return False
         attempt.made = take_memory(store, change, room, expires, &refused)
         if refused:
+            credit_give(&store.ring, attempt.points, attempt.credit)
             ring_give(&store.ring, attempt.reserved)
             return False
     if attempt.made != NULL:
@@ -688,6 +825,8 @@ cdef inline void tidy(Store *store, const Change *change, Attempt *attempt) noex
         item_free(&store.memory, attempt.gone)
     elif attempt.wrote:
         give_record(store, &attempt.placed, change, change.value, change.value_bytes)
+    if attempt.points:
+        credit_give(&store.ring, attempt.points, attempt.credit - attempt.credit_used)
     change.batch.room += attempt.reserved
     give_room(store, change.batch, room_ahead(store))
     if attempt.made != NULL:
@@ -710,6 +849,8 @@ cdef inline int64_t try_change(Store *store, Change *change, uint64_t room, bint
     elif bucket.sequence & COUNTER_MAX == COUNTER_MAX:
         refuse(&change.outcome, ST_BUSY, WHY_COUNTER)
         change.outcome.number = bucket.number
+    elif links_of(bucket.points) & ~attempt.points:
+        attempt.needed, attempt.expires = <int64_t>room, expires[0]  # a backup more, whose credit was not asked for
     else:
         change_locked(store, change, &attempt)
     spin_unlock(&bucket.stripe.lock)

@@ -33,11 +33,11 @@ it, and a frame of records serves as well as one without any.
 
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from rcache.engine.native.ring cimport (
-    DISK, FAILURE_BYTES, MOMENT_WANTED, POINTS_MAX, STREAM_FAILED, STREAM_REACHED, STREAM_TIMED_OUT, WAKERS_MAX, Cursor, Ring, StreamEnd,
-    watch_head_locked,
+    CREDIT_NOT_SAID, DISK, FAILURE_BYTES, MOMENT_WANTED, POINTS_MAX, STREAM_FAILED, STREAM_REACHED, STREAM_TIMED_OUT, WAKERS_MAX,
+    Credit, Cursor, Ring, StreamEnd, watch_head_locked,
 )
 from rcache.engine.native.system cimport (
     CLOCK_BOOTTIME, add64, cas64, clock_ns, cond_wait_until, fence, is_own_waker, lowest64, load64, monotonic_ns,
@@ -125,22 +125,23 @@ cdef inline bint is_lost(const Ring *ring, const Wait *wait) noexcept nogil:
     return wait.points & load64(&ring.abandoned) != 0
 
 
-cdef inline void begin_moment(Ring *ring, Wait *wait) noexcept nogil:
-    """What a batch waits for that was executed: from now on also for answers to frames that are begun later than this
-    (invariant 5). The caller has the windows looked at afterwards (`windows_push`)."""
-    cdef uint64_t links = wait.points & ~(<uint64_t>1 << DISK), wanted
+cdef inline uint64_t begin_moment(Ring *ring, uint64_t points) noexcept nogil:
+    """The peers of these points are to answer frames that are begun later than this. Returns the moment, which an answer that is
+    wanted for what was executed waits for (invariant 5); 0 where none of the points is a link's. The caller has the windows
+    looked at afterwards (`windows_push`)."""
+    cdef uint64_t links = points & ~(<uint64_t>1 << DISK), moment, wanted
     cdef uint32_t number
-    wait.moment = 0
     if not links:
-        return
-    wait.moment = <uint64_t>add64(<int64_t *>&ring.moment, 1) + 1
+        return 0
+    moment = <uint64_t>add64(<int64_t *>&ring.moment, 1) + 1
     while links:
         number = lowest64(links)
         wanted = load64(&ring.wanted[number])
-        while wanted < wait.moment and not cas64(&ring.wanted[number], &wanted, wait.moment):
+        while wanted < moment and not cas64(&ring.wanted[number], &wanted, moment):
             pass
         links &= links - 1
     fence()
+    return moment
 
 
 # --- points
@@ -164,6 +165,8 @@ cdef inline int point_open(Ring *ring, uint64_t position, uint64_t until_ns) noe
             set_lease_locked(ring, number, until_ns)
             store64(&ring.wanted[number], 0)
             store64(&ring.confirmed[number], 0)
+            memset(&ring.credits[number], 0, sizeof(Credit))
+            store64(<uint64_t *>&ring.credits[number].allowance, <uint64_t>CREDIT_NOT_SAID)
             store64(&ring.reached[number], position)
             ring.serials[number] += 1
             store64(&ring.abandoned, ring.abandoned & ~(<uint64_t>1 << number))

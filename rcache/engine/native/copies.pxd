@@ -15,17 +15,19 @@ from libc.string cimport memcpy, memset
 
 from rcache.engine.native.change cimport Buffer, Key, buffer_need, set_key
 from rcache.records._countdown cimport Countdown, countdown, is_even, take, take8, take16, take32, take64
+from rcache.engine.native.credit cimport credit_cost
 from rcache.engine.native.expiry cimport wheel_take, wheel_unpark
 from rcache.engine.native.items cimport (
     EXPIRES, Item, body_read, hash_of, body_write, expires_at, expiry_of, item_alloc, item_free,
 )
+from rcache.engine.native.loans cimport loan_use_of
 from rcache.engine.native.memory cimport Memory, chunk_at, chunk_free, handle_of
 from rcache.engine.native.protocol cimport (
-    CAUSE_FLUSHED, COUNTER_MAX, KINDS, KIND_FLUSH, KIND_IMPORT_BEGIN, KIND_IMPORT_END, KIND_OPEN, KIND_REMOVE, KIND_ROW,
+    CAUSE_EVICTED, CAUSE_FLUSHED, COUNTER_MAX, KINDS, KIND_FLUSH, KIND_IMPORT_BEGIN, KIND_IMPORT_END, KIND_OPEN, KIND_REMOVE, KIND_ROW,
     KIND_SET, RECORD_HEADER_BYTES, ST_BUSY, ST_PAUSED, ST_STOPPING, RecordHead, put_record_head,
 )
 from rcache.engine.native.removal cimport (
-    WHY_COUNTER, WHY_PAUSED, WHY_STREAM_FAILED, Outcome, give_key, refuse, reserve_stream,
+    WHY_COUNTER, WHY_PAUSED, WHY_STREAM_FAILED, Outcome, compact, give_key, refuse, reserve_stream,
 )
 from rcache.engine.native.ring cimport ring_give, ring_head
 from rcache.engine.native.change cimport await_resumed, not_primary
@@ -33,7 +35,7 @@ from rcache.engine.native.store cimport (
     ABSENT, BACKUP, FROZEN, IMPORTING, PRIMARY, Bucket, Placed, Store, bucket_now_locked, learn_time_locked,
     leave_points_locked, link_locked, name_item, now_ms, record_locked, unlink_locked, bucket_at, used_now,
 )
-from rcache.engine.native.system cimport load8, put64, reverse32, spin_lock, spin_unlock, store8
+from rcache.engine.native.system cimport load8, load32, put64, reverse32, spin_lock, spin_unlock, store8
 from rcache.engine.native.table cimport (
     BIN_ENTRIES, Bin, bin_at, bin_number, segment_drop, segment_of, table_close, table_entry, table_find, table_init,
     table_reserve,
@@ -273,13 +275,16 @@ cdef inline bint is_passed_by(const Bucket *bucket, const RecordHead *head, uint
 
 
 cdef inline Applied apply_record(
-    Store *store, const Record *record, uint64_t source, uint64_t clock_ms, uint32_t used_ms
+    Store *store, const Record *record, uint64_t source, uint64_t clock_ms, uint32_t used_ms, int64_t *count
 ) noexcept nogil:
-    """Apply one record of a source to a bucket that is not primary and follows it."""
+    """Apply one record of a source to a bucket that is not primary and follows it. `count` grows by what it counts of what the
+    source is lent."""
     cdef const RecordHead *head = &record.head
     cdef Bucket *bucket
     cdef Item *made = NULL
+    cdef Item *fresh
     cdef Applied applied = APPLIED
+    cdef Outcome ignored
     cdef Key key
     if head.bucket >= store.bucket_count:
         return APPLY_WRONG_BUCKET
@@ -292,6 +297,8 @@ cdef inline Applied apply_record(
     if head.kind == KIND_OPEN and not opening_is_whole(record):
         return APPLY_OPEN_ODD
     if head.kind == KIND_SET or head.kind == KIND_ROW:
+        if load32(&store.memory.pages_in_use) >= store.memory.pages_max:
+            compact(store, &ignored)  # rather than go over the limit
         made = item_alloc(&store.memory, head.key_bytes, record.value_bytes, head.expires_at_ms > 0, True)
         if made == NULL:
             return APPLY_NO_MEMORY
@@ -301,6 +308,7 @@ cdef inline Applied apply_record(
             expiry_of(made).at_ms = head.expires_at_ms
         body_write(&store.memory, made, 0, record.key, head.key_bytes)
         body_write(&store.memory, made, head.key_bytes, record.value, record.value_bytes)
+    fresh = made
     spin_lock(&bucket.stripe.lock)
     if bucket.state == PRIMARY or bucket.state == FROZEN:
         applied = APPLY_NOT_TAKEN
@@ -313,9 +321,19 @@ cdef inline Applied apply_record(
     if applied == APPLIED:
         learn_time_locked(bucket, head.time_ms, clock_ms)
     spin_unlock(&bucket.stripe.lock)
+    if applied == APPLIED and head.kind < KIND_ROW and made != fresh:
+        count[0] += counted(head, record.value_bytes, made)
     if made != NULL:
         item_free(&store.memory, made)
     return applied
+
+
+cdef inline int64_t counted(const RecordHead *head, uint64_t value_bytes, const Item *gone) noexcept nogil:
+    """What a change that took effect counts, as its primary counts it (`credit`); `gone`: what it took out."""
+    cdef int64_t old = credit_cost(gone.key_bytes, gone.value_bytes) if gone != NULL else 0
+    if head.kind == KIND_SET:
+        return max(<int64_t>0, credit_cost(head.key_bytes, value_bytes) - old)
+    return -old if head.cause == CAUSE_EVICTED else 0
 
 
 cdef inline Applied put_newer_locked(Store *store, Bucket *bucket, const Key *key, Item **made) noexcept nogil:
@@ -404,14 +422,14 @@ cdef inline Applied apply_all(Store *store, Countdown *body, uint64_t source, Re
     """Apply records of a source one after the other. `record` is the one it ended at."""
     cdef uint64_t clock_ms = now_ms(store)
     cdef uint32_t used_ms = used_now()
-    cdef Applied applied
-    while body.left:
-        if not take_record(body, record):
-            return APPLY_BAD
-        applied = apply_record(store, record, source, clock_ms, used_ms)
-        if applied != APPLIED:
-            return applied
-    return APPLIED
+    cdef Applied applied = APPLIED
+    cdef int64_t count = 0
+    while body.left and applied == APPLIED:
+        applied = APPLY_BAD
+        if take_record(body, record):
+            applied = apply_record(store, record, source, clock_ms, used_ms, &count)
+    loan_use_of(&store.loans, source, count)
+    return applied
 
 
 # --- copies

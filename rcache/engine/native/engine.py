@@ -120,7 +120,7 @@ class NativeEngine:
         return connection.handback(*self._core.serve(connection.core))
 
     def open_gate(self, source: int, record: Callable[[bytes, int], object] | None) -> _native.PeerGate:
-        return _native.PeerGate(source, record)
+        return _native.PeerGate(self._core, source, record)
 
     def serve_peer(self, connection: EngineConnection, gate: Gate | None) -> Handback | None:
         assert isinstance(connection, NativeConnection)
@@ -221,7 +221,9 @@ class NativeEngine:
         self.epoch = max(self.epoch, epoch)
 
     def open_commit_point(self, name: str, position: int, until_ns: int = HELD_FOR_EVER) -> LinkPoint:
-        return self._points.open(name, position, until_ns)
+        point = self._points.open(name, position, until_ns)
+        self._core.name_point(point.number, name.encode())
+        return point
 
     def set_commit_points(self, bucket: int, points: Collection[CommitPoint]) -> int:
         return self._points.set(bucket, points)
@@ -251,10 +253,17 @@ class NativeEngine:
         return self._core.expire_due(items_max, time.monotonic_ns() + int(EXPIRE_WAIT_S * 1e9))
 
     def trim(self) -> int:
+        self._core.put_together()
         evicted = self._evicted()
-        while self._core.pages_over and self._core.evict_page(time.monotonic_ns() + int(OPEN_WAIT_S * 1e9)):
-            pass
+        if self.config.evict:
+            left = self._core.own_pages_over()
+            while left > 0 and self._core.evict_page(time.monotonic_ns() + int(OPEN_WAIT_S * 1e9)):
+                left -= 1
         return self._evicted() - evicted
+
+    def relieve(self, items_max: int) -> int:
+        self._core.own_pages_over()  # looks whose part is whose
+        return self._core.relieve(items_max)
 
     def _evicted(self) -> int:
         count: int = self._core.stats()["items"][6]
@@ -273,6 +282,17 @@ class NativeEngine:
                 **{state.value: found["states"][number] for number, state in enumerate(STATES)},
             },
             "stream": found["stream"],
+            "credit": self._credit(),
+        }
+
+    def _credit(self) -> dict[str, Any]:
+        rows, refused, evicted = self._core.credits()
+        peers, lent, most, short = self._core.loans()
+        return {
+            "refused_for_backup": refused,
+            "evicted_for_backup": evicted,
+            "backups": {name: {"room": room, "left": left, "debt": debt} for _, name, room, left, debt in rows},
+            "lent": {"peers": peers, "bytes": lent, "bytes_each_max": most, "told_none": short},
         }
 
     def check(self) -> None:

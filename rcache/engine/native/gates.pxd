@@ -27,9 +27,11 @@ from libc.string cimport memmove
 
 from rcache.engine.native.answers cimport Worker, begin_reply, forget_replies
 from rcache.engine.native.copies cimport APPLIED, Record, apply_record, take_record
+from rcache.engine.native.loans cimport is_short, lend, loan_use
 from rcache.engine.native.protocol cimport (
     HEADER_BYTES, KIND_OPEN, KIND_ROW, OP_RECORDS, RECORD_HEADER_BYTES, ST_OK, put_frame_head,
 )
+from rcache.engine.native.removal cimport Outcome, compact
 from rcache.engine.native.serving cimport (
     BUFFER_BYTES_KEPT, ENDED_BAD_FRAME, ENDED_CLOSED, ENDED_FRAME, ENDED_LOST, GOING_ON, NO_BUFFER_PAUSE_MS, OUTPUT_BYTES_MAX, Conn,
     Ending, Handed, bad_header, hold, note_received, receive_or_sleep, send_all, worker_ready,
@@ -46,6 +48,7 @@ from rcache.records._countdown cimport Countdown, countdown, take, take32, take6
 cdef struct Gate:
     pthread_mutex_t lock
     uint64_t source
+    int loan                 # what its source is lent
     uint32_t epoch           # what is let in, under the lock
     uint32_t generation
     uint64_t sender
@@ -106,13 +109,14 @@ cdef inline bint apply_changes(Store *store, Gate *gate, Countdown *left) noexce
     cdef const uint8_t *body = left.at
     cdef uint64_t clock_ms = now_ms(store), whole = left.left, applied = 0
     cdef uint32_t used_ms = used_now()
-    cdef int64_t records = 0
+    cdef int64_t records = 0, count = 0
     cdef Record record
     while left.left:
-        if not take_record(left, &record) or apply_record(store, &record, gate.source, clock_ms, used_ms) != APPLIED:
+        if not take_record(left, &record) or apply_record(store, &record, gate.source, clock_ms, used_ms, &count) != APPLIED:
             gate.stumbled = True
             break
         records, applied = records + 1, whole - left.left
+    loan_use(&store.loans, gate.loan, count)
     if gate.record != NULL and records and not keep(gate, body, applied, records):
         return False
     add64(&gate.records, records)
@@ -121,11 +125,20 @@ cdef inline bint apply_changes(Store *store, Gate *gate, Countdown *left) noexce
     return not gate.stumbled
 
 
-cdef inline void say_taken(const Store *store, Worker *worker, uint32_t request_id) noexcept nogil:
-    """The answer to a frame that was taken in: how much room there is, which is not said yet."""
+cdef inline int64_t lend_room(Store *store, const Gate *gate) noexcept nogil:
+    """What the gate's peer may use of this node's room beyond what was taken in. Where room is short, pages are put together
+    first: that is no change, and no other's business."""
+    cdef Outcome ignored
+    if is_short(&store.loans, &store.memory):
+        compact(store, &ignored)
+    return lend(&store.loans, &store.memory, gate.loan, gate.source)
+
+
+cdef inline void say_taken(Store *store, const Gate *gate, Worker *worker, uint32_t request_id) noexcept nogil:
+    """The answer to a frame that was taken in."""
     cdef uint8_t *at = begin_reply(worker, 8)
     if at != NULL:
-        put64(at, 0)
+        put64(at, <uint64_t>lend_room(store, gate))
         put_frame_head(at - HEADER_BYTES, OP_RECORDS, ST_OK, 8, request_id, <uint32_t>signed64(&store.epoch))
         worker.out.count += HEADER_BYTES + 8
 
@@ -153,7 +166,7 @@ cdef inline Ending take_frames(
         if gate == NULL or head[2] != OP_RECORDS or not let_in(store, gate, head + HEADER_BYTES, frame_bytes - HEADER_BYTES):
             return ENDED_FRAME
         conn.last_executed = get32(head + 8)
-        say_taken(store, worker, conn.last_executed)
+        say_taken(store, gate, worker, conn.last_executed)
     used[0] = at
     return GOING_ON
 

@@ -22,7 +22,7 @@ from libc.stdlib cimport calloc, free, realloc
 
 from rcache.engine.native.system cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_NONE, PROT_READ, PROT_WRITE, MADV_DONTNEED, add64,
-    load8, madvise, mmap, mprotect, munmap, mutex_init, poison, pthread_mutex_destroy, pthread_mutex_lock,
+    load8, load32, madvise, mmap, mprotect, munmap, mutex_init, poison, pthread_mutex_destroy, pthread_mutex_lock,
     pthread_mutex_t, pthread_mutex_unlock, store8, store32, store64, unpoison,
 )
 
@@ -96,6 +96,7 @@ cdef struct Memory:
     uint32_t free_page       # the pool: a list of pages that were used before,
     uint32_t untouched       # and the first of those that never were
     uint32_t pages_in_use
+    uint32_t held_pages      # kept free of what is this node's own (`loans`)
     uint64_t large_pages
     uint64_t large_asked
     uint64_t large_evicted
@@ -208,11 +209,11 @@ cdef inline void memory_close(Memory *memory) noexcept nogil:
 # --- pages
 
 cdef inline uint32_t pool_take(Memory *memory, bint force) noexcept nogil:
-    """A free page, or NO_PAGE where the limit is reached and nothing forces it (invariant 1)."""
+    """A free page, or NO_PAGE where the limit is reached, or what is lent, and nothing forces it (invariant 1)."""
     cdef uint32_t page = NO_PAGE
     cdef uint64_t step
     pthread_mutex_lock(&memory.pool)
-    if force or memory.pages_in_use < memory.pages_max:
+    if force or memory.pages_in_use + load32(&memory.held_pages) < memory.pages_max:
         if memory.free_page != NO_PAGE:
             page = memory.free_page
             memory.free_page = memory.pages[page].next
@@ -227,7 +228,7 @@ cdef inline uint32_t pool_take(Memory *memory, bint force) noexcept nogil:
             if page != NO_PAGE:
                 store32(&memory.untouched, page + 1)
         if page != NO_PAGE:
-            memory.pages_in_use += 1
+            store32(&memory.pages_in_use, memory.pages_in_use + 1)
     pthread_mutex_unlock(&memory.pool)
     return page
 
@@ -241,7 +242,7 @@ cdef inline void pool_give(Memory *memory, uint32_t page) noexcept nogil:
     pthread_mutex_lock(&memory.pool)
     memory.pages[page].next = memory.free_page
     memory.free_page = page
-    memory.pages_in_use -= 1
+    store32(&memory.pages_in_use, memory.pages_in_use - 1)
     pthread_mutex_unlock(&memory.pool)
 
 

@@ -29,6 +29,7 @@ Invariants:
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from rcache.engine.native.credit cimport credit_cost, credit_debt
 from rcache.engine.native.expiry cimport DUE, PARKED, wheel_moved, wheel_push, wheel_take, wheel_turn
 from rcache.engine.native.items cimport (
     EXPIRES, ITEM_BYTES, LARGE, LIVE, FREE, Item, body_offset, body_read, extent_of, hash_of, head_part, item_alloc,
@@ -43,7 +44,7 @@ from rcache.engine.native.protocol cimport (
     ST_STOPPING, RecordHead,
 )
 from rcache.engine.native.commitment cimport Wait
-from rcache.engine.native.ring cimport STREAM_FAILED, STREAM_REACHED, StreamEnd, ring_publish, ring_give, ring_reserve
+from rcache.engine.native.ring cimport Credit, STREAM_FAILED, STREAM_REACHED, StreamEnd, ring_publish, ring_give, ring_reserve
 from rcache.engine.native.store cimport (
     PRIMARY, Bucket, Placed, Store, Stripe, bucket_at, bucket_now_locked, is_expired, now_ms, record_locked, stripe_at,
     unlink_locked, used_now,
@@ -52,7 +53,7 @@ from rcache.engine.native.system cimport (
     add64, hint8, hint32, hint64, load8, load32, load64, pthread_mutex_lock, pthread_mutex_unlock, random64, spin_lock,
     spin_unlock, store8, store32, store64,
 )
-from rcache.engine.native.table cimport table_entry, table_find
+from rcache.engine.native.table cimport BIN_ENTRIES, Bin, bin_at, table_entry, table_find
 
 cdef enum:
     KEY_BYTES_MAX = 65535
@@ -69,6 +70,9 @@ cdef enum:
     # that classes that are equally busy do not take pages from each other by chance.
     IDLE_MORE_MS = 50
     PAGES_LOOKED_AT = 8
+    # The same for an eviction by a point: in so many buckets, so many bins of a dozen side by side.
+    SAMPLE_BUCKETS = 3
+    SAMPLE_BINS = 1
     IN_USE_DIVISOR = 4
     PAGE_TRIES_MAX = 64
     # How often room is looked for in one request; each time frees an item or a page, so it is a limit on victims.
@@ -96,6 +100,8 @@ cdef enum Why:
     WHY_LOG_FAILED
     WHY_NO_MEMORY
     WHY_PAUSED
+    WHY_PEER_FULL
+    WHY_PEER_FULL_NO_EVICTION
 
 
 cdef struct Outcome:
@@ -263,6 +269,7 @@ cdef struct Victim:
     uint32_t handle
     uint32_t idle_ms
     uint64_t home
+    int64_t cost         # as `credit_cost` counts; where it is looked for by a point
 
 
 cdef struct Choice:
@@ -520,6 +527,95 @@ cdef inline int evict_for_class(Store *store, uint32_t number, int64_t deadline_
         if done:
             return done
     return 0
+
+
+cdef inline bint is_lent_by(const Bucket *bucket, uint64_t point) noexcept nogil:
+    """Whether a backup behind a point holds what this node is primary of here. A hint, without the stripe's lock."""
+    return load8(&bucket.state) == PRIMARY and load64(&bucket.points) & point != 0
+
+
+cdef inline void look_at_bin(Store *store, Bin *held, uint32_t now, Victim *oldest) noexcept nogil:
+    """Look at all items of a bin and its chain. Under the stripe's lock."""
+    cdef uint32_t idle_ms
+    cdef int place
+    cdef Item *item
+    while True:
+        for place in range(BIN_ENTRIES):
+            if not held.entries[place]:
+                continue
+            item = <Item *>chunk_at(&store.memory, held.entries[place])
+            idle_ms = now - item.used_ms
+            if idle_ms & 0x80000000U:
+                idle_ms = 0
+            if not oldest.handle or idle_ms > oldest.idle_ms:
+                oldest.handle, oldest.idle_ms, oldest.home = held.entries[place], idle_ms, item.home
+                oldest.cost = credit_cost(item.key_bytes, item.value_bytes)
+        if not held.more:
+            return
+        held = <Bin *>chunk_at(&store.memory, held.more)
+
+
+cdef inline Victim victim_of_point(Store *store, uint32_t number, uint32_t now) noexcept nogil:
+    """Of a few items of buckets whose backup is behind this point, the one that was not used for longest. By the buckets' tables,
+    not by pages: where few of this node's items are of such a bucket, pages chosen at random would hold none."""
+    cdef uint64_t point = <uint64_t>1 << number
+    cdef uint32_t start = <uint32_t>random64() % store.bucket_count, step, looked = 0, bin_at_first, tried
+    cdef Victim oldest
+    cdef Bucket *bucket
+    oldest.handle = oldest.home = 0
+    for step in range(store.bucket_count):
+        bucket = bucket_at(store, (start + step) % store.bucket_count)
+        if not is_lent_by(bucket, point) or not load32(&bucket.table.count):
+            continue
+        spin_lock(&bucket.stripe.lock)
+        if is_lent_by(bucket, point) and bucket.table.count:
+            bin_at_first = <uint32_t>random64() % bucket.table.bins
+            for tried in range(bucket.table.bins):
+                look_at_bin(store, bin_at(&store.memory, &bucket.table, (bin_at_first + tried) % bucket.table.bins), now, &oldest)
+                if oldest.handle and tried + 1 >= SAMPLE_BINS:
+                    break
+        spin_unlock(&bucket.stripe.lock)
+        looked += oldest.handle != 0
+        if looked == SAMPLE_BUCKETS:
+            break
+    return oldest
+
+
+cdef inline int64_t evict_for_point(Store *store, uint32_t number, int64_t deadline_ns, Outcome *refusal) noexcept nogil:
+    """Evict an item that the backup behind a point holds. What it counted goes back to the credit: before it is placed into what
+    samples say, behind it to whom it is of use (`credit`, invariant 2). Returns that; 0: there is nothing; -1: refused."""
+    cdef Credit *credit = &store.ring.credits[number]
+    cdef Victim victim
+    cdef uint32_t tried
+    cdef int done
+    for tried in range(PAGE_TRIES_MAX):
+        victim = victim_of_point(store, number, used_now())
+        if not victim.handle:
+            return 0
+        add64(&credit.refunded, victim.cost)
+        done = evict_handle(store, victim.handle, victim.home, deadline_ns, refusal)
+        if done == 1:
+            add64(&credit.spent, -victim.cost)
+            add64(&store.ring.credit_evicted, 1)
+            return victim.cost
+        add64(&credit.refunded, -victim.cost)
+        if done < 0:
+            return -1
+        if load8(&store.ring.paused):
+            break
+    return 0
+
+
+cdef inline int64_t relieve_point(Store *store, uint32_t number, int64_t items_max) noexcept nogil:
+    """Work off a debt at one point, by up to so many items; does not wait for room in the stream. Returns how many."""
+    cdef Credit *credit = &store.ring.credits[number]
+    cdef Outcome ignored
+    cdef int64_t count = 0
+    while count < items_max and credit_debt(credit) and store.evict and not load8(&store.ring.paused):
+        if evict_for_point(store, number, 0, &ignored) <= 0:
+            break
+        count += 1
+    return count
 
 
 cdef inline bint compact(Store *store, Outcome *ignored) noexcept nogil:

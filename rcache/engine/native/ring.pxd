@@ -54,6 +54,10 @@ cdef enum:
     POSITION_NONE = 0
     # No record is so short.
     POSITION_AGAIN = 1
+    POINT_NAME_BYTES = 64
+
+cdef extern from "<stdint.h>" nogil:
+    int64_t CREDIT_NOT_SAID "INT64_MAX"
 
 cdef enum StreamEnd:
     STREAM_REACHED = 0
@@ -73,6 +77,21 @@ cdef struct Cursor:
     uint64_t owner       # counts who has had it
 
 
+cdef struct Credit:
+    # What a backup lends this node; see `credit`. Under no lock, but for what `credit_renew` writes.
+    int64_t spent        # what changes have used, and what those under way have set aside
+    int64_t added        # what changes have used, and are in the stream
+    int64_t refunded     # what was evicted for it
+    int64_t allowance    # how far `spent` may go; CREDIT_NOT_SAID
+    int64_t room         # what the peer said last, and the most it ever said
+    int64_t most
+    int64_t sample       # what was used by the frame that this was the answer to
+    int64_t renewals     # counted
+    int64_t renewed_ns
+    int64_t asked_ns
+    char name[POINT_NAME_BYTES]
+
+
 cdef struct Ring:
     pthread_mutex_t lock
     pthread_spinlock_t placing
@@ -87,9 +106,12 @@ cdef struct Ring:
     uint64_t kept_to
     int64_t credit
     uint64_t reached[POINTS_MAX]   # what each commit point has come to; UINT64_MAX where it is not open
-    uint64_t moment      # batches that wait for an answer to a frame begun after them, counted (`commitment.begin_moment`)
-    uint64_t wanted[POINTS_MAX]      # the newest moment that somebody waits for at each point
+    uint64_t moment      # at which answers to later frames came to be wanted, counted (`commitment.begin_moment`)
+    uint64_t wanted[POINTS_MAX]      # the newest moment that somebody wants answered at each point
     uint64_t confirmed[POINTS_MAX]   # the moment of the newest frame that its peer answered as what it was
+    Credit credits[POINTS_MAX]       # of each point that is a link's
+    int64_t credit_refused           # changes, counted
+    int64_t credit_evicted           # items
     uint64_t lease_ends[POINTS_MAX]   # of each, ns by CLOCK_BOOTTIME; UINT64_MAX where it has no end
     uint64_t leased      # the points whose lease has an end, a bit each
     uint64_t abandoned
@@ -116,13 +138,15 @@ cdef struct Ring:
 
 cdef inline bint ring_init(Ring *ring, uint64_t bytes_max) noexcept nogil:
     """Map the buffer twice, one copy behind the other. False where that cannot be had."""
-    cdef uint64_t size = 4096
+    cdef uint64_t size = 4096, number
     cdef void *base
     while size < bytes_max:
         size *= 2
     ring.size, ring.bytes_max, ring.credit = size, bytes_max, <int64_t>bytes_max
     memset(ring.reached, 0xFF, sizeof(ring.reached))
     memset(ring.lease_ends, 0xFF, sizeof(ring.lease_ends))
+    for number in range(POINTS_MAX):
+        ring.credits[number].allowance = CREDIT_NOT_SAID
     ring.reached[<int>DISK], ring.next_point, ring.moment = 0, DISK + 1, MOMENT_WANTED
     if mutex_init(&ring.lock) or spin_init(&ring.placing):
         return False

@@ -25,6 +25,7 @@ from libc.stdlib cimport calloc, free
 
 from rcache.engine.native.expiry cimport Wheel, wheel_add, wheel_take
 from rcache.engine.native.items cimport EXPIRES, HELD, LIVE, Item, expiry_of, hash_of
+from rcache.engine.native.loans cimport Loans
 from rcache.engine.native.memory cimport Memory, handle_of
 from rcache.engine.native.protocol cimport CAUSES, COUNTER_MAX, RecordHead, put_record_head
 from rcache.engine.native.commitment cimport MOMENT_WANTED, Wait, committed
@@ -86,6 +87,8 @@ cdef struct Store:
     Memory memory
     Ring ring
     Windows windows
+    Loans loans
+    uint8_t own_full     # what this node is primary of has its part of the memory (`loans`), as looked at last
     uint8_t *buckets
     uint8_t *stripes
     uint32_t bucket_count

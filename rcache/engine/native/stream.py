@@ -33,6 +33,9 @@ WINDOW_ENDS = (None, None, Ended.SLOW_READER, Ended.LOST)
 OF_OLD, PORTION, NOT_DUE = -1, 1, -2
 """By the numbers of the core."""
 
+NOT_SAID = (1 << 63) - 1
+"""For the core: an answer that says nothing of its sender's room."""
+
 FULL_S = 0.001
 """How long to wait where as many frames are under way as may be."""
 
@@ -119,8 +122,8 @@ class NativeWindow:
     def receive(self, connection: int, *, mid_frame: bool) -> bytes:
         return self._window.receive(connection, mid_frame)
 
-    def take(self, request_id: int, epoch: int) -> bool | None:
-        taken = self._window.take(request_id, epoch)
+    def take(self, request_id: int, epoch: int, room: int | None = None) -> bool | None:
+        taken = self._window.take(request_id, epoch, NOT_SAID if room is None else room)
         if taken == NOT_DUE:
             raise ValueError(f"an answer to {request_id}, where another was due")
         return None if taken == OF_OLD else taken == PORTION

@@ -23,8 +23,12 @@ Invariants:
 8. A frame has the moment that is read before its first byte is sent, and the epoch that it names. What its answer confirms is
    that moment, and only where the answer names no newer epoch: a peer that goes by a newer view may serve what was this node's,
    and still takes what fits of an older one (decision 0027). It is asked again once this side's frames name another epoch.
-9. Where somebody waits for a newer moment than that of the last frame, and nothing of the stream is there for the peer, an
-   empty frame is sent: a question. So it comes behind all that was sent before, and says that nothing of old comes after it.
+9. Where somebody wants an answer to a frame of a newer moment than that of the last one, and nothing of the stream is there for
+   the peer, an empty frame is sent: a question. So it comes behind all that was sent before, and says that nothing of old comes
+   after it.
+10. A frame that comes up to the position of a sample of what was used of the peer's credit has that sample (`credit`,
+   invariant 2); nothing is sent across that position. What the peer lends beyond the frame then renews the credit, whatever epoch its
+   answer names: what room it has is so by any view.
 
 Lock order: `receiving`, `sending`, `books`, then the ring's. Nothing blocks under `sending` but the sender that finishes a
 frame, and nothing under the others; a stripe is never held.
@@ -38,12 +42,13 @@ from libc.string cimport memcpy, memmove, memset
 from rcache.engine.native.commitment cimport (
     Wait, is_lost, is_met, is_point_done, point_advance_as, ring_wait,
 )
+from rcache.engine.native.credit cimport Sample, credit_pass_on, credit_renew, credit_sample
 from rcache.engine.native.cursors cimport (
     SPANS_MAX, Measured, Span, cursor_measure, cursor_rewind, cursor_unpin,
 )
 from rcache.engine.native.protocol cimport HEADER_BYTES, PROTOCOL_VERSION, REPLY_MAGIC, ST_OK
 from rcache.engine.native.ring cimport (
-    KIND_AT, POINTS_MAX, STREAM_FAILED, STREAM_REACHED, STREAM_TIMED_OUT, Cursor, Ring, StreamEnd, ring_at, ring_head,
+    CREDIT_NOT_SAID, KIND_AT, POINTS_MAX, STREAM_FAILED, STREAM_REACHED, STREAM_TIMED_OUT, Cursor, Ring, StreamEnd, ring_at, ring_head,
 )
 from rcache.engine.native.system cimport (
     EAGAIN, EFD_CLOEXEC, EFD_NONBLOCK, EINTR, MSG_DONTWAIT, MSG_NOSIGNAL, POLLIN, POLLOUT, add64, close, cond_wait_until, eventfd,
@@ -51,7 +56,7 @@ from rcache.engine.native.system cimport (
     lowest64, monotonic_ns, msghdr, mutex_init, poll, pollfd, pthread_cond_broadcast, pthread_mutex_lock, pthread_mutex_t,
     pthread_mutex_trylock, pthread_mutex_unlock, put32, read, recv, sched_yield, sendmsg, signed64, store64, store8, write,
 )
-from rcache.records._countdown cimport Countdown, countdown, take8, take32
+from rcache.records._countdown cimport Countdown, countdown, take8, take32, take64
 
 cdef enum:
     # One for each commit point that is a link's, and some that are on their way out.
@@ -72,6 +77,7 @@ cdef enum:
     ASIDE_MS = 2
     RECEIVE_MS = 250
     REQUEST_ID_HALF = 0x7FFFFFFF
+    NO_ACCOUNT = 0
 
 cdef enum WindowStep:
     STEP_NOTHING = 0         # there is nothing to send
@@ -91,6 +97,8 @@ cdef struct Frame:
     int64_t sent_ns
     uint64_t moment          # invariant 8
     uint32_t epoch
+    int64_t used             # of the credit, up to here
+    uint64_t account         # whose that is; NO_ACCOUNT: there is no sample of it
     uint32_t request_id
     bint marked              # what follows from its answer is Python's
 
@@ -121,6 +129,7 @@ cdef struct Window:
     int64_t send_ns
     uint64_t point           # what is advanced; it and its serial are written under `books`
     uint32_t serial
+    uint64_t account         # both in one
     # under `books`
     Frame frames[FRAMES_MAX]
     uint32_t frame_at
@@ -135,6 +144,8 @@ cdef struct Window:
     uint8_t head[WINDOW_HEAD_MAX]
     uint32_t head_bytes
     uint32_t epoch           # that it names
+    Sample sample            # that a frame is to take along
+    uint64_t sample_account
     Span spans[SPANS_MAX]
     iovec pieces[1 + SPANS_MAX]
     uint32_t piece_at
@@ -201,6 +212,27 @@ cdef inline void move_locked(Window *window, uint64_t position, uint64_t moment)
         wake_sender(window)
 
 
+cdef inline void give_sample_locked(Window *window, Frame *frame, uint64_t position) noexcept nogil:
+    """To a frame that is the last before this position (invariant 10). Under `sending` and `books`."""
+    if window.sample.taken and position >= window.sample.position:
+        frame.used, frame.account = window.sample.used, window.sample_account
+        window.sample.taken = False
+
+
+cdef inline void take_sample(Window *window) noexcept nogil:
+    """Of what is used of the credit, unless a frame is still to take one along. (One whose position was come by is none's:
+    too many frames were under way.) Under `sending`."""
+    cdef uint64_t account
+    if not window.sample.taken or window.sample.position <= window.cursor.position:
+        window.sample.taken = False
+        account = load64(&window.account)
+        if account == NO_ACCOUNT:
+            window.sample.position = ring_head(window.ring)
+        else:
+            window.sample = credit_sample(window.ring, account >> 32)
+        window.sample_account = account
+
+
 cdef inline bint enter_locked(Window *window, uint64_t position, uint64_t records, bint marked) noexcept nogil:
     """A frame is about to be sent. Under `sending` and `books`."""
     cdef Frame *frame
@@ -209,6 +241,8 @@ cdef inline bint enter_locked(Window *window, uint64_t position, uint64_t record
     frame = &window.frames[(window.frame_at + window.frame_count) % FRAMES_MAX]
     frame.position, frame.sent_ns, frame.request_id, frame.marked = position, monotonic_ns(), window.next_id, marked
     frame.moment, frame.epoch = load64(&window.ring.moment), window.epoch  # invariant 8
+    frame.account = NO_ACCOUNT
+    give_sample_locked(window, frame, max(position, window.cursor.position))
     store64(&window.asked, frame.moment)
     window.frame_count += 1
     window.next_id += 1
@@ -293,9 +327,13 @@ cdef inline WindowStep send_next(Window *window, uint64_t until) noexcept nogil:
     cdef Measured found
     cdef uint32_t number, request_id = 0
     cdef bint entered = True
+    cdef Frame *last
     if window.cursor.position >= until or not has_more(window):
         return send_question(window, until)
-    cursor_measure(window.ring, window.cursor, window.bytes_max, until, window.spans, SPANS_MAX, &found)
+    take_sample(window)
+    cursor_measure(
+        window.ring, window.cursor, window.bytes_max, min(until, window.sample.position), window.spans, SPANS_MAX, &found
+    )
     if found.position == window.cursor.position:
         return send_question(window, until)
     pthread_mutex_lock(&window.books)
@@ -304,7 +342,11 @@ cdef inline WindowStep send_next(Window *window, uint64_t until) noexcept nogil:
         entered = enter_locked(window, found.position, found.count, False)
         store8(&window.full, not entered)
     elif window.frame_count:
-        window.frames[(window.frame_at + window.frame_count - 1) % FRAMES_MAX].position = found.position
+        last = &window.frames[(window.frame_at + window.frame_count - 1) % FRAMES_MAX]
+        last.position = found.position
+        give_sample_locked(window, last, found.position)
+    elif found.position >= window.sample.position:
+        window.sample.taken = False
     if entered:
         cursor_unpin(window.ring, window.cursor, found.position)
         store64(&window.looked, found.position)
@@ -330,6 +372,7 @@ cdef inline WindowStep send_question(Window *window, uint64_t until) noexcept no
     cdef bint entered
     if until != <uint64_t>-1 or not wants_answer(window):
         return STEP_NOTHING
+    take_sample(window)
     pthread_mutex_lock(&window.books)
     request_id = window.next_id
     entered = enter_locked(window, window.cursor.position, 0, False)
@@ -464,6 +507,7 @@ cdef inline WindowEnd window_send_body(
         end = finish_frame(window)
     full[0] = False
     if end == WINDOW_WOKEN:
+        take_sample(window)
         pthread_mutex_lock(&window.books)
         request_id = window.next_id
         full[0] = not enter_locked(window, position, 0, True)
@@ -487,11 +531,24 @@ cdef inline bint is_plain(Countdown *head) noexcept nogil:
     return magic == REPLY_MAGIC and version == PROTOCOL_VERSION and take8(head) == ST_OK and take32(head) == ANSWER_PAYLOAD
 
 
+cdef inline int64_t room_of(const uint8_t *answer) noexcept nogil:
+    """What a whole plain answer says."""
+    cdef Countdown payload = countdown(answer + HEADER_BYTES, ANSWER_PAYLOAD)
+    return <int64_t>take64(&payload)
+
+
+cdef inline void renew_locked(Window *window, uint64_t account, int64_t used, int64_t room) noexcept nogil:
+    """Invariant 10. What was for an earlier point says nothing of this one. Under `books`."""
+    if account != NO_ACCOUNT and account == window.account and room != CREDIT_NOT_SAID:
+        credit_renew(window.ring, account >> 32, <uint32_t>account, used, room)
+
+
 cdef inline void take_answers(Window *window) noexcept nogil:
     """Take in the whole plain answers that are held; what is left begins with one that is not whole, or not plain (invariant
     5). Under `receiving`."""
     cdef uint32_t at = 0, request_id
-    cdef uint64_t position = 0, moment = 0
+    cdef uint64_t position = 0, moment = 0, account = NO_ACCOUNT
+    cdef int64_t used = 0, room = 0
     cdef Countdown head
     cdef Frame *oldest
     pthread_mutex_lock(&window.books)
@@ -510,8 +567,11 @@ cdef inline void take_answers(Window *window) noexcept nogil:
                 break
             position = oldest.position
             moment = max(moment, moment_of(oldest, take32(&head)))
+            if oldest.account != NO_ACCOUNT:
+                used, account, room = oldest.used, oldest.account, room_of(window.answers + at)
             leave_locked(window)
         at += HEADER_BYTES + ANSWER_PAYLOAD
+    renew_locked(window, account, used, room)
     move_locked(window, position, moment)
     pthread_mutex_unlock(&window.books)
     memmove(window.answers, window.answers + at, window.held - at)
@@ -592,6 +652,7 @@ cdef inline bint window_begin(Window *window, int fd) noexcept nogil:
     done = cursor_rewind(window.ring, window.cursor, window.acknowledged)
     store64(&window.looked, window.cursor.position)
     store64(&window.asked, window.answered)  # what was under way will not be answered
+    window.sample.taken = False
     store8(&window.full, 0)
     if fd >= 0:
         window.fd, window.held, window.piece_at, window.piece_count = fd, 0, 0, 0
@@ -620,10 +681,15 @@ cdef inline void window_end(Window *window) noexcept nogil:
 
 
 cdef inline void window_set_point(Window *window, uint32_t number) noexcept nogil:
+    cdef uint64_t old
     pthread_mutex_lock(&window.books)
     pthread_mutex_lock(&window.ring.lock)
+    old = window.point
+    if old < POINTS_MAX and old != number and window.ring.serials[old] == window.serial:
+        credit_pass_on(window.ring, <uint32_t>old, number)
     store64(&window.point, number)
     window.serial = window.ring.serials[number]
+    store64(&window.account, <uint64_t>number << 32 | window.serial)
     pthread_mutex_unlock(&window.ring.lock)
     point_advance_as(
         window.ring, number, window.serial, window.acknowledged, window.answered, window.cursor, window.owner
@@ -707,9 +773,9 @@ cdef inline bint window_is_of_old(Window *window, uint32_t request_id) noexcept 
     return of_old
 
 
-cdef inline int window_take(Window *window, uint32_t request_id, uint32_t epoch) noexcept nogil:
-    """An OK that names this epoch and that Python took in: -1: of old; 0: to the oldest frame; 1: that one was marked; -2: not
-    to the oldest."""
+cdef inline int window_take(Window *window, uint32_t request_id, uint32_t epoch, int64_t room) noexcept nogil:
+    """An OK that names this epoch and lends so much, and that Python took in: -1: of old; 0: to the oldest frame; 1: that one
+    was marked; -2: not to the oldest."""
     cdef Frame *oldest
     cdef int taken = -2
     pthread_mutex_lock(&window.books)
@@ -719,6 +785,7 @@ cdef inline int window_take(Window *window, uint32_t request_id, uint32_t epoch)
     elif window.frame_count and oldest.request_id == request_id:
         taken = 1 if oldest.marked else 0
         leave_locked(window)
+        renew_locked(window, oldest.account, oldest.used, room)
         move_locked(window, oldest.position, moment_of(oldest, epoch))
     pthread_mutex_unlock(&window.books)
     return taken
@@ -772,6 +839,8 @@ cdef inline void window_take_over(Window *window, Cursor *cursor) noexcept nogil
     window.epoch = 0
     window.head_bytes = window.held = window.piece_at = window.piece_count = 0
     store64(&window.point, POINTS_MAX)
+    store64(&window.account, NO_ACCOUNT)
+    window.sample.taken = False
     store64(&window.acknowledged, cursor.position)
     store64(&window.looked, cursor.position)
     store64(&window.asked, 0)
@@ -804,15 +873,21 @@ cdef inline void windows_close(Windows *windows) noexcept nogil:
 
 cdef inline Window *window_for(Windows *windows, const Ring *ring, const Wait *wait) noexcept nogil:
     """The window that a wait is for, if it is for one alone and that can bring it on."""
-    cdef uint64_t points = wait.points, number
+    cdef uint64_t points = wait.points
     cdef uint32_t point = POINTS_MAX
-    cdef Window *window
     while points:
         if not is_point_done(ring, lowest64(points), wait):
             if point != POINTS_MAX:
                 return NULL
             point = lowest64(points)
         points &= points - 1
+    return window_at(windows, point)
+
+
+cdef inline Window *window_at(Windows *windows, uint32_t point) noexcept nogil:
+    """The window of a point, where answers may be taken in by whoever comes first; or NULL."""
+    cdef uint64_t number
+    cdef Window *window
     for number in range(load64(&windows.count)):
         window = windows.at[number]
         if load64(&window.point) == point and load64(&window.connection) and not load8(&window.lost) and not load8(&window.handed):

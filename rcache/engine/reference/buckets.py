@@ -105,6 +105,11 @@ class Bucket:
         """The time of the newest record."""
         return self._newest_ms
 
+    @property
+    def links(self) -> int:
+        """The points that are a link's."""
+        return self.points & ~(1 << DISK)
+
     def now_locked(self, clock_ms: int) -> int:
         """The bucket's time: the node's clock, or its newest record's time carried on, whichever is later."""
         return max(clock_ms + self._ahead_ms, self._newest_ms)
@@ -136,8 +141,7 @@ class Bucket:
 
     def _lease_wait_locked(self) -> Wait:
         """Invariant 4: nothing is to come, but the leases of the links are to hold."""
-        links = self.points & ~(1 << DISK)
-        return Wait(links, 0) if links else NO_WAIT
+        return Wait(self.links, 0) if self.links else NO_WAIT
 
     def pend_locked(self, sequence: int, position: int, committed: int) -> Wait:
         """The newest record, `sequence`, ends at `position` of the stream (invariant 3). What its answer waits for."""

@@ -28,6 +28,7 @@ from rcache.engine.contract import (
     Handback,
     RequestRefused,
 )
+from rcache.engine.credit import credit_cost
 from rcache.engine.gate import PlainGate
 from rcache.engine.reference.buckets import Bucket, Item, item_bytes
 from rcache.engine.reference.operations import Operations
@@ -96,7 +97,7 @@ class ReferenceEngine:
         return self._server.serve(connection)
 
     def open_gate(self, source: int, record: Callable[[bytes, int], object] | None) -> PlainGate:  # noqa: ARG002
-        return PlainGate()
+        return PlainGate(self._store.loans, source)
 
     def serve_peer(self, connection: EngineConnection, gate: Gate | None) -> Handback | None:  # noqa: ARG002
         assert isinstance(connection, Connection)
@@ -180,7 +181,9 @@ class ReferenceEngine:
         self.epoch = max(self.epoch, epoch)
 
     def open_commit_point(self, name: str, position: int, until_ns: int = HELD_FOR_EVER) -> LinkPoint:
-        return self._points.open(name, position, until_ns)
+        point = self._points.open(name, position, until_ns)
+        self._ring.credits.accounts[point.number].name = name
+        return point
 
     def set_commit_points(self, bucket: int, points: Collection[CommitPoint]) -> int:
         return self._points.set(bucket, points)
@@ -191,29 +194,35 @@ class ReferenceEngine:
     # --- records in and out
 
     def apply(self, body: bytes | memoryview, source: int = 0) -> None:
-        clock_ms = self.clock.now_ms()
         for record in scan(bytes(body)):
-            if record.bucket >= len(self._store.buckets):
-                raise BadRecord(f"bucket {record.bucket} of {len(self._store.buckets)}")
-            bucket = self._store.buckets[record.bucket]
-            if record.key and self._store.bucket_of(record.key) is not bucket:
-                raise BadRecord(f"key {record.key!r} is not of bucket {record.bucket}")
-            with bucket.stripe.lock:
-                if bucket.state in (BucketState.PRIMARY, BucketState.FROZEN):
-                    raise ChainError(f"bucket {bucket.number} is {bucket.state.value}; records of others do not apply to it")
-                if bucket.follows != source:
-                    raise ChainError(
-                        f"bucket {bucket.number} follows source {bucket.follows}; records of source {source} do not apply to it"
-                    )
-                if record.kind in (Kind.IMPORT_BEGIN, Kind.ROW, Kind.IMPORT_END, Kind.DROP):
-                    if source:
-                        _demand_not_whole(bucket, record)
-                    self._apply_mark_locked(bucket, record)
-                elif source and record.sequence <= bucket.sequence:
-                    continue  # a link sends again what it does not know to have been taken
-                else:
-                    self._apply_change_locked(bucket, record)
-                bucket.learn_time_locked(record.time_ms, clock_ms)
+            self._store.loans.use(source, self._apply_one(record, source))
+
+    def _apply_one(self, record: Record, source: int) -> int:
+        """Returns what it counts of what the source is lent."""
+        clock_ms = self.clock.now_ms()
+        counted = 0
+        if record.bucket >= len(self._store.buckets):
+            raise BadRecord(f"bucket {record.bucket} of {len(self._store.buckets)}")
+        bucket = self._store.buckets[record.bucket]
+        if record.key and self._store.bucket_of(record.key) is not bucket:
+            raise BadRecord(f"key {record.key!r} is not of bucket {record.bucket}")
+        with bucket.stripe.lock:
+            if bucket.state in (BucketState.PRIMARY, BucketState.FROZEN):
+                raise ChainError(f"bucket {bucket.number} is {bucket.state.value}; records of others do not apply to it")
+            if bucket.follows != source:
+                raise ChainError(
+                    f"bucket {bucket.number} follows source {bucket.follows}; records of source {source} do not apply to it"
+                )
+            if record.kind in (Kind.IMPORT_BEGIN, Kind.ROW, Kind.IMPORT_END, Kind.DROP):
+                if source:
+                    _demand_not_whole(bucket, record)
+                self._apply_mark_locked(bucket, record)
+            elif source and record.sequence <= bucket.sequence:
+                return 0  # a link sends again what it does not know to have been taken
+            else:
+                counted = self._apply_change_locked(bucket, record)
+            bucket.learn_time_locked(record.time_ms, clock_ms)
+        return counted
 
     def _apply_mark_locked(self, bucket: Bucket, record: Record) -> None:
         if record.kind == Kind.ROW:
@@ -234,8 +243,8 @@ class ReferenceEngine:
             if not begins:
                 bucket.leave_points_locked()
 
-    def _apply_change_locked(self, bucket: Bucket, record: Record) -> None:
-        """One change, in chain order. A row of a running import may already be newer than it."""
+    def _apply_change_locked(self, bucket: Bucket, record: Record) -> int:
+        """One change, in chain order. A row of a running import may already be newer than it. Returns what it counts."""
         follows = (
             decode_opening(record.value).continues_from == bucket.sequence
             if record.kind == Kind.OPEN
@@ -245,22 +254,28 @@ class ReferenceEngine:
             raise ChainError(f"bucket {bucket.number}: {record.sequence} does not follow on {bucket.sequence}")
         bucket.sequence = record.sequence
         if record.kind == Kind.SET:
-            self._put_newer_locked(bucket, record)
-            return
+            return max(0, self._put_newer_locked(bucket, record))
         bucket.last_removal = record.sequence
         if record.kind == Kind.FLUSH:
             older = [key for key, item in bucket.items.items() if item.version < record.sequence]
         else:
             held = bucket.items.get(record.key) if record.kind == Kind.REMOVE else None
             older = [record.key] if held is not None and held.version < record.sequence else []
+        freed = 0
         for key in older:
+            freed += credit_cost(len(key), len(bucket.items[key].value))
             self._store.memory.force(-bucket.drop_locked(key))
+        return -freed if record.cause == Cause.EVICTED else 0
 
-    def _put_newer_locked(self, bucket: Bucket, record: Record) -> None:
+    def _put_newer_locked(self, bucket: Bucket, record: Record) -> int:
+        """Returns by how much the item grows, as credit counts it."""
         held = bucket.items.get(record.key)
-        if held is None or held.version < record.sequence:
-            item = Item(record.value, record.flags, record.expires_at_ms, record.sequence)
-            self._store.memory.force(bucket.put_locked(record.key, item))
+        if held is not None and held.version >= record.sequence:
+            return 0
+        item = Item(record.value, record.flags, record.expires_at_ms, record.sequence)
+        self._store.memory.force(bucket.put_locked(record.key, item))
+        old = credit_cost(len(record.key), len(held.value)) if held is not None else 0
+        return credit_cost(len(record.key), len(record.value)) - old
 
     def copy_bucket(self, bucket: int) -> Iterator[bytes]:
         """Items are never changed in place, so a list of them made under the lock is a copy at one sequence."""
@@ -304,11 +319,28 @@ class ReferenceEngine:
 
     def trim(self) -> int:
         evicted = 0
-        while self._store.memory.used > self._store.memory.limit and self._store.evict_one(
-            time.monotonic_ns() + int(OPEN_WAIT_S * 1e9)
-        ):
+        memory = self._store.memory
+        left = memory.used - self._own_over() if self.config.evict else memory.used
+        while memory.used > left and self._store.evict_one(time.monotonic_ns() + int(OPEN_WAIT_S * 1e9)):
             evicted += 1
         return evicted
+
+    def _own_over(self) -> int:
+        """How many bytes what this node is primary of is to give up: its part of what is over the limit, by the items; and
+        where peers are lent little, what it has more than its buckets' part."""
+        held = [bucket for bucket in self._store.buckets if bucket.state is not BucketState.ABSENT]
+        own = [bucket for bucket in held if bucket.state in (BucketState.PRIMARY, BucketState.FROZEN)]
+        items, own_items = sum(len(bucket.items) for bucket in held), sum(len(bucket.items) for bucket in own)
+        loans = self._store.loans
+        self._store.own_full = loans.count > 0 and own_items * len(held) >= items * len(own)
+        if loans.free < 0:
+            return -(loans.free * own_items // items) if items else 0
+        return max(0, loans.lacking - loans.free) if own_items * len(held) > items * len(own) else 0
+
+    def relieve(self, items_max: int) -> int:
+        if self.config.evict:
+            self._own_over()
+        return self._store.borrowing.relieve(items_max)
 
     def stats(self) -> dict[str, dict[str, Any]]:
         store = self._store
@@ -339,6 +371,25 @@ class ReferenceEngine:
                 **{state.value: sum(bucket.state is state for bucket in store.buckets) for state in BucketState},
             },
             "stream": self._ring.stats(),
+            "credit": self._credit(),
+        }
+
+    def _credit(self) -> dict[str, Any]:
+        accounts, loans = self._ring.credits, self._store.loans
+        return {
+            "refused_for_backup": accounts.refused,
+            "evicted_for_backup": accounts.evicted,
+            "backups": {
+                account.name: {"room": account.room, "left": account.left, "debt": account.debt}
+                for number, account in accounts.said().items()
+                if not self._ring.is_closed(number)
+            },
+            "lent": {
+                "peers": loans.count,
+                "bytes": loans.lent,
+                "bytes_each_max": loans.most,
+                "told_none": loans.told_none,
+            },
         }
 
     def check(self) -> None:

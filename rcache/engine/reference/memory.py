@@ -3,7 +3,7 @@
 Which thread runs it: any. What it owns: two numbers and their lock, the innermost of all.
 What it must not know: items, eviction.
 
-Invariant: what is taken through `try_take` never passes the limit; only `force` (recovery) can.
+Invariant: what is taken through `try_take` never passes the limit; only `force` (recovery, and what peers send) can.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ class MemoryAccount:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        self.held = 0  # kept free of what is this node's own (`loans`)
         self._used = 0
         self._lock = threading.Lock()
 
@@ -25,9 +26,9 @@ class MemoryAccount:
         return self._used
 
     def try_take(self, count: int) -> bool:
-        """Take `count` bytes if the limit allows it."""
+        """Take `count` bytes if the limit allows it, and what is lent to others."""
         with self._lock:
-            if self._used + count > self.limit:
+            if count > 0 and self._used + count > self.limit - self.held:
                 return False
             self._used += count
             return True

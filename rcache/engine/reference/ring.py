@@ -44,6 +44,7 @@ from rcache.engine.change_stream import (
     WindowTerms,
 )
 from rcache.engine.commit_point import DiskPoint
+from rcache.engine.reference.credit import Credits, numbers_of
 from rcache.engine.sockets import send_within
 from rcache.engine.window import PlainWindow
 from rcache.records.record import bucket_of
@@ -76,9 +77,10 @@ class Ring:
         self._head = 0
         self._reserved = 0
         self._reached = [0] + [EVERYTHING] * (POINTS_MAX - 1)  # by the points' numbers
-        self._moment = MOMENT_WANTED  # batches that wait for answers to frames begun after them, counted
-        self._wanted = [0] * POINTS_MAX  # the newest moment that somebody waits for at each point
+        self._moment = MOMENT_WANTED  # at which answers to later frames came to be wanted, counted
+        self._wanted = [0] * POINTS_MAX  # the newest moment that somebody wants answered at each point
         self._confirmed = [0] * POINTS_MAX  # and the newest that its peer confirmed
+        self.credits = Credits(lambda: self._head)
         self._lease_ends = [HELD_FOR_EVER] * POINTS_MAX  # ns, by CLOCK_BOOTTIME
         self._leased = 0  # the points whose lease has an end, a bit each
         self._abandoned = 0
@@ -231,11 +233,15 @@ class Ring:
                 if self._reached[number] == EVERYTHING or self._abandoned >> number & 1:
                     self._reached[number] = position
                     self._wanted[number] = self._confirmed[number] = 0
+                    self.credits.begin(number)
                     self._set_lease(number, until_ns)
                     self._abandoned &= ~(1 << number)
                     self._next_point = number + 1
                     return number
         raise ValueError(f"the change stream has {POINTS_MAX} commit points already")
+
+    def is_closed(self, number: int) -> bool:
+        return self._reached[number] == EVERYTHING or self._abandoned >> number & 1 == 1
 
     def point(self, number: int) -> int:
         """What a point has come to."""
@@ -284,7 +290,7 @@ class Ring:
 
     def _is_confirmed(self, wait: Wait) -> bool:
         """Invariant 6; a point that is closed has no peer."""
-        links = (number for number in range(DISK + 1, POINTS_MAX) if wait.points >> number & 1)
+        links = numbers_of(wait.points)
         return all(self._confirmed[number] >= wait.moment or self._reached[number] == EVERYTHING for number in links)
 
     @property
@@ -293,11 +299,11 @@ class Ring:
         return self._moment
 
     def wanted(self, number: int) -> int:
-        """The newest moment that somebody waits for at this point."""
+        """The newest moment that somebody wants answered at this point."""
         return self._wanted[number]
 
     def begin_moment(self, points: int) -> int:
-        links = [number for number in range(DISK + 1, POINTS_MAX) if points >> number & 1]
+        links = numbers_of(points)
         if not links:
             return 0
         with self._lock:
@@ -397,6 +403,11 @@ class RingReader:
     def is_links(self) -> bool:
         """Whether it reads for a link: nobody else chooses buckets."""
         return self._chosen is not None
+
+    def wait(self, timeout_s: float) -> bool:
+        """Until there is something to read, or somebody wakes the readers. Whether there is."""
+        with self._ring._lock:
+            return self._is_behind() or self._wait_for_first(timeout_s)
 
     def choose(self, buckets: Collection[int] | None) -> None:
         self._chosen = None if buckets is None else frozenset(buckets)

@@ -25,7 +25,11 @@ from rcache.cluster.bucket_state import BucketState, may_follow
 from rcache.engine.change_stream import DISK, MOMENT_WANTED, NO_WAIT, Wait
 from rcache.engine.clock import NodeClock
 from rcache.engine.contract import EngineConfig, RequestRefused
+from rcache.engine.credit import credit_cost
+from rcache.engine.reference.borrowing import Borrowing
 from rcache.engine.reference.buckets import ITEM_BYTES, Bucket, Item, Stripe, item_bytes
+from rcache.engine.reference.credit import Claim
+from rcache.engine.reference.loans import Loans
 from rcache.engine.reference.memory import MemoryAccount
 from rcache.engine.reference.ring import Ring, StreamFailed
 from rcache.records.record import (
@@ -106,6 +110,10 @@ class Store:
         points = 1 << DISK if config.commit else 0
         self.buckets = [Bucket(number, self.stripes[number % len(self.stripes)], points) for number in range(config.buckets)]
         self._mask = config.buckets - 1
+        self.evicts = config.evict
+        self.loans = Loans(self.memory, config.value_bytes_max)
+        self.own_full = False  # what this node is primary of has its part of the memory, as looked at last
+        self.borrowing = Borrowing(ring.credits, self)
 
     def bucket_of(self, key: bytes) -> Bucket:
         """Key to bucket: CRC-32, masked."""
@@ -163,17 +171,22 @@ class Store:
         """One try. Returns the change, or the room that turned out to be needed. Raises `_Paused`."""
         reserved = record_bytes(len(key), room)
         self._reserve_stream(reserved, deadline_ns)
+        claim = Claim(0, 0)
         try:
+            claim = self._take_credit(bucket, key, room, deadline_ns, decide)
             taken = self._take_memory(bucket, key, room, deadline_ns, decide)
         except BaseException:
+            self.borrowing.give_rest(claim)
             self.ring.unreserve(reserved)
             raise
         used = False
         try:
             with bucket.stripe.lock:
                 _demand_primary(bucket)
-                self._demand_running()
+                self.demand_running()
                 _demand_counter(bucket)
+                if bucket.links & ~claim.points:
+                    return room  # a backup more, whose credit was not asked for
                 now_ms = bucket.now_locked(self.clock.now_ms())
                 held = bucket.items.get(key)
                 live = None if held is None or _is_expired(held, now_ms) else held
@@ -182,10 +195,13 @@ class Store:
                     used = True
                     self._remove_locked(bucket, key, Cause.EXPIRED, now_ms, reserved)
                 if isinstance(decision, NewItem):
-                    if len(decision.value) > room or not self._fits_locked(key, held, decision, taken):
+                    growth = _growth(key, held, decision)
+                    fits = len(decision.value) <= room and self._fits_locked(key, held, decision, taken)
+                    if not fits or (claim.points and growth > claim.count):
                         return len(decision.value)
                     used = True
                     grown, changed = self._put_locked(bucket, key, decision, now_ms, reserved)
+                    self.ring.credits.use(claim, growth)
                     taken -= grown
                     return changed
                 if decision is REMOVE:
@@ -195,6 +211,7 @@ class Store:
         except StreamFailed as failed:
             raise RequestRefused(Status.STOPPING, f"the append log failed: {failed}") from None
         finally:
+            self.borrowing.give_rest(claim)
             if not used:
                 self.ring.unreserve(reserved)
             if taken:
@@ -217,12 +234,18 @@ class Store:
         return bucket.put_locked(key, item), Changed(version, wait, item)
 
     def _remove_locked(self, bucket: Bucket, key: bytes, cause: Cause, now_ms: int, reserved: int) -> Changed:
+        freed, changed = self._take_out_locked(bucket, key, cause, now_ms, reserved)
+        self.memory.force(-freed)
+        return changed
+
+    def _take_out_locked(self, bucket: Bucket, key: bytes, cause: Cause, now_ms: int, reserved: int) -> tuple[int, Changed]:
+        """Remove an item; the bytes that leaves are the caller's."""
         record = draft(Kind.REMOVE, bucket.number, key, cause=cause)
         version, wait = self._record_locked(bucket, record, bucket.sequence + 1, now_ms, reserved)
         bucket.last_removal = version
-        self.memory.force(-bucket.drop_locked(key))
+        freed = bucket.drop_locked(key)
         _count_removed(bucket.stripe, cause, 1)
-        return Changed(version, wait, None)
+        return freed, Changed(version, wait, None)
 
     # --- pauses
 
@@ -233,7 +256,7 @@ class Store:
             with stripe.lock:
                 pass
 
-    def _demand_running(self) -> None:
+    def demand_running(self) -> None:
         if self.ring.paused:
             raise _Paused
 
@@ -299,7 +322,25 @@ class Store:
             with bucket.stripe.lock:
                 bucket.set_points_locked(bucket.points & ~(1 << number))
 
+    def debt(self, number: int) -> int:
+        return self.ring.credits.accounts[number].debt
+
+    def ask(self, number: int) -> None:
+        self.ring.begin_moment(1 << number)
+
     # --- room
+
+    def _take_credit(self, bucket: Bucket, key: bytes, room: int, deadline_ns: int, decide: Decide) -> Claim:
+        """Credit at each backup of the bucket. Nothing is evicted for a change that will be refused or only removes."""
+
+        def growth() -> int:
+            with bucket.stripe.lock:
+                held = bucket.items.get(key)
+                now_ms = bucket.now_locked(self.clock.now_ms())
+                decision = decide(None if held is None or _is_expired(held, now_ms) else held, now_ms)
+                return max(0, _growth(key, held, decision)) if isinstance(decision, NewItem) else 0
+
+        return self.borrowing.take(bucket.links, credit_cost(len(key), room), growth, deadline_ns)
 
     def _reserve_stream(self, count: int, deadline_ns: int) -> None:
         try:
@@ -313,9 +354,12 @@ class Store:
         """Memory for an item with a value of `room` bytes, by eviction where needed. Returns the bytes taken.
 
         Nothing is evicted for a change that will be refused or only removes, and a full store can still overwrite in place.
+        Where memory is short and this node's own items have their part of it, one of them goes for one that comes. Else own
+        changes would take the bytes that peers evict for their own, until nothing of theirs is left.
         """
         cost = item_bytes(len(key), room, expires=True)
-        if self.memory.try_take(cost):
+        gives_way = self.own_full and self.config.evict and self.loans.is_short
+        if not gives_way and self.memory.try_take(cost):
             return cost
         with bucket.stripe.lock:
             held = bucket.items.get(key)
@@ -328,42 +372,80 @@ class Store:
         if whole > self.memory.limit:
             raise RequestRefused(Status.NO_ROOM, f"the item alone would pass the memory limit of {self.memory.limit} bytes")
         cost = whole if held is None else max(0, whole - item_bytes(len(key), len(held.value), held.expires_at_ms > 0))
-        self._make_room(cost, deadline_ns)
+        self._make_room(cost, deadline_ns, gives_way=gives_way and cost > 0)
         return cost
 
-    def _make_room(self, cost: int, deadline_ns: int) -> None:
-        """Take `cost` bytes; expired items go first, then the least recently used. Raises `RequestRefused` (NO_ROOM) and
-        `_Paused`."""
+    def _make_room(self, cost: int, deadline_ns: int, *, gives_way: bool) -> None:
+        """Take `cost` bytes; expired items go first, then the least recently used; one goes in any case where it `gives_way`.
+        What is evicted is kept for this change, and so is no part of what is lent to peers. Raises `RequestRefused` (NO_ROOM)
+        and `_Paused`."""
         expired = True
-        for _ in range(2 * (cost // ITEM_BYTES) + TRIES_MAX):
-            if self.memory.try_take(cost):
+        kept = 0
+        try:
+            for tried in range(2 * (cost // ITEM_BYTES) + TRIES_MAX):
+                if (tried or not gives_way) and self.memory.try_take(cost - kept):
+                    kept = 0
+                    return
+                if self.ring.paused:
+                    break
+                expired = expired and self.expire_due(EXPIRE_BEFORE_EVICT, deadline_ns) > 0
+                freed = self._evict_kept(deadline_ns) if self.config.evict and not expired else None
+                if not expired and freed is None:
+                    break
+                kept += freed or 0
+            if self.memory.try_take(cost - kept):
+                kept = 0
                 return
-            if self.ring.paused:
-                break
-            expired = expired and self.expire_due(EXPIRE_BEFORE_EVICT, deadline_ns) > 0
-            if not expired and not (self.config.evict and self.evict_one(deadline_ns)):
-                break
-        if not self.memory.try_take(cost):
-            self._demand_running()
-            why = "nothing is left to evict" if self.config.evict else "and eviction is switched off (--no-evict)"
-            raise RequestRefused(Status.NO_ROOM, f"the memory limit of {self.memory.limit} bytes is reached, {why}")
+        finally:
+            self.memory.force(-kept)
+        self.demand_running()
+        why = "nothing is left to evict" if self.config.evict else "and eviction is switched off (--no-evict)"
+        raise RequestRefused(Status.NO_ROOM, f"the memory limit of {self.memory.limit} bytes is reached, {why}")
 
     def evict_one(self, deadline_ns: int) -> bool:
         """Remove the least recently used item this node is primary of. False if there is none, or while changes are paused.
         Raises `RequestRefused`."""
+        freed = self._evict_kept(deadline_ns)
+        self.memory.force(-(freed or 0))
+        return freed is not None
+
+    def _evict_kept(self, deadline_ns: int) -> int | None:
+        """The same; returns how many bytes that leaves to the caller, who has them from now on; None for False."""
+        key = self._oldest(self._is_ours)
+        if key is None:
+            return None
+        return self._remove_if(self.bucket_of(key), key, Cause.EVICTED, deadline_ns, lambda _item, _now_ms: True)
+
+    def evict_for(self, number: int, deadline_ns: int) -> int:
+        """The same among what the backup behind a point holds. Returns what the item counted, which is refunded; 0 for none."""
+        for _ in range(TRIES_MAX):
+            key = self._oldest(lambda key: self._is_ours(key) and self.bucket_of(key).points >> number & 1 == 1)
+            item = None if key is None else self.look(key)
+            if key is None or item is None:
+                continue
+            counted = credit_cost(len(key), len(item.value))
+            self.ring.credits.refund(number, counted)
+            freed = 0
+            try:
+                freed = self._remove_if(self.bucket_of(key), key, Cause.EVICTED, deadline_ns, _is_still(item))
+            finally:
+                if not freed:
+                    self.ring.credits.refund(number, -counted)
+            if freed:
+                self.memory.force(-freed)
+                self.ring.credits.refunded(number, counted)
+                return counted
+        return 0
+
+    def _oldest(self, wanted: Callable[[bytes], bool]) -> bytes | None:
+        """The least recently used key of those that are wanted; None while changes are paused."""
         oldest: tuple[int, bytes] | None = None
-        if self.ring.paused:
-            return False
-        for stripe in self.stripes:
+        for stripe in self.stripes if not self.ring.paused else ():
             with stripe.lock:
-                found = next(((used_ns, key) for key, used_ns in stripe.recency.items() if self._is_ours(key)), None)
+                found = next(((used_ns, key) for key, used_ns in stripe.recency.items() if wanted(key)), None)
             if found is not None and (oldest is None or found < oldest):
                 oldest = found
-        if oldest is None:
-            return False
-        key = oldest[1]
-        self._remove_if(self.bucket_of(key), key, Cause.EVICTED, deadline_ns, lambda _item, _now_ms: True)
-        return True
+        return None if oldest is None else oldest[1]
 
     def _is_ours(self, key: bytes) -> bool:
         """Whether this node may remove a key by itself: a backup's items go when their primary says so."""
@@ -372,16 +454,18 @@ class Store:
     # --- expiry
 
     def _expire(self, bucket: Bucket, key: bytes, deadline_ns: int) -> bool:
-        return self._remove_if(bucket, key, Cause.EXPIRED, deadline_ns, _is_expired)
+        freed = self._remove_if(bucket, key, Cause.EXPIRED, deadline_ns, _is_expired)
+        self.memory.force(-freed)
+        return freed > 0
 
     def _remove_if(
         self, bucket: Bucket, key: bytes, cause: Cause, deadline_ns: int, wanted: Callable[[Item, int], bool]
-    ) -> bool:
-        """Remove an item if it is still there and `wanted`, unless changes are paused. Raises `RequestRefused` where the stream
-        has no room."""
+    ) -> int:
+        """Remove an item if it is still there and `wanted`, unless changes are paused. Returns how many bytes that leaves to
+        the caller, who has them from now on; 0: nothing was removed. Raises `RequestRefused` where the stream has no room."""
         reserved = record_bytes(len(key), 0)
         self._reserve_stream(reserved, deadline_ns)
-        used = False
+        used, freed = False, 0
         try:
             with bucket.stripe.lock:
                 item = bucket.items.get(key)
@@ -390,13 +474,13 @@ class Store:
                 if item is not None and is_ours and wanted(item, now_ms):
                     _demand_counter(bucket)
                     used = True
-                    self._remove_locked(bucket, key, cause, now_ms, reserved)
+                    freed, _ = self._take_out_locked(bucket, key, cause, now_ms, reserved)
         except StreamFailed as failed:
             raise RequestRefused(Status.STOPPING, f"the append log failed: {failed}") from None
         finally:
             if not used:
                 self.ring.unreserve(reserved)
-        return used
+        return freed
 
     def expire_due(self, items_max: int, deadline_ns: int) -> int:
         """Remove up to `items_max` expired items. Returns how many; none while changes are paused."""
@@ -431,7 +515,7 @@ class Store:
         try:
             with bucket.stripe.lock:
                 _demand_primary(bucket)
-                self._demand_running()
+                self.demand_running()
                 _demand_counter(bucket)
                 count = len(bucket.items)
                 if count:
@@ -473,6 +557,16 @@ class Store:
         finally:
             if not used:
                 self.ring.unreserve(reserved)
+
+
+def _growth(key: bytes, held: Item | None, new: NewItem) -> int:
+    """By how much an item grows, as credit counts it."""
+    old = credit_cost(len(key), len(held.value)) if held is not None else 0
+    return credit_cost(len(key), len(new.value)) - old
+
+
+def _is_still(seen: Item) -> Callable[[Item, int], bool]:
+    return lambda item, _now_ms: item is seen
 
 
 def _is_expired(item: Item, now_ms: int) -> bool:
