@@ -38,6 +38,8 @@ class Hearing:
         if status == Status.STALE_VIEW:
             assert isinstance(values[0], bytes)
             self.heard_newer_view(values[0])
+        elif status == Status.SHUTTING_DOWN:
+            pass  # it has left, and the view that says so is on its way; or it dies, and is parted from
         elif status == Status.NO_ROOM:
             self._board.post(lambda: self._copies.found_no_room(link))
         else:

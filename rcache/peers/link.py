@@ -417,9 +417,12 @@ class Link:
             self._host.has_moved(self)
 
     def _begin_again(self, epoch: int) -> None:
-        """A frame was refused: once this node has the view that the peer has, all of it is sent again."""
+        """A frame was refused: once this node has the view that the peer has, all of it is sent again. Orders are followed
+        meanwhile: they are those of the views before that one, and who gives them waits for it."""
         deadline = time.monotonic() + IDLE_S
         while self._host.epoch < epoch and time.monotonic() < deadline and not self._stopping.is_set():
+            if self._followed != self._order:
+                self._follow_orders()
             self._stopping.wait(REFUSED_PAUSE_S)
         if not epoch:
             self._stopping.wait(REFUSED_PAUSE_S)

@@ -200,6 +200,28 @@ def test_what_was_refused_is_sent_again_under_the_newer_epoch(linked: Linked, li
     linked.wait_for(linked.engine.stream.head)
 
 
+def test_orders_are_followed_while_a_newer_view_is_waited_for(
+    linked: Linked, listener: PeerListener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are those of the views before it. (The control plane waits for the link to follow each of them, the link for a view
+    that comes behind them: each costs the time of one look, while more views come, and leases run out.)"""
+    monkeypatch.setattr(link_module, "IDLE_S", PATIENCE_S)
+    monkeypatch.setattr(link_module, "CHOOSE_S", PATIENCE_S / 2)
+    peer = listener.greet()
+    linked.link.choose(ALL, 5)
+    linked.set(1, b"refused")
+    peer.refuse(peer.frame(), Status.STALE_VIEW, b"newer view", 8)
+    wait_until(lambda: bool(linked.host.refusals), "the refusal to be told")
+    for epoch in (6, 7):
+        choosing = Task(lambda epoch=epoch: linked.link.choose(ALL, epoch))
+        choosing.result()
+    assert linked.link.stats()["connections"] == 1
+    linked.host.epoch = 8
+    linked.link.choose(ALL, 8)
+    frame = peer.frame()
+    assert (frame.epoch, frame.values) == (8, [b"refused"])
+
+
 @pytest.mark.parametrize("status", [Status.BROKEN_CHAIN, Status.VIEW_AHEAD, Status.APPEND_LOG_FAILED])
 def test_any_refusal_has_it_sent_again(linked: Linked, listener: PeerListener, status: Status) -> None:
     peer = listener.greet()
