@@ -55,6 +55,8 @@ def _split(text: str) -> tuple[str, str]:
         if not bracket or ":" not in host or (rest and not rest.startswith(":")) or rest == ":":
             raise ValueError(f"the server {text!r} is not of the form [IPv6]:port")
         return host, rest[1:]
+    if "," in text:
+        raise ValueError(f"the server {text!r} has a comma in it; several servers are given as a list of them")
     if text.count(":") > 1:
         raise ValueError(f"the server {text!r} has too many colons; write an IPv6 address as [::1]:{DEFAULT_PORT}")
     host, colon, port = text.partition(":")

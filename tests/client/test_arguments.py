@@ -18,6 +18,7 @@ BAD_CONSTRUCTORS: list[tuple[type[Exception], str, Callable[[], Client[Any]]]] =
     (ValueError, "no server was given", lambda: Client([])),
     (ValueError, "''", lambda: Client("")),
     (ValueError, "too many colons", lambda: Client("::1")),
+    (ValueError, "several servers are given as a list", lambda: Client("a:1,b:2")),
     (ValueError, "'host:0'", lambda: Client("host:0")),
     (ValueError, "'host:65536'", lambda: Client("host:65536")),
     (ValueError, "'host:'", lambda: Client("host:")),

@@ -288,3 +288,13 @@ def test_a_backup_that_a_view_dropped_sets_the_waiting_free(running: Make) -> No
     nodes = {"n1": node(), "n2": node(state=NodeState.LOST), "n3": node()}
     there.take_in(view_of(7, ("n1", "", 6), nodes=nodes))
     assert waiting.result() is Status.OK
+
+
+def test_who_stops_has_no_broken_copies(running: Make) -> None:
+    """It has left, and the view that says so is on its way: nothing is to be made anew for it, and nothing is an error."""
+    there = running(view_of(6, ("n1", "n2", 6)))
+    link = there.neighbours.known["n2"].link
+    there.member.hearing.was_refused(link, Status.SHUTTING_DOWN, ("this node stops",))
+    there.member.hearing.was_refused(link, Status.BROKEN_CHAIN, ("it does not fit",))
+    wait_until(lambda: there.member.board.counts.broken_chains > 0, "the broken chain to be counted")
+    assert there.member.board.counts.broken_chains == 1
