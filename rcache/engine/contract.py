@@ -326,3 +326,7 @@ UNCOMMITTED = {
 
 class ChainError(Exception):
     """A record that does not follow on the last one of its bucket."""
+
+
+class NotFollowed(ChainError):
+    """A record of a bucket that follows another peer than the one that sent it."""

@@ -30,7 +30,7 @@ from loguru import logger
 from rcache.cluster.bucket_state import BucketState
 from rcache.cluster.leases import Peer
 from rcache.engine.change_stream import StreamEnd
-from rcache.engine.contract import ChainError, Engine
+from rcache.engine.contract import ChainError, Engine, NotFollowed
 from rcache.records.record import HISTORY_KINDS, BadRecord, Head, Kind, encode_drop, heads
 from rcache.stream.applied import AppliedFailed, AppliedStream
 from rcache_client.wire.opcodes import Status
@@ -230,7 +230,9 @@ class Intake:
             self._record(body[:at])
         if isinstance(error, MemoryError):
             return Taken(Status.NO_ROOM, "no memory for this copy"), None
-        if any(self._is_of_old(head, follows) for head in _readable_heads(body) if head.start >= at):
+        if isinstance(error, NotFollowed) or any(
+            self._is_of_old(head, follows) for head in _readable_heads(body) if head.start >= at
+        ):  # the former by what the engine found: a view that is being carried out may have it follow this peer by now
             return OF_OLD, None
         self.broken = str(error)
         logger.error("records of {} do not fit what is here: {}", self.peer.name, error)

@@ -209,6 +209,15 @@ def test_a_whole_copy_that_came_to_be_counted_by_nobody_is_made_anew(taking: Tak
     assert [record.kind for record in taking.logged()] == [Kind.IMPORT_BEGIN, Kind.ROW, Kind.IMPORT_END]
 
 
+def test_what_followed_another_when_it_came_is_of_old_whatever_it_follows_by_now(taking: Taking) -> None:
+    """A view that is being carried out has it follow this peer between the two looks. (It would be told that all its copies are
+    broken.)"""
+    taking.fill()
+    taking.backup.follow(1, OTHER)
+    assert taking.take(1, taking.set(1, b"of an older view")) == OF_OLD
+    assert taking.intake.broken == ""
+
+
 def begun(taking: Taking, bucket: int = 1) -> None:
     """Half a copy of a bucket is here."""
     taking.set(bucket, b"row")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 from rcache.cluster.bucket_state import BucketState
-from rcache.engine.contract import ChainError
+from rcache.engine.contract import ChainError, NotFollowed
 from rcache.records.record import BadRecord, Kind, decode, decode_import_end, decode_opening, scan
 
 STATES = (BucketState.ABSENT, BucketState.IMPORTING, BucketState.BACKUP, BucketState.PRIMARY, BucketState.FROZEN)
@@ -47,7 +47,8 @@ def raise_not_applied(body: bytes, buckets: int, source: int, *said: int) -> Non
     problem = Problem(number)
     if problem in _OFF_CHAIN:
         where = {"bucket": bucket, "sequence": sequence, "state": STATES[state].value, "held": held}
-        raise ChainError(_OFF_CHAIN[problem].format(source=source, follows=follows, **where))
+        error = NotFollowed if problem is Problem.NOT_FOLLOWED else ChainError
+        raise error(_OFF_CHAIN[problem].format(source=source, follows=follows, **where))
     if problem is Problem.NO_MEMORY:
         raise MemoryError("no memory for a recovered copy: it is larger than four times --memory-limit")
     if problem is Problem.WRONG_BUCKET:

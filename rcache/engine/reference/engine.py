@@ -26,6 +26,7 @@ from rcache.engine.contract import (
     EngineConnection,
     Gate,
     Handback,
+    NotFollowed,
     RequestRefused,
 )
 from rcache.engine.credit import credit_cost
@@ -210,7 +211,7 @@ class ReferenceEngine:
             if bucket.state in (BucketState.PRIMARY, BucketState.FROZEN):
                 raise ChainError(f"bucket {bucket.number} is {bucket.state.value}; records of others do not apply to it")
             if bucket.follows != source:
-                raise ChainError(
+                raise NotFollowed(
                     f"bucket {bucket.number} follows source {bucket.follows}; records of source {source} do not apply to it"
                 )
             if record.kind in (Kind.IMPORT_BEGIN, Kind.ROW, Kind.IMPORT_END, Kind.DROP):
