@@ -92,7 +92,7 @@ class FakeMember:
 
     def answer_heartbeat(self, name: str, epoch: int, incarnation: int) -> tuple[Status, int]:
         self.heartbeats.append((name, epoch, incarnation))
-        return self.grants
+        return (Status.VIEW_AHEAD, 0) if epoch > self.epoch and self.grants[0] is Status.OK else self.grants
 
     def follows(self, bucket: int) -> int:
         return 100 + bucket
@@ -356,6 +356,13 @@ def test_a_heartbeat_that_is_granted_nothing_is_told_why(there: Node, status: St
     assert refused is status
     assert "epoch 7" in reason
     assert there.member.waits_for == ([9] if status is Status.VIEW_AHEAD else []), "for a moment, or leases run out"
+
+
+def test_a_heartbeat_of_a_newer_view_is_granted_once_that_view_is_here(there: Node) -> None:
+    """Who keeps the register has every view first: refused again and again, its leases run out while views come quickly."""
+    there.member.comes = replace(VIEW, epoch=8)
+    assert there.ask(Opcode.HEARTBEAT, 8, PEERS, MINE, 41) == (41, 10**9)
+    assert there.member.waits_for == [8]
 
 
 def test_records_are_taken_in_from_whom_the_view_names(there: Node) -> None:
