@@ -452,6 +452,7 @@ def test_what_is_read_waits_for_an_answer_of_this_epoch(engine_factory: EngineFa
     reading = Task(lambda: linked.caller.ask(Opcode.GET, b"key", budget_ms=60_000))
     asked = peer.frame()
     assert (asked.epoch, asked.body) == (5, b"")
+    wait_until(lambda: linked.link.stats()["frames"] == 1, "the question to be counted")
     peer.send(encode_reply(Opcode.RECORDS, Status.OK, asked.request_id, 6, bytes(8)))
     assert linked.is_held_up()
     assert not reading.is_done
