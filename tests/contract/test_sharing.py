@@ -351,6 +351,22 @@ def test_stopping_hands_everyone_back_once_it_is_answered(sharing: Sharing) -> N
     assert sharing.is_over.wait(PATIENCE_S), "and nobody is left"
 
 
+def test_stopping_ends_one_who_asks_again_as_soon_as_it_is_answered(committing: Sharing) -> None:
+    """It is parked whenever it is looked at: answered, it would be served for as long as it asks."""
+    busy, idle = committing.connect(), committing.connect()
+    busy.ask(Opcode.SET, 0, 0, b"first", b"v", budget_ms=60_000, request_id=1)
+    wait_until(lambda: committing.engine.stream.head > committing.engine.stream.durable, "the first to be executed")
+    committing.engine.stop_serving()
+    assert committing.handback(idle).ended is Ended.STOPPING
+    head = committing.engine.stream.head
+    busy.ask(Opcode.SET, 0, 0, b"second", b"v", budget_ms=60_000, request_id=2)
+    committing.engine.stream.set_durable(head)
+    assert busy.reply().request_id == 1
+    assert committing.handback(busy).ended is Ended.STOPPING
+    assert busy.connection.last_executed == 1
+    assert committing.engine.stream.head == head, "the second is not executed"
+
+
 def test_a_peer_that_closes_and_one_that_is_cut_off(sharing: Sharing) -> None:
     one, other = sharing.connect(), sharing.connect()
     one.ask(Opcode.GET, b"key")

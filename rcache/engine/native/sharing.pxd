@@ -327,7 +327,8 @@ cdef inline Ending on_event(Group *group, Conn *conn, Handed *handed) noexcept n
     if conn.phase == PHASE_DRAINING:
         return drain(group, conn)
     if conn.phase == PHASE_OPEN and not conn.again:
-        return receive_shared(group, conn, handed)
+        # Here too, not by the sweep alone: whoever is told of each commitment and asks again at once is parked at every sweep.
+        return ENDED_STOPPING if group.stop_seen else receive_shared(group, conn, handed)
     if conn.phase == PHASE_PARKED:
         watch(group, conn, 0)  # most that are parked say nothing meanwhile, and are spared two calls
     return GOING_ON
