@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -123,7 +124,7 @@ class Agreement:
                 self._stopping.wait(RETRY_S)
 
     def _watch(self) -> None:
-        latest = self._latest
+        latest, began = self._latest, time.monotonic()
         try:
             revised = self._register.watch(latest.revision if latest else 0, WATCH_S)
         except (RegisterUnreachable, RegisterFailed) as error:
@@ -133,6 +134,8 @@ class Agreement:
         self._note_answer()
         if revised is not None:
             self.learn(revised)
+        elif time.monotonic() < began + WATCH_S / 2:
+            self._stopping.wait(RETRY_S)  # the register is closed: it would be asked again and again while this node stops
 
     def _propose_next(self) -> None:
         with self._lock:

@@ -31,7 +31,7 @@ class ScriptedRegister:
         self.asked: list[tuple[int, View]] = []
         self.late: list[tuple[int, View]] = []
         self.answers = True
-        self.reads = 0
+        self.reads = self.watches = 0
         self.before_set: Callable[[], None] = lambda: None
         self._changed = threading.Condition()
         self._closed = False
@@ -82,6 +82,7 @@ class ScriptedRegister:
         return self._set(*self.late.pop())
 
     def watch(self, revision: int, timeout_s: float) -> Revised | None:
+        self.watches += 1
         if not self.answers:
             raise RegisterUnreachable("it is away")
         with self._changed:
@@ -156,6 +157,15 @@ def test_wishes_are_settled_one_after_the_other(agreeing: Agreeing) -> None:
     assert [view.epoch for _, view in agreeing.register.asked] == [2, 3, 4, 5, 6]
     assert len({view.nonce for _, view in agreeing.register.asked}) == 5
     assert agreeing.agreement.waiting == 0
+
+
+def test_a_register_that_is_closed_is_not_asked_again_and_again(agreeing: Agreeing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is closed before this ends: while connections are told goodbye, which takes seconds."""
+    wait_until(lambda: agreeing.register.watches > 0, "the watch")
+    monkeypatch.setattr(agreement_module, "RETRY_S", PATIENCE_S)
+    watches = agreeing.register.watches
+    agreeing.register.close()
+    assert_stays(lambda: agreeing.register.watches == watches, "the count of watches")
 
 
 def test_a_newer_view_is_learnt_by_watching(agreeing: Agreeing) -> None:
