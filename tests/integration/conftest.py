@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 
 from soak.server_process import ServerProcess
+from tests.integration.cluster import Cluster
+
+MakeCluster = Callable[..., Cluster]
+"""Make a cluster of its own, of no node yet; further options of rcached are for each of its nodes."""
 
 
 class Serve(Protocol):
@@ -44,3 +48,22 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     finally:
         for server in servers:
             server.close()
+
+
+@pytest.fixture
+def cluster_of(tmp_path: Path) -> Iterator[MakeCluster]:
+    clusters: list[Cluster] = []
+
+    def make(*arguments: str) -> Cluster:
+        cluster = Cluster(tmp_path / f"cluster-{len(clusters)}", *arguments)
+        clusters.append(cluster)
+        return cluster
+
+    yield make
+    try:
+        for cluster in clusters:
+            for node in cluster.nodes.values():
+                assert_nothing_unhandled(node)
+    finally:
+        for cluster in clusters:
+            cluster.close()

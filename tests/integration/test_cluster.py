@@ -8,7 +8,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,32 +18,11 @@ from rcache_client.wire.frames import Reply, ReplyReader, encode_request
 from rcache_client.wire.grammar import KEY_ONLY, decode_reply
 from rcache_client.wire.opcodes import Opcode, Status
 from tests.agreement.etcds import EtcdProcess, fast_directory
-from tests.integration.cluster import BUCKETS, Cluster, until, values_of
-from tests.integration.conftest import assert_nothing_unhandled
+from tests.integration.cluster import BUCKETS, until, values_of
+from tests.integration.conftest import MakeCluster
 
 NAMES = ("a", "b", "c")
 KEYS = 300
-
-MakeCluster = Callable[..., Cluster]
-
-
-@pytest.fixture
-def cluster_of(tmp_path: Path) -> Iterator[MakeCluster]:
-    clusters: list[Cluster] = []
-
-    def make(*arguments: str) -> Cluster:
-        cluster = Cluster(tmp_path / f"cluster-{len(clusters)}", *arguments)
-        clusters.append(cluster)
-        return cluster
-
-    yield make
-    try:
-        for cluster in clusters:
-            for node in cluster.nodes.values():
-                assert_nothing_unhandled(node)
-    finally:
-        for cluster in clusters:
-            cluster.close()
 
 
 def test_three_nodes_share_buckets_evenly_with_a_backup_each(cluster_of: MakeCluster) -> None:

@@ -22,7 +22,7 @@ from rcache.stream.data_dir import list_files, read_headers, sources
 from rcache_client import Client
 from tests.agreement.etcds import EtcdProcess, fast_directory
 from tests.integration.cluster import BUCKETS, Cluster, until, values_of
-from tests.integration.conftest import assert_nothing_unhandled
+from tests.integration.conftest import MakeCluster
 from tests.integration.writers import Writers
 
 NAMES = ("a", "b", "c")
@@ -30,27 +30,6 @@ KEYS = 200
 WRITERS = 3
 WRITES = 150
 """Acknowledged between two moves, so that every copy has something of its own."""
-
-MakeCluster = Callable[..., Cluster]
-
-
-@pytest.fixture
-def cluster_of(tmp_path: Path) -> Iterator[MakeCluster]:
-    clusters: list[Cluster] = []
-
-    def make(*arguments: str) -> Cluster:
-        cluster = Cluster(tmp_path / f"cluster-{len(clusters)}", *arguments)
-        clusters.append(cluster)
-        return cluster
-
-    yield make
-    try:
-        for cluster in clusters:
-            for node in cluster.nodes.values():
-                assert_nothing_unhandled(node)
-    finally:
-        for cluster in clusters:
-            cluster.close()
 
 
 def in_savefile(path: Path) -> dict[bytes, bytes]:

@@ -5,12 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 from zlib import crc32
-
-import pytest
 
 from rcache.cluster.view import Placement, View
 from rcache.peers.line import Line, PeerUnreachable
@@ -21,30 +17,9 @@ from rcache_client.wire.opcodes import Opcode, Role, Status
 from soak.server_process import ServerProcess
 from tests.commands.test_cli_cluster import Ended, cli
 from tests.integration.cluster import BUCKETS, PATIENCE_S, Cluster, until, values_of
-from tests.integration.conftest import assert_nothing_unhandled
+from tests.integration.conftest import MakeCluster
 
 KEYS = 400
-
-MakeCluster = Callable[..., Cluster]
-
-
-@pytest.fixture
-def cluster_of(tmp_path: Path) -> Iterator[MakeCluster]:
-    clusters: list[Cluster] = []
-
-    def make(*arguments: str) -> Cluster:
-        cluster = Cluster(tmp_path / f"cluster-{len(clusters)}", *arguments)
-        clusters.append(cluster)
-        return cluster
-
-    yield make
-    try:
-        for cluster in clusters:
-            for node in cluster.nodes.values():
-                assert_nothing_unhandled(node)
-    finally:
-        for cluster in clusters:
-            cluster.close()
 
 
 def bucket_of(key: bytes) -> int:

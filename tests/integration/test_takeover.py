@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
-import pytest
 
 from rcache.cluster.view import TERM_SHIFT, NodeState
 from rcache.commands.seen_view import read_seen_view
@@ -18,30 +14,9 @@ from rcache_client.wire.opcodes import Opcode, Role, Status
 from soak.server_process import ServerProcess
 from tests.commands.test_cli_cluster import Ended, cli
 from tests.integration.cluster import BUCKETS, Cluster, until, values_of
-from tests.integration.conftest import assert_nothing_unhandled
+from tests.integration.conftest import MakeCluster
 
 KEYS = 200
-
-MakeCluster = Callable[..., Cluster]
-
-
-@pytest.fixture
-def cluster_of(tmp_path: Path) -> Iterator[MakeCluster]:
-    clusters: list[Cluster] = []
-
-    def make(*arguments: str) -> Cluster:
-        cluster = Cluster(tmp_path / f"cluster-{len(clusters)}", *arguments)
-        clusters.append(cluster)
-        return cluster
-
-    yield make
-    try:
-        for cluster in clusters:
-            for node in cluster.nodes.values():
-                assert_nothing_unhandled(node)
-    finally:
-        for cluster in clusters:
-            cluster.close()
 
 
 def pair_of(cluster: Cluster, *more: str) -> Cluster:
