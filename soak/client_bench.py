@@ -31,13 +31,12 @@ from statistics import median
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from rcache_client import Client, RcacheError
 from rcache_client import __version__ as own_version
 from soak.bench.errors import BenchError
 from soak.bench.machine import describe_machine
-from soak.bench.page import table_lines
+from soak.bench.page import drawn, table_lines
 from soak.bench.peers import Needs, Peer, peer_named, running
 from soak.bench.samples import Sample, Samples, ratios
 from soak.bench.tables import Grid, figure_grid, ratios_text
@@ -241,12 +240,7 @@ def goals_grid(samples: Samples) -> Grid:
 def show(report: Report, console: Console) -> None:
     """Print the tables, and what was left out."""
     for grid in grids(report.samples):
-        table = Table(title=grid.title)
-        for index, column in enumerate(grid.columns):
-            table.add_column(column, justify="right" if index else "left")
-        for row in grid.rows:
-            table.add_row(*row)
-        console.print(table)
+        console.print(drawn(grid))
     for name, why in report.missing.items():
         console.print(f"{name} was not measured: {why}", markup=False)
 

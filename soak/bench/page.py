@@ -34,7 +34,7 @@ def show(part: Part, report: Report, console: Console) -> None:
     """Print the tables of one part."""
     for grid in part.grids(report.samples):
         if grid.rows:
-            console.print(_drawn(grid))
+            console.print(drawn(grid))
     if report.missing:
         console.print(f"Not installed, so not measured: {', '.join(report.missing)}")
 
@@ -43,10 +43,11 @@ def show_goals(reports: Mapping[str, Report], console: Console) -> None:
     """Print which goals are reached, where any was measured."""
     grid = goals_grid(reports)
     if grid.rows:
-        console.print(_drawn(grid))
+        console.print(drawn(grid))
 
 
-def _drawn(grid: Grid) -> Table:
+def drawn(grid: Grid) -> Table:
+    """The table for a terminal."""
     table = Table(title=grid.title)
     for index, column in enumerate(grid.columns):
         table.add_column(column, justify="right" if index else "left")

@@ -170,7 +170,7 @@ def running(peer: Peer, directory: Path | None = None, timeout_s: float = START_
             raise
         raise BenchError(f"{error} ({peer.name} had ended with code {process.returncode}: {_tail(said)})") from error
     finally:
-        _stop(process)
+        stop_process(process)
 
 
 def exchange(server: Running, wanted: Exchange, connection: socket.socket | None = None) -> bytes:
@@ -234,7 +234,8 @@ def _tail(said: Path) -> str:
     return said.read_text(encoding="utf-8", errors="replace")[-500:].strip() or "it said nothing"
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def stop_process(process: subprocess.Popen[bytes]) -> None:
+    """In order, or by force where that takes too long."""
     process.terminate()
     try:
         process.wait(STOP_S)

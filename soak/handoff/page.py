@@ -9,9 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from soak.bench.page import paragraph, table_lines
+from soak.bench.page import drawn, paragraph, table_lines
 from soak.bench.samples import Samples, ratios
 from soak.bench.tables import Grid, number, ratios_text
 
@@ -59,13 +58,7 @@ def grid_of(samples: Samples) -> Grid:
 
 
 def show(report: dict[str, Any], console: Console) -> None:
-    grid = grid_of(report["samples"])
-    table = Table(title=grid.title)
-    for index, column in enumerate(grid.columns):
-        table.add_column(column, justify="right" if index else "left")
-    for row in grid.rows:
-        table.add_row(*row)
-    console.print(table)
+    console.print(drawn(grid_of(report["samples"])))
     for name, why in report["missing"].items():
         console.print(f"{name} was not measured: {why}", markup=False)
 

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from soak.bench.errors import BenchError
+from soak.bench.peers import stop_process
 from soak.handoff.keys import key_of
 from soak.handoff.side import BATCH, NODES, WAIT_S, Side, wait_until
 
 START_S = 30.0
-STOP_S = 30.0
 KEYS_AT_ONCE = 100
 """That redis-cli moves by one command. It would take 10, which is slower."""
 
@@ -106,12 +106,7 @@ def _node(directory: Path) -> Iterator[int]:
     try:
         yield port
     finally:
-        process.terminate()
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        stop_process(process)
 
 
 def _free_ports() -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 import pytest
 
 from soak.server_process import ServerProcess
+from tests.agreement.etcds import EtcdProcess, fast_directory
 from tests.integration.cluster import Cluster
 
 MakeCluster = Callable[..., Cluster]
@@ -67,3 +69,17 @@ def cluster_of(tmp_path: Path) -> Iterator[MakeCluster]:
     finally:
         for cluster in clusters:
             cluster.close()
+
+
+@pytest.fixture
+def etcd(tmp_path: Path) -> Iterator[EtcdProcess]:
+    program = shutil.which("etcd")
+    if program is None:
+        pytest.skip("etcd is not installed (Debian: etcd-server)")
+    with fast_directory(tmp_path) as directory:
+        running = EtcdProcess(program, directory)
+        running.start()
+        try:
+            yield running
+        finally:
+            running.kill()

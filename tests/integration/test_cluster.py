@@ -4,11 +4,9 @@ overwritten."""
 from __future__ import annotations
 
 import resource
-import shutil
 import signal
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,7 @@ from rcache.cluster.view import NodeState
 from rcache_client.wire.frames import Reply, ReplyReader, encode_request
 from rcache_client.wire.grammar import KEY_ONLY, decode_reply
 from rcache_client.wire.opcodes import Opcode, Status
-from tests.agreement.etcds import EtcdProcess, fast_directory
+from tests.agreement.etcds import EtcdProcess
 from tests.integration.cluster import BUCKETS, until, values_of
 from tests.integration.conftest import MakeCluster
 
@@ -110,20 +108,6 @@ def _replies(sock: socket.socket, count: int) -> list[Reply]:
             while (reply := reader.next()) is not None:
                 replies.append(reply)
     return replies
-
-
-@pytest.fixture
-def etcd(tmp_path: Path) -> Iterator[EtcdProcess]:
-    program = shutil.which("etcd")
-    if program is None:
-        pytest.skip("etcd is not installed (Debian: etcd-server)")
-    with fast_directory(tmp_path) as directory:
-        running = EtcdProcess(program, directory)
-        running.start()
-        try:
-            yield running
-        finally:
-            running.kill()
 
 
 @pytest.mark.parametrize("victim", NAMES)

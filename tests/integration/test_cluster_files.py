@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from rcache.records.rebuild import rebuild, survey
 from rcache.records.record import Kind
 from rcache.stream.data_dir import list_files, read_headers, sources
 from rcache_client import Client
-from tests.agreement.etcds import EtcdProcess, fast_directory
+from tests.agreement.etcds import EtcdProcess
 from tests.integration.cluster import BUCKETS, Cluster, until, values_of
 from tests.integration.conftest import MakeCluster
 from tests.integration.writers import Writers
@@ -272,20 +272,6 @@ def test_a_restore_that_was_stopped_is_made_again(cluster_of: MakeCluster) -> No
 
 
 # --- a cold start finds a copy that is not the last
-
-
-@pytest.fixture
-def etcd(tmp_path: Path) -> Iterator[EtcdProcess]:
-    program = shutil.which("etcd")
-    if program is None:
-        pytest.skip("etcd is not installed (Debian: etcd-server)")
-    with fast_directory(tmp_path) as directory:
-        running = EtcdProcess(program, directory)
-        running.start()
-        try:
-            yield running
-        finally:
-            running.kill()
 
 
 def test_5_a_copy_that_was_let_go_of_is_not_served_after_a_cold_start(cluster_of: MakeCluster, etcd: EtcdProcess) -> None:
