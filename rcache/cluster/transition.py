@@ -46,8 +46,9 @@ def faults_between(old: View, new: View) -> list[str]:
     if new.taken != old.taken and new.term <= old.term:
         faults.append(f"the takeover {new.taken!r} after {old.taken!r} in the same term")  # rule 9
     faults += _faults_of_names(old, new)
+    others = {name for name in {*old.nodes, *new.nodes} if _incarnation(old, name) != _incarnation(new, name)}
     for bucket, (was, now) in enumerate(zip(old.placements, new.placements, strict=True)):
-        if was != now or not _same_nodes(old, new, now):
+        if (was is not now and was != now) or (others and not others.isdisjoint(now.holders)):
             faults += [f"bucket {bucket}: {fault}" for fault in _faults_of_change(old, new, was, now)]
     return faults
 
@@ -64,11 +65,6 @@ def _faults_of_names(old: View, new: View) -> list[str]:
         elif now.incarnation == was.incarnation and now.data_dir_id != was.data_dir_id:
             faults.append(f"{name} is the same incarnation, {now.incarnation}, of another data directory")
     return faults
-
-
-def _same_nodes(old: View, new: View, placed: Placement) -> bool:
-    """Whether those who have a bucket are who they were."""
-    return all(_incarnation(old, name) == _incarnation(new, name) for name in placed.holders)
 
 
 def _incarnation(view: View, name: str) -> int | None:

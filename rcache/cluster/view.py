@@ -162,8 +162,11 @@ def faults_of(view: View) -> list[str]:
         faults.append(f"{len(view.placements)} buckets are no power of two")
     if view.manager is not None and view.manager not in view.nodes:
         faults.append(f"the manager {view.manager} is not in the view")
+    looked_at: set[int] = set()  # the very objects: a thousand buckets have some hundred placements between them
     for bucket, placed in enumerate(view.placements):
-        faults += [f"bucket {bucket}: {fault}" for fault in _faults_of_placement(view, placed)]
+        if id(placed) not in looked_at:
+            looked_at.add(id(placed))
+            faults += [f"bucket {bucket}: {fault}" for fault in _faults_of_placement(view, placed)]
     return faults
 
 
@@ -239,10 +242,16 @@ BUCKETS_MAX = 1 << 16
 
 def _view_of(facts: dict[str, Any]) -> View:
     placements: list[Placement] = []
+    known: dict[tuple[Any, ...], Placement] = {}  # those that are alike are one object
     for count, primary, backups, opened in facts["buckets"]:
         if not 0 < count <= BUCKETS_MAX - len(placements):
             raise BadView(f"a run of {count} buckets behind {len(placements)}")
-        placements += [Placement(_text_or_none(primary), tuple(_text(name) for name in backups), _whole(opened))] * count
+        told = (primary, *backups, type(opened), opened)
+        placed = known.get(told)
+        if placed is None:
+            placed = Placement(_text_or_none(primary), tuple(_text(name) for name in backups), _whole(opened))
+            known[told] = placed
+        placements += [placed] * count
     nodes = {
         _text(name): Node(
             _whole(node["incarnation"]),

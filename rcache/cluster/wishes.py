@@ -12,10 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from rcache.cluster.transition import faults_between
 from rcache.cluster.view import EPOCH_MAX, TERM_SHIFT, Node, NodeState, Pause, Placement, Settings, View
+
+NOTHING: Mapping[int, str] = MappingProxyType({})
 
 
 class WishRefused(ValueError):
@@ -199,14 +202,16 @@ def declare_lost(view: View, asker: Asker, name: str) -> View:
 # --- roles
 
 
-def add_backups(view: View, asker: Asker, added: Mapping[int, str]) -> View:
-    """A primary says which nodes are in step with it in these of its buckets."""
+def add_backups(view: View, asker: Asker, added: Mapping[int, str], instead_of: Mapping[int, str] = NOTHING) -> View:
+    """A primary says which nodes are in step with it in these of its buckets, and which of their backups it goes on without:
+    those that came to be one too many."""
     _demand_mine(view, asker.by, added)
 
     def change(bucket: int, placed: Placement) -> Placement:
         if bucket not in added or added[bucket] in placed.holders:
             return placed
-        return replace(placed, backups=(*placed.backups, added[bucket]))
+        stay = (name for name in placed.backups if name != instead_of.get(bucket))
+        return replace(placed, backups=(*stay, added[bucket]))
 
     return _next(view, asker, placements=_placed(view, change))
 

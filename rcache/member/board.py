@@ -24,6 +24,7 @@ from rcache.cluster.wishes import Asker, WishRefused
 from rcache.engine.change_stream import CommitPoint
 from rcache.engine.contract import Engine
 from rcache.member.neighbours import Neighbours
+from rcache.member.pace import Pace
 from rcache.member.roles import Roles
 from rcache.peers.books import LeaseBooks, boot_ns
 from rcache.peers.link import Link
@@ -80,6 +81,7 @@ class Board:
         self.roles = Roles(parts.engine, parts.name, parts.log, parts.applied)
         self.adding: dict[int, tuple[Link, int]] = {}
         self.plan_due_at = 0.0
+        self.pace = Pace(self.now)
         self.neighbours: Neighbours
         self.agreement: Agreement
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -140,6 +142,10 @@ class Board:
     def _let_go_of(self, key: str) -> None:
         self._wished.discard(key)
         self.plan_due_at = 0.0
+
+    def plan_within(self, seconds: float) -> None:
+        """What was put off is to be planned again then."""
+        self.plan_due_at = min(self.plan_due_at, self.now() + seconds)
 
     # --- this node
 

@@ -25,6 +25,7 @@ from rcache.cluster.view import View
 from rcache.cluster.wishes import Asker, WishRefused
 from rcache.member.board import Board, why_not_opened
 from rcache.member.handovers import Handovers
+from rcache.member.pace import COUNTING, DROPPING
 from rcache.peers.link import Link
 
 PLAN_EVERY_S = 1.0
@@ -39,9 +40,8 @@ UNFINISHED_S = 30.0
 NOWHERE = -1
 """Before every position of the stream."""
 
-ADD_BUCKETS = 64
 ADD_S = 0.25
-"""Copies are counted in by so many in one view, or after so long, while more are being made."""
+"""While more copies are being made, those that are whole wait for so long to be counted in with them, in one view."""
 
 
 class Copies:
@@ -83,10 +83,21 @@ class Copies:
                 for link in board.links_of([name]):
                     link.fill(bucket)
         drops = {bucket: name for bucket, name in plan.drops.items() if view.placements[bucket].primary == board.name}
-        if drops:
-            board.wish_once("drops", f"drop {len(drops)} spare copies", lambda now, asker: _drop_spare(now, asker, drops))
+        self._drop(drops)
         heirs = {bucket: heir for bucket, heir in plan.handovers.items() if view.placements[bucket].primary == board.name}
         self._handovers.begin({b: heir for b, heir in heirs.items() if b not in drops and b not in board.adding})
+
+    def _drop(self, drops: Mapping[int, str]) -> None:
+        """Have the view let go of spare copies, unless that was asked for a moment ago."""
+        board = self._board
+        if not drops:
+            return
+        if rest_s := board.pace.left_s(DROPPING):
+            board.plan_within(rest_s)
+            return
+        what = f"drop {len(drops)} spare copies"
+        if board.wish_once("drops", what, lambda now, asker: wishes.drop_backups(now, asker, _still_spare(now, drops))):
+            board.pace.rest(DROPPING, len(board.view.nodes))
 
     def _wanted(self, view: View, plan: Plan) -> dict[int, str]:
         """The copies that this node is to make: of each bucket one at a time. What is under way comes first in a plan, and goes
@@ -154,19 +165,22 @@ class Copies:
             return
         self._ready_since = self._ready_since or board.now()
         more_come = any(neighbour.link.fills_left for neighbour in board.neighbours)
-        if more_come and len(ready) < ADD_BUCKETS and board.now() < self._ready_since + ADD_S:
+        if (more_come and board.now() < self._ready_since + ADD_S) or board.pace.left_s(COUNTING):
             return
         self._ready_since = 0.0
+        board.pace.rest(COUNTING, len(board.view.nodes))
         opened = board.opened(ready)
         incarnations = {name: board.incarnation_of(name) for name in ready.values()}
 
         def make(view: View, asker: Asker) -> View:
-            """One bucket that was opened since, or one node that went, does not stand in the way of the others."""
+            """One bucket that was opened since, or one node that went, does not stand in the way of the others. What is one
+            copy too many with those that are counted in goes in the same view."""
             why = {bucket: _why_not(view, bucket, opened[bucket], name, incarnations[name]) for bucket, name in ready.items()}
             still = {bucket: name for bucket, name in ready.items() if not why[bucket]}
             if not still:
                 raise WishRefused(next(iter(why.values())))
-            return wishes.add_backups(view, asker, still)
+            spare = plan_for(wishes.add_backups(view, asker, still)).drops
+            return wishes.add_backups(view, asker, still, {bucket: name for bucket, name in spare.items() if bucket in still})
 
         board.wish_once(
             "add", f"count {len(ready)} copies in", make, lambda _refused: board.post(lambda: self._counted(list(ready)))
@@ -197,7 +211,7 @@ class Copies:
                 board.set_points(bucket)
             if adding[0].peer.name not in board.view.placements[bucket].backups:
                 adding[0].cancel(bucket)
-        self.plan()
+        board.plan_due_at = 0.0
 
     # --- copies that others make here
 
@@ -264,7 +278,7 @@ def _why_not(view: View, bucket: int, opened: int, name: str, incarnation: int) 
     return why_not_opened(view, bucket, opened)
 
 
-def _drop_spare(view: View, asker: Asker, drops: Mapping[int, str]) -> View:
-    """Only while they are spare."""
-    still = plan_for(view).drops
-    return wishes.drop_backups(view, asker, {bucket: name for bucket, name in drops.items() if still.get(bucket) == name})
+def _still_spare(view: View, drops: Mapping[int, str]) -> dict[int, str]:
+    """Which of these copies are spare by this view, too."""
+    spare = plan_for(view).drops
+    return {bucket: name for bucket, name in drops.items() if spare.get(bucket) == name}

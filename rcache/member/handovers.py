@@ -23,9 +23,10 @@ from rcache.cluster.bucket_state import BucketState
 from rcache.cluster.view import View
 from rcache.cluster.wishes import Asker
 from rcache.member.board import Board, demand_opened
+from rcache.member.pace import HANDING
 
-HANDOVER_BUCKETS = 64
-"""How many buckets are handed over in one view: a drain of a thousand is some sixteen views, and none is frozen for long."""
+HANDOVER_BUCKETS = 256
+"""How many buckets are handed over in one view: few views for a drain of a thousand, and none is frozen for long."""
 
 HANDOVER_S = 5.0
 """How long frozen buckets wait for their backups to have everything before they are opened again."""
@@ -67,15 +68,19 @@ class Handovers:
         self._handing = None
 
     def begin(self, heirs: Mapping[int, str]) -> None:
-        """Freeze some of these, unless others are on their way."""
+        """Freeze some of these, unless others are on their way or were a moment ago."""
         board = self._board
         if not heirs or self._handing is not None or board.is_wished("hand"):
+            return
+        if not board.is_failing and (rest_s := board.pace.left_s(HANDING)):
+            board.plan_within(rest_s)
             return
         states = (BucketState.PRIMARY, BucketState.FROZEN) if board.is_failing else (BucketState.PRIMARY,)
         may = [b for b in sorted(heirs) if board.is_open(b) and board.engine.state(b) in states]
         some = {bucket: heirs[bucket] for bucket in may[:HANDOVER_BUCKETS]}
         if not some:
             return
+        board.pace.rest(HANDING, len(board.view.nodes))
         board.roles.freeze(some)
         self._handing = _Handing(some, board.engine.stream.head, board.now())
         for link in board.links_of(self._backups(some)):

@@ -176,7 +176,7 @@ class Views:
             name = neighbour.peer.name
             neighbour.link.choose([b for b, placed in enumerate(view.placements) if name in placed.holders], view.epoch)
             neighbour.heartbeats.beat_now()
-        self._followers.copies.plan()
+        board.plan_due_at = 0.0
 
     def _keep_register(self, view: View) -> None:
         """The register was given to this node, or taken over by it: then it holds the view already."""

@@ -43,6 +43,19 @@ def test_many_alike_buckets_take_little_text() -> None:
     assert len(encode_view(one(1024))) < 1000
 
 
+def test_those_that_are_alike_are_one_object() -> None:
+    view = decode_view(encode_view(placed(grown(2, 4), A, B, A, B)))
+    assert view.placements[0] is view.placements[2]
+    assert view.placements[1] is view.placements[3]
+    assert view.placements[:2] == (A, B)
+
+
+def test_what_must_not_be_is_told_of_the_first_bucket(facts: dict[str, Any]) -> None:
+    facts["buckets"] = [[1, "n1", [], 1], [1, "n1", ["n1"], 1], [2, "n1", ["n1"], 1]]
+    with pytest.raises(BadView, match=r"^bucket 1: somebody has two roles: \('n1', 'n1'\)$"):
+        decode_view(json.dumps(facts).encode())
+
+
 def test_whatever_the_order_its_nodes_were_given_in() -> None:
     view = grown(3)
     assert replace(view, nodes=dict(reversed(view.nodes.items()))) == view
@@ -102,6 +115,9 @@ def test_a_manager_is_one_of_the_nodes() -> None:
         ("buckets", [[1 << 40, "n1", [], 1]]),
         ("buckets", [[1, 5, [], 1]]),
         ("buckets", [[1, "n1", "n2", 1]]),
+        ("buckets", [[2, "n1", [], 1], [2, "n1", [], True]]),
+        ("buckets", [[2, "n1", [], 1], [2, "n1", [], 1.0]]),
+        ("buckets", [[4, "n1", [["n2"]], 1]]),
         ("buckets", 3),
         ("manager", 1),
         ("pause", {"by": "n1"}),

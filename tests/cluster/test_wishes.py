@@ -255,6 +255,17 @@ def test_what_an_operator_declares_lost_goes_to_the_backups_or_is_lost() -> None
 # --- roles
 
 
+def test_a_copy_is_counted_in_instead_of_another() -> None:
+    view = placed(grown(3, 4), BOTH, BOTH, BOTH, Placement("n1", ("n3",), 1))
+    new = add_backups(view, by("n1"), {0: "n3", 1: "n3", 3: "n3"}, {0: "n2", 2: "n2", 3: "n3"})
+    assert new.placements == (
+        Placement("n1", ("n3",), 1),
+        Placement("n1", ("n2", "n3"), 1),
+        BOTH,  # nothing is counted in
+        Placement("n1", ("n3",), 1),  # it was there already, and stays
+    )
+
+
 def test_a_handed_over_bucket_has_its_old_primary_as_backup() -> None:
     view = hand_over(two(), by("n1"), {1: "n2"})
     assert view.placements == (BOTH, Placement("n2", ("n1",), view.epoch))

@@ -9,8 +9,9 @@ from rcache.cluster import wishes
 from rcache.cluster.bucket_state import BucketState
 from rcache.cluster.view import Node, NodeState, Settings, View
 from rcache.cluster.wishes import Asker
-from rcache.member.copies import ADD_BUCKETS, ADD_S, PLAN_EVERY_S, Copies
+from rcache.member.copies import ADD_S, PLAN_EVERY_S, Copies
 from rcache.member.handovers import Handovers
+from rcache.member.pace import REST_S
 from rcache.member.roles import Opening
 from tests.contract.harness import Caller, Task, assert_stays, wait_until
 from tests.member.harness import Clock, FakeLink, Scene, node, view_of
@@ -369,12 +370,53 @@ def test_copies_are_counted_in_together_but_not_for_long(clock: Clock) -> None:
     copying.clock.advance(ADD_S)
     copying.copies.look()
     assert copying.agreement.wished == ["count 1 copies in"]
-    many = Copying(clock, buckets=ADD_BUCKETS * 2)
-    many.copies.look()
-    many.hold_lease("n2", 60)
-    many.whole(*list(many.to.fills)[:ADD_BUCKETS])
-    many.copies.look()
-    assert many.agreement.wished == [f"count {ADD_BUCKETS} copies in"]
+
+
+def test_they_are_counted_in_again_after_a_rest(clock: Clock) -> None:
+    copying = Copying(clock, buckets=2)
+    copying.copies.look()
+    copying.hold_lease("n2", 60)
+    first, second, *_ = copying.to.fills
+    for bucket in (first, second):
+        copying.to.fills = {bucket: True}
+        copying.whole(bucket)
+        copying.copies.look()
+        if bucket == second:
+            assert copying.agreement.wishes == []
+            clock.advance(2 * REST_S + 0.01)
+            copying.copies.look()
+        assert copying.agreement.wished == ["count 1 copies in"]
+        copying.agree()
+
+
+def test_a_copy_that_is_one_too_many_goes_with_the_view_that_counts_another_in(clock: Clock) -> None:
+    """One view for each bucket of a node that leaves, not two."""
+    nodes = {"n1": node(), "n2": node(state=NodeState.LEAVING), "n3": node()}
+    copying = Copying(clock, view_of(6, ("n1", "n2", 6), ("n1", "n2", 6), nodes=nodes))
+    copying.to = copying.link("n3")
+    copying.copies.look()
+    assert copying.to.fills == {0: False, 1: False}
+    copying.to.acknowledge()
+    copying.hold_lease("n3", 60)
+    copying.whole(0)
+    clock.advance(ADD_S)
+    copying.copies.look()
+    clock.advance(ADD_S)
+    copying.copies.look()
+    assert [placed.backups for placed in agree_and_choose(copying).placements] == [("n3",), ("n2",)]
+
+
+def test_spare_copies_are_dropped_again_after_a_rest(clock: Clock) -> None:
+    nodes = {"n1": node(), "n2": node(), "n3": node()}
+    copying = Copying(clock, view_of(6, ("n1", "n2 n3", 6), nodes=nodes))
+    copying.copies.look()
+    copying.agree()
+    copying.show(view_of(8, ("n1", "n2 n3", 6), nodes=nodes))
+    copying.copies.look()
+    assert copying.agreement.wishes == []
+    clock.advance(3 * REST_S + 0.01)
+    copying.copies.look()
+    assert copying.agreement.wished == ["drop 1 spare copies"]
 
 
 @pytest.mark.parametrize("why", ["cancelled", "another link", "not open"])

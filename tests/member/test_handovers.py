@@ -12,6 +12,7 @@ from rcache.cluster.bucket_state import BucketState
 from rcache.cluster.view import Placement, View
 from rcache.cluster.wishes import Asker
 from rcache.member.handovers import HANDOVER_BUCKETS, HANDOVER_S, Handovers
+from rcache.member.pace import REST_S
 from tests.member.harness import Clock, FakeLog, Scene, view_of
 
 FROZEN, PRIMARY = BucketState.FROZEN, BucketState.PRIMARY
@@ -89,6 +90,37 @@ def test_what_is_on_its_way_is_not_begun_again(handing: Handing, clock: Clock) -
     assert other.engine.state(HANDOVER_BUCKETS) is PRIMARY
     handing.handovers.begin({})
     assert handing.handovers.frozen == 2
+
+
+def handed_a_moment_ago(clock: Clock, **parts: Any) -> Handing:
+    """Bucket 0 was handed over just now."""
+    handing = Handing(clock, **parts)
+    handing.handovers.begin({0: "n2"})
+    handing.acknowledge_all()
+    handing.handovers.look()
+    handing.agree()
+    return handing
+
+
+def test_the_next_are_frozen_after_a_rest(clock: Clock) -> None:
+    """A cluster that changes its view all the time serves nobody."""
+    handing = handed_a_moment_ago(clock)
+    handing.board.plan_due_at = clock.now() + 60
+    handing.handovers.begin({1: "n3"})
+    assert handing.handovers.frozen == 0
+    assert handing.board.plan_due_at == pytest.approx(clock.now() + 3 * REST_S), "then it is planned again"
+    clock.advance(3 * REST_S + 0.01)
+    handing.handovers.begin({1: "n3"})
+    assert handing.handovers.frozen == 1
+
+
+def test_a_node_whose_log_failed_does_not_rest(clock: Clock) -> None:
+    """It takes no change any more: what it still has is to be served by others at once."""
+    log = FakeLog([])
+    handing = handed_a_moment_ago(clock, log=log)
+    log.failure = "no space"
+    handing.handovers.begin({1: "n3"})
+    assert handing.handovers.frozen == 1
 
 
 def test_only_what_is_open_is_handed_over(clock: Clock) -> None:
@@ -195,6 +227,7 @@ def test_what_an_earlier_handover_came_to_is_nothing_to_the_next(clock: Clock) -
     handing.handovers.follow(agreed)
     wish.done("")
     handing.board._let_go_of("hand")  # as the control plane does, between two rounds
+    clock.advance(3 * REST_S + 0.01)
     handing.handovers.begin({1: "n3"})
     handing.drain()
     assert handing.handovers.has(1)
