@@ -139,6 +139,11 @@ class Board:
     def is_wished(self, key: str) -> bool:
         return key in self._wished
 
+    @property
+    def is_wishing(self) -> bool:
+        """Whether anything is wished that is not settled: what is wished next waits for it."""
+        return bool(self._wished)
+
     def _let_go_of(self, key: str) -> None:
         self._wished.discard(key)
         self.plan_due_at = 0.0

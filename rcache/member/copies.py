@@ -21,7 +21,7 @@ from rcache.cluster import wishes
 from rcache.cluster.balance import Plan, plan_for, targets
 from rcache.cluster.bucket_state import BucketState
 from rcache.cluster.leases import Peer
-from rcache.cluster.view import View
+from rcache.cluster.view import NodeState, View
 from rcache.cluster.wishes import Asker, WishRefused
 from rcache.member.board import Board, why_not_opened
 from rcache.member.handovers import Handovers
@@ -90,7 +90,7 @@ class Copies:
     def _drop(self, drops: Mapping[int, str]) -> None:
         """Have the view let go of spare copies, unless that was asked for a moment ago."""
         board = self._board
-        if not drops:
+        if not drops or self._handovers.is_coming:
             return
         if rest_s := board.pace.left_s(DROPPING):
             board.plan_within(rest_s)
@@ -104,7 +104,10 @@ class Copies:
         on."""
         full = {name for name, until in self._full_until.items() if self._board.now() < until}
         wanted: dict[int, str] = {}
+        is_leaving = view.nodes[self._board.name].state is NodeState.LEAVING
         for bucket, name in plan.fills:
+            if is_leaving and bucket in plan.handovers:
+                continue  # its heir makes it, and would begin again with what was made from here
             if view.placements[bucket].primary == self._board.name and name not in full:
                 wanted.setdefault(bucket, name)
         return wanted
@@ -166,6 +169,8 @@ class Copies:
         self._ready_since = self._ready_since or board.now()
         more_come = any(neighbour.link.fills_left for neighbour in board.neighbours)
         if (more_come and board.now() < self._ready_since + ADD_S) or board.pace.left_s(COUNTING):
+            return
+        if self._handovers.is_coming:
             return
         self._ready_since = 0.0
         board.pace.rest(COUNTING, len(board.view.nodes))

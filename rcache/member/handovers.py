@@ -55,6 +55,11 @@ class Handovers:
         """How many buckets are frozen."""
         return len(self._handing.heirs) if self._handing is not None else 0
 
+    @property
+    def is_coming(self) -> bool:
+        """Whether buckets are frozen that are still to be asked for: no other wish goes before that one."""
+        return self._handing is not None and not self._handing.asked
+
     def has(self, bucket: int) -> bool:
         """Whether a bucket is on its way."""
         return self._handing is not None and bucket in self._handing.heirs
@@ -68,9 +73,12 @@ class Handovers:
         self._handing = None
 
     def begin(self, heirs: Mapping[int, str]) -> None:
-        """Freeze some of these, unless others are on their way or were a moment ago."""
+        """Freeze some of these, unless others are on their way or were a moment ago. Nor while this node waits for the answer
+        to another wish: what is frozen would wait for that, too. (When it is settled it is planned again.)"""
         board = self._board
         if not heirs or self._handing is not None or board.is_wished("hand"):
+            return
+        if not board.is_failing and board.is_wishing:
             return
         if not board.is_failing and (rest_s := board.pace.left_s(HANDING)):
             board.plan_within(rest_s)

@@ -11,7 +11,7 @@ from rcache.cluster.view import Node, NodeState, Settings, View
 from rcache.cluster.wishes import Asker
 from rcache.member.copies import ADD_S, PLAN_EVERY_S, Copies
 from rcache.member.handovers import Handovers
-from rcache.member.pace import REST_S
+from rcache.member.pace import HANDING, REST_S
 from rcache.member.roles import Opening
 from tests.contract.harness import Caller, Task, assert_stays, wait_until
 from tests.member.harness import Clock, FakeLink, Scene, node, view_of
@@ -311,6 +311,7 @@ def test_a_copy_of_a_bucket_that_was_opened_since_is_refused(copying: Copying) -
 def three_whole(clock: Clock) -> Copying:
     """Copies of buckets 0 and 1 at n2 and of 2 at n3 are asked for; 3 has one."""
     copying = Copying(clock, view_of(6, *THREE, ("n1", "n3", 6), nodes={"n1": node(), "n2": node(), "n3": node()}))
+    copying.board.pace.rest(HANDING, 1000)  # nothing is handed over meanwhile
     copying.copies.plan()
     n3 = copying.link("n3")
     n3.acknowledge()
@@ -374,6 +375,7 @@ def test_copies_are_counted_in_together_but_not_for_long(clock: Clock) -> None:
 
 def test_they_are_counted_in_again_after_a_rest(clock: Clock) -> None:
     copying = Copying(clock, buckets=2)
+    copying.board.pace.rest(HANDING, 1000)  # nothing is handed over meanwhile
     copying.copies.look()
     copying.hold_lease("n2", 60)
     first, second, *_ = copying.to.fills
@@ -417,6 +419,44 @@ def test_spare_copies_are_dropped_again_after_a_rest(clock: Clock) -> None:
     clock.advance(3 * REST_S + 0.01)
     copying.copies.look()
     assert copying.agreement.wished == ["drop 1 spare copies"]
+
+
+def test_what_is_frozen_is_asked_for_before_copies_are_counted_or_dropped(clock: Clock) -> None:
+    """It waits for the answer to every wish that was asked for before, and its writes with it."""
+    nodes = {"n1": node(), "n2": node(), "n3": node()}
+    placed = (("n1", "n2", 6), ("n1", "n2 n3", 6), ("n1", "", 6), *[("n2", "n3", 6)] * 3, *[("n1", "n3", 6)] * 2)
+    copying = Copying(clock, view_of(6, *placed, nodes=nodes))
+    for name in ("n2", "n3"):
+        copying.hold_lease(name, 60)
+        copying.link(name).acknowledge()
+    copying.copies.look()
+    assert copying.agreement.wished == ["drop 1 spare copies"]
+    assert copying.handovers.frozen == 0, "not while this node waits for the answer to a wish"
+    copying.agree()
+    copying.copies.plan()
+    assert copying.handovers.is_coming
+    filled = next(copying.link(name) for name in ("n2", "n3") if 2 in copying.link(name).fills)
+    filled.fills[2] = True
+    filled.acknowledge()
+    copying.copies.has_filled(filled, 2)  # type: ignore[arg-type]
+    clock.advance(60)
+    copying.hold_lease(filled.peer.name, 60)
+    copying.copies.look()
+    copying.copies._drop({1: "n3"})
+    assert copying.agreement.wishes == []
+    for name in ("n2", "n3"):
+        copying.link(name).acknowledge()
+    copying.handovers.look()
+    copying.copies.look()
+    assert [wished.split()[0] for wished in copying.agreement.wished] == ["hand", "count"]
+
+
+def test_a_node_that_leaves_makes_no_copy_of_what_it_is_about_to_hand_over(clock: Clock) -> None:
+    """Its heir makes it, from the beginning."""
+    nodes = {"n1": node(state=NodeState.LEAVING), "n2": node(), "n3": node()}
+    copying = Copying(clock, view_of(6, ("n1", "n2", 6), ("n1", "", 6), nodes=nodes))
+    copying.copies.look()
+    assert {bucket for name in ("n2", "n3") for bucket in copying.link(name).fills} == {1}
 
 
 @pytest.mark.parametrize("why", ["cancelled", "another link", "not open"])
