@@ -21,9 +21,10 @@ from rcache.cluster.leases import Peer
 from rcache.cluster.view import NodeState, View
 from rcache.engine.contract import Engine
 from rcache.peers.books import HeartbeatHost, Heartbeats, LeaseBooks, boot_ns
+from rcache.peers.host import LinkHost
 from rcache.peers.intake import Intake
 from rcache.peers.line import Line
-from rcache.peers.link import Link, LinkHost
+from rcache.peers.link import Link
 from rcache.stream.applied import AppliedStream
 from rcache_client.address import parse_address
 from rcache_client.handshake import Greeter

@@ -35,7 +35,6 @@ import time
 from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 from loguru import logger
 
@@ -43,8 +42,11 @@ from rcache.cluster.leases import Peer
 from rcache.engine.change_stream import CommitPoint, Window, WindowTerms
 from rcache.engine.contract import Engine
 from rcache.engine.sockets import Ended
+from rcache.peers.debts import HELD_UP_LOOK_S, Debt, Room
 from rcache.peers.filling import Fill, Fills
+from rcache.peers.host import LinkHost
 from rcache.peers.line import Line, PeerUnreachable
+from rcache.peers.refusals import Refusals
 from rcache_client.wire.frames import BadFrame, Reply, ReplyReader
 from rcache_client.wire.grammar import REQUESTS, BadPayload, Layout, decode_reply
 from rcache_client.wire.opcodes import Opcode, Status, status_name
@@ -68,22 +70,8 @@ LOST_S = 0.01
 RETRY_S = 0.1
 """How long to leave a peer alone that did not take the connection."""
 
-STUCK_S = 2.0
-"""How long a peer that goes by this node's view, and says that what it is sent is of an older one, is taken for behind. Then
-its copies are not what they are taken for here, and are made anew."""
-
 REFUSED_PAUSE_S = 0.01
 """How long to wait before a refused frame is sent again, if no newer view came meanwhile."""
-
-HELD_UP_S = 3.0
-"""How long a copy waits where its peer is over its limit and nothing that it holds is evicted for it any more; then it is given
-up for a while."""
-
-HELD_UP_LOOK_S = 0.02
-"""How often it is looked whether that is so."""
-
-RELIEVE_ITEMS = 1000
-"""How many items are evicted between two looks."""
 
 PART_S = 0.0005
 """How long to wait for a record that is being copied into the stream, where a portion has to come behind it."""
@@ -92,35 +80,6 @@ ANSWER_BYTES_MAX = 4 << 20
 """The longest answer: one with a view in it."""
 
 _RECORDS = REQUESTS[Opcode.RECORDS]
-
-
-class LinkHost(Protocol):
-    """What a link tells, and asks: the control plane, as far as a link needs it. On the link's threads; none may block."""
-
-    @property
-    def epoch(self) -> int:
-        """Of the view that was taken in last."""
-        ...
-
-    def was_refused(self, link: Link, status: int, values: tuple[object, ...]) -> None:
-        """The peer refused what was sent; with STALE_VIEW the first of `values` is the text of its newer view."""
-        ...
-
-    def came_down(self, link: Link, *, refused: bool) -> None:
-        """The connection was lost, or could not be made; `refused`: nobody listens there."""
-        ...
-
-    def has_filled(self, link: Link, bucket: int) -> None:
-        """The peer has a whole copy, and is sent every change since."""
-        ...
-
-    def has_no_room(self, link: Link) -> None:
-        """The peer has no room for the copies that are being made, and none is made for them."""
-        ...
-
-    def has_moved(self, link: Link) -> None:
-        """Acknowledgements came in, and somebody asked to be told (`watch`)."""
-        ...
 
 
 class _Lost(Exception):
@@ -132,7 +91,6 @@ class LinkCounts:
     """What a link did since it was made."""
 
     connections: int = 0
-    refused: int = 0
     filled: int = 0
     fill_rows: int = 0
     fill_bytes: int = 0
@@ -159,12 +117,9 @@ class Link:
         self._followed = 0
         self._epoch = host.epoch
         self._portions: deque[Fill] = deque()  # whose portions are under way, in their order
-        self._held_up_since = 0.0  # 0: copies are not held up
-        self._least_debt = 0
+        self._debt = Debt(engine)
         self._generation = 0
-        self._refusal: int | None = None
-        self._refused_at = -1  # where the link stood when the peer refused something for a reason that is not seen here
-        self._refused_since = 0.0
+        self._refusals = Refusals()
         self._sock: socket.socket | None = None
         self._connection = 0
         self._stopping = threading.Event()
@@ -297,7 +252,7 @@ class Link:
             "frames": counts.frames,
             "records": counts.records,
             "connections": self.counts.connections,
-            "frames_refused": self.counts.refused,
+            "frames_refused": self._refusals.count,
             "buckets_filled": self.counts.filled,
             "fill_rows": self.counts.fill_rows,
             "fill_bytes": self.counts.fill_bytes,
@@ -362,7 +317,7 @@ class Link:
         """Everything that was not acknowledged is sent again (invariant 2), on a new connection or (None) the one there is;
         copies that are not whole are made anew."""
         self._generation += 1
-        self._refusal = None
+        self._refusals.begin_generation()
         self._connection = self._window.begin(sock)
         self._portions.clear()
         self._fills.begin_anew()
@@ -384,8 +339,8 @@ class Link:
         while not self._stopping.is_set():
             if not self._connected.is_set():
                 raise _Lost("the connection was lost")
-            if self._refusal is not None:
-                self._begin_again(self._refusal)
+            if (refused := self._refusals.epoch) is not None:
+                self._begin_again(refused)
             if order != self._order:
                 order = self._follow_orders()
             rest_s, fill = self._next_fill()
@@ -438,28 +393,20 @@ class Link:
             return (0.0, self._fills.next()) if rest_s == 0.0 else (min(IDLE_S, rest_s or IDLE_S), None)
 
     def _is_held_up(self, fill: Fill) -> bool:
-        """Whether the peer is over its limit: then what it holds of this node's is evicted before it is sent more rows
-        (`design`, section 5, invariant 9). Where that brings nothing for a while, it lets go of what it has of this copy."""
-        debt, now = self.point.debt, time.monotonic()
-        if not debt:
-            self._held_up_since = 0.0
-            return False
-        if not self._held_up_since or debt < self._least_debt:
-            self._held_up_since, self._least_debt = now, debt
-        self._engine.relieve(RELIEVE_ITEMS)
-        if now - self._held_up_since > HELD_UP_S:
-            self._held_up_since = 0.0
+        """Whether the peer is over its limit. Where it stays so, it lets go of what it has of this copy."""
+        room = self._debt.look(self.point.debt)
+        if room is Room.DOES_NOT_COME:
             if fill.has_begun:
                 self._send_portion(fill, empty=True)
             self._host.has_no_room(self)
-        return True
+        return room is not Room.IS_THERE
 
     def _send_portion(self, fill: Fill, *, empty: bool = False) -> None:
         """Some rows of a bucket, behind all of the stream that lies before them (`design`, section 5, invariant 8)."""
         portion = fill.next_portion(self._engine)
         while True:
             _demand_taken(self._window.send_until(portion.position))
-            if self._refusal is not None or self._stopping.is_set():
+            if self._refusals.epoch is not None or self._stopping.is_set():
                 return  # all of this is sent again
             if self._window.looked >= portion.position:
                 break
@@ -522,27 +469,13 @@ class Link:
         with self._lock:
             if self._connection != connection or self._window.is_of_old(reply.request_id):
                 return  # invariant 4
-            self.counts.refused += 1
-            if self._refusal is None:
-                self._refusal = reply.epoch if reply.status == Status.STALE_VIEW else 0
-            is_stuck = self._is_stuck_locked(reply)
+            is_stuck = self._refusals.note(reply, self._window.acknowledged, self._epoch)
         self._engine.stream.wake_readers()
         if reply.status != Status.VIEW_AHEAD:
             logger.debug("link to {}: {}", self.peer.name, status_name(reply.status))
             self._host.was_refused(self, reply.status, values)
         if is_stuck:
             self._host.was_refused(self, Status.BROKEN_CHAIN, ("it refuses what it is to have by the view that it goes by",))
-
-    def _is_stuck_locked(self, reply: Reply) -> bool:
-        """Whether the same is refused again and again by a peer that goes by no newer view than this link. (It let go of a copy
-        that is taken for whole here: all that comes behind a change of that bucket would be sent for ever.)"""
-        now, at = time.monotonic(), self._window.acknowledged
-        if reply.status != Status.STALE_VIEW or reply.epoch > self._epoch or at != self._refused_at:
-            self._refused_at, self._refused_since = at, now
-        elif now - self._refused_since >= STUCK_S:
-            self._refused_since = now
-            return True
-        return False
 
     def _take_portion(self, generation: int) -> None:
         with self._lock:

@@ -9,7 +9,7 @@ import pytest
 
 from rcache.cluster.bucket_state import BucketState
 from rcache.engine.change_stream import HELD_FOR_EVER
-from rcache.peers import link as link_module
+from rcache.peers import debts
 from rcache.peers.link import Link
 from rcache.records.record import HISTORY_KINDS, Kind, Record, decode_import_end
 from rcache_client.wire.opcodes import Status
@@ -249,7 +249,7 @@ def test_a_copy_that_its_peer_has_no_room_for_is_let_go_of(
 ) -> None:
     """The peer is over its limit, and nothing that it holds can be evicted: it is sent no more rows, and after a while it lets
     go of those it has. What is left is no copy, whole or not; where the peer has room, one is made of all there is."""
-    monkeypatch.setattr(link_module, "HELD_UP_S", 0.1)
+    monkeypatch.setattr(debts, "HELD_UP_S", 0.1)
     filling.link.fill(BUCKET)
     filling.peer.acknowledge(filling.take(), room=-1000)
     assert stat(filling.copy, "items", "items") > 0

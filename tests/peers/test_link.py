@@ -12,6 +12,7 @@ import pytest
 from rcache.engine.change_stream import HELD_FOR_EVER
 from rcache.engine.contract import Engine
 from rcache.peers import link as link_module
+from rcache.peers import refusals
 from rcache.peers.link import Link
 from rcache_client.wire.frames import Request, encode_reply
 from rcache_client.wire.opcodes import Opcode, Status
@@ -243,7 +244,7 @@ def test_who_refuses_again_and_again_what_is_his_by_his_own_view_has_broken_copi
 ) -> None:
     """It let go of a copy that is taken for whole here; nothing behind a change of that bucket would ever be acknowledged. One
     that goes by a newer view has a reason that this node will learn of."""
-    monkeypatch.setattr(link_module, "STUCK_S", 0.05)
+    monkeypatch.setattr(refusals, "STUCK_S", 0.05)
     peer = listener.greet()
     linked.host.epoch = 5
     linked.link.choose(ALL, 5)
