@@ -49,7 +49,8 @@ from rcache.member.member import Member
 from rcache.records.reader import DataDamaged
 from rcache.server.node_answers import Standing
 from rcache.server.notify import watchdog_interval_s
-from rcache.server.service import Parts, Service
+from rcache.server.parts import Parts
+from rcache.server.service import Service
 from rcache.server.steering import early_steering
 from rcache.stream.append_log import AppendLog
 from rcache.stream.applied import AppliedStream

@@ -25,7 +25,8 @@ from rcache.engine.contract import RequestRefused
 from rcache.records.reader import DataDamaged
 from rcache.server.listener import bind
 from rcache.server.notify import Notifier
-from rcache.server.service import CONNECTIONS_RESERVED, Service
+from rcache.server.service import Service
+from rcache.server.serving import CONNECTIONS_RESERVED
 from rcache.server.stops import Stops
 from rcache.stream.append_log import APPEND_LOG_THREAD
 from rcache.stream.checkpoints import CHECKPOINT_THREAD

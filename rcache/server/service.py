@@ -2,7 +2,7 @@
 
 What it is: the owner of everything that runs once a node has recovered, and the steps of an orderly stop.
 Which thread runs it: the main thread; the control calls (`flush`, `stats_json`, `persist`) any worker.
-What it owns: the engine, the append log, the checkpointer, the listener, all workers, the housekeeper, the data directory.
+What it owns: the engine, the append log, the checkpointer, what serves connections, the housekeeper, the data directory.
 What it must not know: options and their sources; exit codes.
 
 The steps of a stop, in this order:
@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import os
 import resource
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -30,28 +29,19 @@ from loguru import logger
 from rcache.cluster.bucket_state import BucketState
 from rcache.cluster.register import Register, RegisterFailed, Revised
 from rcache.cluster.view import View
-from rcache.engine.clock import NodeClock
-from rcache.engine.contract import ConnectionLimits, Engine, RequestRefused
+from rcache.engine.contract import RequestRefused
 from rcache.member.member import Member
 from rcache.records.files import FileKind
 from rcache.server.housekeeper import Housekeeper, Task
-from rcache.server.listener import Listener
-from rcache.server.node_answers import NodeAnswers, Standing
-from rcache.server.notify import Notifier
+from rcache.server.node_answers import NodeAnswers
+from rcache.server.parts import Parts
+from rcache.server.serving import JOIN_S, Serving
 from rcache.server.session import Welcome
-from rcache.server.sharing import Placing
 from rcache.server.steering import Steering
-from rcache.server.stops import Stops
-from rcache.server.worker import Connections, WorkerRun
-from rcache.stream.append_log import AppendLog
-from rcache.stream.checkpoints import Checkpointer, CopyHooks, copy_header, write_copy
-from rcache.stream.data_dir import DataDir
+from rcache.stream.checkpoints import CopyHooks, copy_header, write_copy
 from rcache.stream.log_terms import LogFailure
 from rcache.stream.old_files import OldFiles
 from rcache_client.wire.opcodes import PersistMode, Status
-
-CONNECTIONS_RESERVED = 16
-"""Places beyond the limit that only nodes and administrators get: whoever must look at a full server can."""
 
 EXPIRE_EVERY_S = 0.25
 TRIM_EVERY_S = 0.25
@@ -68,9 +58,6 @@ RELIEVE_ITEMS_MAX = 5000
 EXPIRE_ITEMS_MAX = 5000
 """Expired items removed in one round: at most 20,000 a second, so that a mass expiry does not starve requests."""
 
-JOIN_S = 5.0
-"""How long any thread but the workers has to end; each needs one round of its loop."""
-
 FAILED_DRAIN_S = 5.0
 """How long a node whose log failed tries to hand over what it has. It takes no writes any more, and whoever has copies of what
 it does not get rid of takes it over once it is gone."""
@@ -83,31 +70,6 @@ LEAVE_LOOK_S = 0.5
 
 EXTEND_S = 60.0
 """What systemd is asked to wait at each step of a long stop."""
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What a service is made of. `log` and `checkpointer` are None where no append log is kept."""
-
-    version: str
-    data_dir: DataDir
-    engine: Engine
-    clock: NodeClock
-    sock: socket.socket
-    log: AppendLog | None
-    checkpointer: Checkpointer | None
-    stops: Stops
-    savefile: Path
-    notifier: Notifier
-    limits: ConnectionLimits
-    connections_max: int
-    worker_threads: int
-    shared_workers: int
-    stop_timeout_s: float
-    drain_timeout_s: float
-    persist: bool
-    standing: Standing
-    secret: bytes | None = field(repr=False, default=None)
 
 
 @dataclass(slots=True)
@@ -138,13 +100,8 @@ class Service:
         self.keep_view: Callable[[View], None] = lambda _view: None
         self.finish_start: Callable[[], None] = lambda: None  # what is left to do once this node is up, before it is ready
         self._kept_epoch = 0
-        self._started = False
-        self.connections = Connections(parts.connections_max, CONNECTIONS_RESERVED)
+        self._serving = Serving(parts, self, self._welcome)
         self._housekeeper = Housekeeper(self._tasks(watchdog_s))
-        run = WorkerRun(parts.engine, self.connections, self, self._welcome, parts.limits, parts.secret)
-        self._placing = Placing(parts.engine, self.connections, run, parts.worker_threads, parts.shared_workers)
-        self._run = run
-        self._listener = Listener(parts.sock, self.connections, run, self._placing)
 
     def _welcome(self) -> Welcome:
         parts, identity = self.parts, self.parts.data_dir.identity
@@ -182,12 +139,8 @@ class Service:
 
     def start(self) -> None:
         """Listen, unless it does already. Raises OSError where the address cannot be listened on."""
-        if self._started:
-            return
-        self._started = True
-        self._placing.start()
-        self._listener.start()
-        self._housekeeper.start()
+        if self._serving.start():
+            self._housekeeper.start()
 
     def admit(self, member: Member, register: Register | None) -> None:
         """This node is a member of its cluster from now on; `register`: the one that it may be given, where nodes keep it."""
@@ -287,7 +240,7 @@ class Service:
                 "clock_stepped_ms": parts.clock.stepped_ms,
                 "cpu_s": round(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]), 2),
             },
-            "connections": self.connections.stats(),
+            "connections": self._serving.connections.stats(),
             **engine,
             "append_log": dict(parts.log.stats()) if parts.log else {"fsync": "off"},
             "checkpoints": dict(parts.checkpointer.stats()) if parts.checkpointer else {},
@@ -366,7 +319,7 @@ class Service:
             except Exception as error:
                 logger.exception("{} failed", name)
                 stopped.problems.append(f"{name} failed: {error!r}")
-        stopped.crashes = self.connections.crashes + self._housekeeper.errors
+        stopped.crashes = self._serving.connections.crashes + self._housekeeper.errors
         stopped.crashes += self.member.errors if self.member is not None else 0
         return stopped
 
@@ -420,25 +373,11 @@ class Service:
 
     def _end_connections(self, stopped: Stopped, progress: Callable[[str], object]) -> None:
         deadline = time.monotonic() + self.parts.stop_timeout_s
-        count = len(self.connections.workers())
-        progress(f"stopping: {count} connections are told goodbye")
-        if self._started and not self._listener.stop(JOIN_S):
-            stopped.stuck.append("the listener")
-        self.parts.engine.stop_serving()
-        self._run.stopping.set()
+        progress(f"stopping: {len(self._serving.connections)} connections are told goodbye")
+        stopped.stuck += self._serving.close()
         if self.parts.standing.register is not None:
             self.parts.standing.register.close()  # or whoever watches would keep its worker
-        late = self.connections.join_all(deadline)
-        if late:
-            self.parts.engine.stream.end_waits()
-        for worker in late:
-            worker.break_off()
-        stuck = self.connections.join_all(time.monotonic() + JOIN_S) if late else []
-        if late:
-            logger.warning("{} connections were cut off at the deadline of {} s", len(late), self.parts.stop_timeout_s)
-        if stuck:
-            stopped.stuck.append(f"{len(stuck)} workers")
-        stopped.stuck += self._placing.stop(JOIN_S)
+        stopped.stuck += self._serving.join(deadline)
 
     def _end_log(self, stopped: Stopped, progress: Callable[[str], object]) -> None:
         log = self.parts.log

@@ -13,7 +13,7 @@ import pytest
 from rcache.commands.exit_codes import ExitCode
 from rcache.commands.replay_exit import ReplayExit
 from rcache.commands.replay_report import advice
-from rcache.server.service import CONNECTIONS_RESERVED
+from rcache.server.serving import CONNECTIONS_RESERVED
 from rcache_client import Client
 from rcache_client.wire.opcodes import Role, Status
 from soak.server_process import ServerProcess
