@@ -264,7 +264,7 @@ class Assembly:
             _start_log(log, recovered, view.epoch)
         if self._applied is not None and self._begun_empty and recovered.place.number > 1:
             let_go(self._applied, self._begun_empty, self._clock.now_ms())
-        self._service.next_segment = recovered.place.number
+        self._service.saving.next_segment = recovered.place.number
         for bucket in view.primaries_of(options.name):  # the view may be later than the one that this node joined by
             engine.open_buckets([bucket], view.placements[bucket].opened, identity.incarnation, identity.node)
         restored = restore_here(options, engine, log, data_dir, watch) if self._restore is None else 0

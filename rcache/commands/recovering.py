@@ -23,8 +23,7 @@ from rcache.commands.start_failed import StartFailed
 from rcache.engine.contract import Engine
 from rcache.records.reader import DataDamaged
 from rcache.records.record import Cause, Kind, Record, encode
-from rcache.server.notify import Notifier
-from rcache.server.service import EXTEND_S
+from rcache.server.notify import EXTEND_S, Notifier
 from rcache.server.stops import Stops
 from rcache.stream.append_log import AppendLog
 from rcache.stream.applied import AppliedFailed, AppliedStream

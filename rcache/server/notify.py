@@ -17,6 +17,9 @@ from collections.abc import Mapping
 SEND_TIMEOUT_S = 1.0
 """systemd reads its socket in microseconds; whoever reports must not hang on one that is stuck."""
 
+EXTEND_S = 60.0
+"""What systemd is asked to wait at each step of a long start or stop."""
+
 
 class Notifier:
     """Sends messages to the service manager. Each returns whether it went out; none raises."""

@@ -31,14 +31,14 @@ from rcache.cluster.register import Register, RegisterFailed, Revised
 from rcache.cluster.view import View
 from rcache.engine.contract import RequestRefused
 from rcache.member.member import Member
-from rcache.records.files import FileKind
 from rcache.server.housekeeper import Housekeeper, Task
 from rcache.server.node_answers import NodeAnswers
+from rcache.server.notify import EXTEND_S
 from rcache.server.parts import Parts
+from rcache.server.saving import Saving
 from rcache.server.serving import JOIN_S, Serving
 from rcache.server.session import Welcome
 from rcache.server.steering import Steering
-from rcache.stream.checkpoints import CopyHooks, copy_header, write_copy
 from rcache.stream.log_terms import LogFailure
 from rcache.stream.old_files import OldFiles
 from rcache_client.wire.opcodes import PersistMode, Status
@@ -68,9 +68,6 @@ UP_LOOK_S = 0.02
 LEAVE_LOOK_S = 0.5
 """How often a leaving node says how far it is."""
 
-EXTEND_S = 60.0
-"""What systemd is asked to wait at each step of a long stop."""
-
 
 @dataclass(slots=True)
 class Stopped:
@@ -92,9 +89,7 @@ class Service:
     def __init__(self, parts: Parts, watchdog_s: float | None = None) -> None:
         self.parts = parts
         self._began = time.monotonic()
-        self._persist = parts.persist
-        self._persist_lock = threading.Lock()
-        self.next_segment = 1
+        self.saving = Saving(parts)
         self.recovery: dict[str, Any] = {}
         self.answers = NodeAnswers(parts.standing)
         self.keep_view: Callable[[View], None] = lambda _view: None
@@ -208,11 +203,7 @@ class Service:
         return removed
 
     def persist(self, mode: PersistMode) -> tuple[bool, str]:
-        with self._persist_lock:
-            if mode is not PersistMode.ASK:
-                self._persist = mode is PersistMode.ON
-                logger.info("persist on shutdown: {}", "on" if self._persist else "off")
-            return self._persist, str(self.parts.savefile)
+        return self.saving.switch(mode)
 
     def stats_json(self, section: str) -> bytes:
         stats = self.stats()
@@ -244,7 +235,7 @@ class Service:
             **engine,
             "append_log": dict(parts.log.stats()) if parts.log else {"fsync": "off"},
             "checkpoints": dict(parts.checkpointer.stats()) if parts.checkpointer else {},
-            "persist": {"on_shutdown": self._persist, "savefile": str(parts.savefile)},
+            "persist": self.saving.stats(),
             "recovery": self.recovery,
             "cluster": self.member.stats() if self.member is not None else {},
         }
@@ -393,27 +384,10 @@ class Service:
         """With persist on, unless this node handed over all it had: the last one saves, and who could not get rid of it."""
         departure = self.member.departure if self.member is not None else None
         handed_over = departure is not None and departure.left.is_set() and not departure.is_last
-        return self._persist and not handed_over
+        return self.saving.is_wanted and not handed_over
 
     def _save(self, stopped: Stopped, progress: Callable[[str], object]) -> None:
-        parts, identity = self.parts, self.parts.data_dir.identity
-        assert identity is not None
-        first_segment = self.next_segment
-        if parts.log is not None:
-            first_segment = parts.log.next_segment()
-        header = copy_header(FileKind.SAVEFILE, identity, self.epoch, first_segment, first_segment, parts.clock.now_ms())
-        report = _Every(1.0, lambda done: self._report_saving(done, header.buckets, progress))
-        try:
-            saved = write_copy(parts.engine, parts.savefile, header, CopyHooks(lambda done, _took_s: report(done)))
-        except OSError as error:
-            stopped.not_saved = f"{parts.savefile}: {error.strerror or error}"
-            logger.error("the savefile could not be written: {}", stopped.not_saved)
-            return
-        logger.info("saved {} items, {} bytes, to {} in {:.1f} s", saved.items, saved.bytes, saved.path, saved.seconds)
-
-    def _report_saving(self, done: int, buckets: int, progress: Callable[[str], object]) -> None:
-        self.parts.notifier.extend_timeout(EXTEND_S)
-        progress(f"stopping: saving, {done} of {buckets} buckets")
+        stopped.not_saved = self.saving.save(progress)
 
     def _set_buckets(self, now: BucketState, then: BucketState) -> int:
         engine = self.parts.engine
@@ -421,20 +395,6 @@ class Service:
         for bucket in buckets:
             engine.set_state(bucket, then)
         return len(buckets)
-
-
-class _Every:
-    """Calls at most once in `seconds`."""
-
-    def __init__(self, seconds: float, call: Callable[[int], None]) -> None:
-        self._seconds = seconds
-        self._call = call
-        self._last = time.monotonic()
-
-    def __call__(self, done: int) -> None:
-        if time.monotonic() - self._last >= self._seconds:
-            self._last = time.monotonic()
-            self._call(done)
 
 
 def _resident_bytes() -> int:
