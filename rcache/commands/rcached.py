@@ -23,7 +23,8 @@ from rcache.commands.start_failed import StartFailed
 from rcache.commands.startup import boot, writers
 from rcache.records import walk
 from rcache.server.notify import Notifier
-from rcache.server.service import Service, Stopped
+from rcache.server.service import Service
+from rcache.server.stopping import Stopped
 from rcache.server.stops import Stops
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -1,15 +1,10 @@
 """The service: one node's parts, started in order, stopped in order.
 
-What it is: the owner of everything that runs once a node has recovered, and the steps of an orderly stop.
+What it is: the owner of everything that runs once a node has recovered; what the control opcodes act on, and the upkeep. (The
+steps of an orderly stop are in `stopping`.)
 Which thread runs it: the main thread; the control calls (`flush`, `stats_json`, `persist`) any worker.
 What it owns: the engine, the append log, the checkpointer, what serves connections, the housekeeper, the data directory.
 What it must not know: options and their sources; exit codes.
-
-The steps of a stop, in this order:
-1. nobody new is accepted; 2. workers answer what they have received, say GOODBYE and close; 3. the housekeeper and the
-checkpointer end; 4. buckets are frozen: nothing changes any more; 5. the append log writes what the stream still holds,
-closes its segment and ends; 6. with persist on, the savefile is written; 7. buckets are released, the data directory's lock
-is let go.
 """
 
 from __future__ import annotations
@@ -20,13 +15,11 @@ import resource
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from loguru import logger
 
-from rcache.cluster.bucket_state import BucketState
 from rcache.cluster.register import Register, RegisterFailed, Revised
 from rcache.cluster.view import View
 from rcache.engine.contract import RequestRefused
@@ -36,10 +29,10 @@ from rcache.server.node_answers import NodeAnswers
 from rcache.server.notify import EXTEND_S
 from rcache.server.parts import Parts
 from rcache.server.saving import Saving
-from rcache.server.serving import JOIN_S, Serving
+from rcache.server.serving import Serving
 from rcache.server.session import Welcome
 from rcache.server.steering import Steering
-from rcache.stream.log_terms import LogFailure
+from rcache.server.stopping import LEAVE_LOOK_S, Running, Stopped, Stopping
 from rcache.stream.old_files import OldFiles
 from rcache_client.wire.opcodes import PersistMode, Status
 
@@ -58,29 +51,8 @@ RELIEVE_ITEMS_MAX = 5000
 EXPIRE_ITEMS_MAX = 5000
 """Expired items removed in one round: at most 20,000 a second, so that a mass expiry does not starve requests."""
 
-FAILED_DRAIN_S = 5.0
-"""How long a node whose log failed tries to hand over what it has. It takes no writes any more, and whoever has copies of what
-it does not get rid of takes it over once it is gone."""
-
 UP_LOOK_S = 0.02
 """How often it is looked whether this node is up: it takes one change of view."""
-
-LEAVE_LOOK_S = 0.5
-"""How often a leaving node says how far it is."""
-
-
-@dataclass(slots=True)
-class Stopped:
-    """How a stop went. `problems` and `stuck` (threads that did not end) are empty after an orderly one; `not_saved` says why
-    no savefile could be written, `displaced` that another node has this one's name."""
-
-    problems: list[str] = field(default_factory=list)
-    stuck: list[str] = field(default_factory=list)
-    not_saved: str = ""
-    displaced: str = ""
-    log_failure: LogFailure | None = None
-    crashes: int = 0
-    not_handed_over: int = 0
 
 
 class Service:
@@ -288,113 +260,15 @@ class Service:
     # --- stopping
 
     def stop(self, progress: Callable[[str], object] = lambda _text: None) -> Stopped:
-        """The steps of a stop, all of them whatever goes wrong in one. Blocks up to about `stop_timeout_s`, and for as long
-        as the log and the savefile take to write.
-
-        The data directory's lock is let go only if every thread ended: beside a writer that hangs nobody else may write.
-        """
-        stopped = Stopped()
-        steps: list[tuple[str, Callable[[], object]]] = [
-            ("leaving the cluster", lambda: self._leave(stopped, progress)),
-            ("ending the connections", lambda: self._end_connections(stopped, progress)),
-            ("ending the membership", lambda: self._end_membership(stopped)),
-            ("ending the upkeep", lambda: self._end_upkeep(stopped)),
-            ("freezing the buckets", lambda: self._set_buckets(BucketState.PRIMARY, BucketState.FROZEN)),
-            ("closing the append log", lambda: self._end_log(stopped, progress)),
-            ("saving", lambda: self._save(stopped, progress) if self._is_to_save else None),
-            ("releasing the buckets", lambda: self._release(stopped)),
-        ]
-        for name, step in steps:
-            try:
-                step()
-            except Exception as error:
-                logger.exception("{} failed", name)
-                stopped.problems.append(f"{name} failed: {error!r}")
-        stopped.crashes = self._serving.connections.crashes + self._housekeeper.errors
-        stopped.crashes += self.member.errors if self.member is not None else 0
-        return stopped
+        """See `stopping`. Blocks."""
+        return Stopping(self.parts, self._running(), progress).run()
 
     def give_up(self) -> None:
         """End what runs already of a start that failed; what it is made of is the caller's to let go of."""
-        stopped = Stopped()
-        self._end_connections(stopped, lambda _text: None)
-        self._end_membership(stopped)
-        self._housekeeper.stop(JOIN_S)
+        Stopping(self.parts, self._running()).give_up()
 
-    def _leave(self, stopped: Stopped, progress: Callable[[str], object]) -> None:
-        """Hand over what this node has, where there is anybody to take it."""
-        member, parts = self.member, self.parts
-        if member is None:
-            return
-        failed = parts.log is not None and parts.log.failure is not None
-        if failed and len(member.view.nodes) == 1:
-            return
-        member.leave()
-        deadline = time.monotonic() + (FAILED_DRAIN_S if failed else parts.drain_timeout_s)
-        while not member.departure.left.wait(LEAVE_LOOK_S):
-            parts.notifier.extend_timeout(EXTEND_S)
-            view = member.view
-            progress(f"stopping: {view.copies_of(member.name)} copies to hand over")
-            if time.monotonic() > deadline or parts.stops.signals > 1:
-                stopped.not_handed_over = sum(not view.placements[b].backups for b in view.primaries_of(member.name))
-                why = "{} copies could not be handed over in time, {} of them the only ones; the files here keep theirs"
-                logger.error(why, view.copies_of(member.name), stopped.not_handed_over)
-                return
-
-    def _end_membership(self, stopped: Stopped) -> None:
-        if self.member is not None:
-            stopped.stuck += self.member.stop(JOIN_S)
-            stopped.displaced = self.member.departure.displaced
-            self.keep_view(self.member.view)
-
-    def _end_upkeep(self, stopped: Stopped) -> None:
-        parts = self.parts
-        parts.notifier.extend_timeout(EXTEND_S)
-        if not self._housekeeper.stop(JOIN_S):
-            stopped.stuck.append("the housekeeper")
-        if parts.checkpointer is not None and not parts.checkpointer.stop(EXTEND_S):
-            stopped.stuck.append("the checkpointer")
-
-    def _release(self, stopped: Stopped) -> None:
-        released = self._set_buckets(BucketState.FROZEN, BucketState.ABSENT)
-        logger.info("{} buckets released", released)
-        if not stopped.stuck:
-            self.parts.engine.close()
-            self.parts.data_dir.close()
-
-    def _end_connections(self, stopped: Stopped, progress: Callable[[str], object]) -> None:
-        deadline = time.monotonic() + self.parts.stop_timeout_s
-        progress(f"stopping: {len(self._serving.connections)} connections are told goodbye")
-        stopped.stuck += self._serving.close()
-        if self.parts.standing.register is not None:
-            self.parts.standing.register.close()  # or whoever watches would keep its worker
-        stopped.stuck += self._serving.join(deadline)
-
-    def _end_log(self, stopped: Stopped, progress: Callable[[str], object]) -> None:
-        log = self.parts.log
-        if log is None:
-            return
-        progress("stopping: closing the append log")
-        if not log.stop(EXTEND_S):
-            stopped.stuck.append("the append log")
-        stopped.log_failure = log.failure
-
-    @property
-    def _is_to_save(self) -> bool:
-        """With persist on, unless this node handed over all it had: the last one saves, and who could not get rid of it."""
-        departure = self.member.departure if self.member is not None else None
-        handed_over = departure is not None and departure.left.is_set() and not departure.is_last
-        return self.saving.is_wanted and not handed_over
-
-    def _save(self, stopped: Stopped, progress: Callable[[str], object]) -> None:
-        stopped.not_saved = self.saving.save(progress)
-
-    def _set_buckets(self, now: BucketState, then: BucketState) -> int:
-        engine = self.parts.engine
-        buckets = [bucket for bucket in range(engine.config.buckets) if engine.state(bucket) is now]
-        for bucket in buckets:
-            engine.set_state(bucket, then)
-        return len(buckets)
+    def _running(self) -> Running:
+        return Running(self._serving, self._housekeeper, self.saving, self.keep_view)
 
 
 def _resident_bytes() -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rcache.commands.rcached import exit_code
-from rcache.server.service import Stopped
+from rcache.server.stopping import Stopped
 from rcache.stream.data_dir import DataDir
 from rcache.stream.log_terms import LogFailure
 from rcache_client import Client
