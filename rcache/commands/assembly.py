@@ -25,7 +25,8 @@ from rcache.cluster.view import Node, View
 from rcache.cluster.wishes import Asker, born, join
 from rcache.commands.exit_codes import ExitCode
 from rcache.commands.joining import EMBEDDED, Finder, incarnation_before, node_here, settings_of, where_of
-from rcache.commands.options import BUCKETS_DEFAULT, CONFIRMED, WORKER_THREADS_DEFAULT, ServerOptions
+from rcache.commands.option_definitions import BUCKETS_DEFAULT, CONFIRMED, WORKER_THREADS_DEFAULT
+from rcache.commands.options import ServerOptions
 from rcache.commands.recovering import (
     SYNC_WAIT_S,
     StartWatch,

@@ -17,7 +17,8 @@ import threading
 from rcache.commands.assembly import Assembly, Given
 from rcache.commands.descriptors import connections_allowed
 from rcache.commands.exit_codes import ExitCode
-from rcache.commands.options import CONNECTIONS_MAX, ServerOptions
+from rcache.commands.option_definitions import CONNECTIONS_MAX
+from rcache.commands.options import ServerOptions
 from rcache.commands.recovering import StartWatch
 from rcache.commands.start_failed import StartFailed
 from rcache.engine.bodies import NATIVE

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from rcache.commands import option_values as values
 from rcache.commands.exit_codes import ExitCode
 from rcache.commands.joining import settings_of
+from rcache.commands.option_definitions import BUCKETS_DEFAULT, build_parser
 from rcache.commands.option_values import size_text
-from rcache.commands.options import BUCKETS_DEFAULT, OPTION_NAMES, ServerOptions, build_parser, parse
+from rcache.commands.options import OPTION_NAMES, ServerOptions, parse
 from rcache.engine import bodies
 from rcache.engine.bodies import best_body
 from rcache.stream.policy import FsyncPolicy
@@ -382,7 +383,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_parser_and_the_result_name_the_same_options() -> None:
-    named = {action.dest for action in build_parser()._actions} - {"help", "version", "config"}
+    named = {action.dest for action in build_parser(OPTION_NAMES)._actions} - {"help", "version", "config"}
     assert named | {"secret"} == {field.name for field in fields(ServerOptions)}
 
 
@@ -412,7 +413,10 @@ def test_the_sample_names_every_option_with_its_default(config: Callable[[str], 
 def test_the_sample_gives_a_value_wherever_there_is_a_fixed_default() -> None:
     unfixed = {"config", "buckets", "backups", "lease", "append-log-fsync"}  # without a word they are the cluster's business
     empty = set(re.findall(r"^#([a-z][a-z-]*) =$", SAMPLE.read_text(encoding="utf-8"), re.MULTILINE))
-    assert empty == {action.dest.replace("_", "-") for action in build_parser()._actions if action.default is None} - unfixed
+    assert (
+        empty
+        == {action.dest.replace("_", "-") for action in build_parser(OPTION_NAMES)._actions if action.default is None} - unfixed
+    )
 
 
 @given(st.integers(1, 1 << 60))

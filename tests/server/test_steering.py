@@ -12,7 +12,7 @@ import pytest
 
 from rcache.cluster.leases import Peer
 from rcache.cluster.view import NodeState, Settings
-from rcache.commands import cli_options, options
+from rcache.commands import cli_options, option_definitions
 from rcache.peers.books import boot_ns
 from rcache.server import orders
 from rcache.server.node_answers import Refusal
@@ -177,7 +177,7 @@ def test_settings_that_cannot_be_are_refused(play: Plays, given: dict[str, Any],
 
 
 def test_the_limits_are_those_of_the_options() -> None:
-    theirs = (options.BACKUPS_MAX, options.LEASE_MIN_S, options.LEASE_MAX_S)
+    theirs = (option_definitions.BACKUPS_MAX, option_definitions.LEASE_MIN_S, option_definitions.LEASE_MAX_S)
     assert theirs == (orders.BACKUPS_MAX, orders.LEASE_MIN_S, orders.LEASE_MAX_S)
     assert theirs == (cli_options.BACKUPS_MAX, cli_options.LEASE_MIN_S, cli_options.LEASE_MAX_S)
     assert cli_options.ACK_MAX_S == orders.ACK_MAX_S
