@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from rcache.commands import cli_load
+from rcache.commands.cli_arguments import COMMANDS
 from rcache.commands.cli_exit import EXIT_CODES, CliExit
 from rcache.commands.cli_load import Loaded, find_files
-from rcache.commands.cli_options import COMMANDS, parse
+from rcache.commands.cli_options import parse
 from rcache.commands.show import show_seconds, show_size
 from rcache.commands.show_stats import show_figure, show_share
 from rcache.engine.bodies import why_not_native

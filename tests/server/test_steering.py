@@ -12,7 +12,7 @@ import pytest
 
 from rcache.cluster.leases import Peer
 from rcache.cluster.view import NodeState, Settings
-from rcache.commands import cli_options, option_definitions
+from rcache.commands import cli_arguments, option_definitions
 from rcache.peers.books import boot_ns
 from rcache.server import orders
 from rcache.server.node_answers import Refusal
@@ -179,8 +179,8 @@ def test_settings_that_cannot_be_are_refused(play: Plays, given: dict[str, Any],
 def test_the_limits_are_those_of_the_options() -> None:
     theirs = (option_definitions.BACKUPS_MAX, option_definitions.LEASE_MIN_S, option_definitions.LEASE_MAX_S)
     assert theirs == (orders.BACKUPS_MAX, orders.LEASE_MIN_S, orders.LEASE_MAX_S)
-    assert theirs == (cli_options.BACKUPS_MAX, cli_options.LEASE_MIN_S, cli_options.LEASE_MAX_S)
-    assert cli_options.ACK_MAX_S == orders.ACK_MAX_S
+    assert theirs == (cli_arguments.BACKUPS_MAX, cli_arguments.LEASE_MIN_S, cli_arguments.LEASE_MAX_S)
+    assert cli_arguments.ACK_MAX_S == orders.ACK_MAX_S
 
 
 def test_fsync_always_is_refused_where_there_is_no_log(play: Plays, nodes: Nodes) -> None:
