@@ -1,9 +1,9 @@
 """The append log: a thread that takes changes from the stream and writes them to segments.
 
-What it is: the writer of `NODE-YYYYMMDD-NNNN.rcl`. It gathers what the stream holds into blocks, writes, makes durable as the
-policy says, and begins a new segment when the day turns (UTC) or a segment is full.
+What it is: the writer of segments (`segment` has the file). It gathers what the stream holds into blocks, writes, makes durable
+as the policy says, and begins a new segment when the day turns (UTC) or a segment is full.
 Which thread runs it: its own, `append-log`, from `start` to `stop`. Started and joined by the service.
-What it owns: the current segment's file. It may lock: the stream (never while it does I/O).
+What it owns: the current segment. It may lock: the stream (never while it does I/O).
 What it must not know: engines, requests, checkpoints (it only tells that a segment began).
 
 A second stream, `AppliedStream`, brings what was applied here as a backup. A bucket's records come by the one or by the other,
@@ -14,9 +14,8 @@ waiter with FAILED and is reported once, with what is not on disk. It does not o
 fsync the kernel may have dropped the pages, so only a restart from what is on disk can be right.
 
 Invariants:
-1. A block is written by one write call, and holds whole records in stream order.
+1. A block holds whole records in stream order.
 2. Segment N+1 is begun only after segment N was closed with its end block and fsynced; it names N's file id.
-3. A segment's name appears only after its header is on disk (temporary name, fsync, rename, fsync of the directory).
 """
 
 from __future__ import annotations
@@ -28,27 +27,21 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 
 from rcache.engine.change_stream import Batch, ChangeStream, StreamEnd
-from rcache.records.checksums import crc32
-from rcache.records.files import FileHeader, FileKind, encode_block_head, encode_end, encode_header
+from rcache.records.files import FileHeader, FileKind
 from rcache.stream.applied import AppliedStream
-from rcache.stream.data_dir import SEGMENT_SUFFIX, Identity
+from rcache.stream.data_dir import Identity
 from rcache.stream.disk import Disk
 from rcache.stream.log_terms import AppendLogConfig, LogFailure, LogHooks, LogPlace
 from rcache.stream.policy import FsyncPolicy
-from rcache.stream.record_file import TEMPORARY_SUFFIX, new_file_id
+from rcache.stream.record_file import new_file_id
+from rcache.stream.segment import SegmentWriter, day_of
 
 APPEND_LOG_THREAD = "append-log"
 
 BATCH_BYTES = 4 << 20
 """A block gathers at most about this much: one write the disk takes in at full rate, and little to lose in a torn one."""
-
-FORGET_BYTES = 8 << 20
-"""How much is on the disk before the kernel is told that it need not keep it: few calls, and little kept. Measured, writing
-2 GB with an fdatasync every 200 MB: 183 us of the processor's time a MB, plus 63 for the advice; without it 443 to 2,205."""
 
 LINGER_S = 0.005
 """How long the writer waits for more after the first record, unless somebody waits for the disk. It turns a wake-up for every
@@ -83,19 +76,6 @@ class _Counts:
     unsynced_bytes: int = 0
 
 
-class _Segment:
-    """The segment being written."""
-
-    def __init__(self, path: Path, fd: int, header: FileHeader, day: str, size: int) -> None:
-        self.path = path
-        self.fd = fd
-        self.header = header
-        self.day = day
-        self.size = self.synced = size
-        self.forgotten = 0
-        self.blocks = 0
-
-
 class AppendLog:
     """Writes the change stream to segments. `now_ms` is the node's clock."""
 
@@ -120,7 +100,7 @@ class AppendLog:
         self._disk = disk or Disk()
         self._reader = stream.open_reader("append-log", holds=True)
         self._counts = _Counts()
-        self._segment: _Segment | None = None
+        self._segment: SegmentWriter | None = None
         self._place = LogPlace()
         self._epoch = 0
         self._position = stream.head
@@ -294,19 +274,14 @@ class AppendLog:
     def _write(self, batch: Batch) -> None:
         segment = self._segment
         assert segment is not None
-        head = encode_block_head(segment.header.file_id, segment.blocks, batch.body, batch.count, segment.synced, crc32)
         counts = self._counts
         if not counts.unsynced_records:
             self._synced_at = max(self._synced_at, time.monotonic())
         counts.unsynced_records += batch.count
         counts.unsynced_bytes += len(batch.body)
         self._in_hand = None  # it is counted now
-        self._disk.write(segment.fd, head, batch.body)  # invariant 1
-        block_bytes = len(head) + len(batch.body)
-        segment.blocks += 1
-        segment.size += block_bytes
+        counts.bytes += segment.write(batch)  # invariant 1
         counts.records += batch.count
-        counts.bytes += block_bytes
         counts.blocks += 1
 
     def _sync_is_due(self) -> bool:
@@ -320,20 +295,11 @@ class AppendLog:
 
     def _sync(self) -> None:
         assert self._segment is not None
-        self._disk.sync(self._segment.fd)
+        self._segment.sync()
         self._note_synced()
-        self._forget(self._segment)
-
-    def _forget(self, segment: _Segment) -> None:
-        """What is on the disk is nothing to keep in memory: the kernel writes on into the pages that it just emptied, and not
-        into ever new ones until none are free for anybody else."""
-        if segment.synced - segment.forgotten >= FORGET_BYTES:
-            self._disk.forget(segment.fd, segment.forgotten, segment.synced - segment.forgotten)
-            segment.forgotten = segment.synced
+        self._segment.forget()
 
     def _note_synced(self) -> None:
-        if self._segment is not None:
-            self._segment.synced = self._segment.size
         self._counts.syncs += 1
         self._counts.unsynced_records = self._counts.unsynced_bytes = 0
         self._synced_at = time.monotonic()
@@ -352,7 +318,6 @@ class AppendLog:
         self._begin_segment()
 
     def _begin_segment(self) -> None:
-        now_ms = self._now_ms()
         header = FileHeader(
             kind=FileKind.SEGMENT,
             cluster_id=bytes.fromhex(self._identity.cluster_id),
@@ -363,21 +328,11 @@ class AppendLog:
             epoch=self._epoch,
             number=self._place.number,
             buckets=self._identity.buckets,
-            created_ms=now_ms,
+            created_ms=self._now_ms(),
             predecessor=self._place.predecessor,
         )
-        day = day_of(now_ms)
-        path = self.config.directory / segment_name(self._identity.node, day, header.number)
-        data = encode_header(header)
-        temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
-        with contextlib.suppress(FileNotFoundError):
-            self._disk.remove(temporary)
-        fd = self._disk.create(temporary)
-        self._segment = _Segment(path, fd, header, day, len(data))
-        self._disk.write(fd, data)
-        self._disk.sync(fd)
-        self._disk.rename(temporary, path)  # invariant 3
-        self._disk.sync_directory(self.config.directory)
+        self._segment = SegmentWriter(self._disk, self.config.directory, header)
+        self._segment.begin()
         self._counts.segments += 1
         self._hooks.on_segment(header.number)
 
@@ -387,18 +342,17 @@ class AppendLog:
         assert segment is not None
         if self._counts.unsynced_records:
             self._sync()
-        self._disk.write(segment.fd, encode_end(segment.header.file_id, segment.blocks, segment.size))
-        self._disk.sync(segment.fd)
+        segment.end()
         self._note_synced()
         self._place = LogPlace(segment.header.number + 1, segment.header.file_id)
         self._segment = None
-        self._disk.close(segment.fd)
+        segment.close()
 
     def _let_go(self) -> None:
         """Close the segment as it is, after a failure."""
         if self._segment is not None:
             with contextlib.suppress(OSError):
-                self._disk.close(self._segment.fd)
+                self._segment.close()
 
     def _fail(self, error: OSError, doing: str) -> None:
         """The end of the log: say so to everyone, once. Acknowledged is what did not have to wait for the disk."""
@@ -430,13 +384,3 @@ def _step_back() -> None:
     thread = threading.get_native_id()
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, thread, min(NICE_MAX, os.getpriority(os.PRIO_PROCESS, thread) + STEP_BACK))
-
-
-def segment_name(node: str, day: str, number: int) -> str:
-    """NODE-YYYYMMDD-NNNN.rcl; for people, the header gives the order."""
-    return f"{node}-{day}-{number:04d}{SEGMENT_SUFFIX}"
-
-
-def day_of(time_ms: int) -> str:
-    """The day of a time in ms since 1970, in UTC, as YYYYMMDD."""
-    return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y%m%d")

@@ -29,10 +29,10 @@ from rcache.cluster.bucket_state import BucketState
 from rcache.records.files import FileHeader, FileKind
 from rcache.records.reader import DataDamaged
 from rcache.records.record import heads
-from rcache.stream.append_log import day_of
 from rcache.stream.data_dir import CHECKPOINT_SUFFIX, SEGMENT_SUFFIX, Identity, ListedFile, read_headers
 from rcache.stream.disk import Disk
 from rcache.stream.record_file import RecordFileWriter, new_file_id
+from rcache.stream.segment import day_of
 
 CHECKPOINT_THREAD = "checkpoint"
 

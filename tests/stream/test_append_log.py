@@ -16,10 +16,11 @@ from rcache.engine.clock import NodeClock
 from rcache.engine.contract import EngineConfig
 from rcache.records.files import NO_FILE, FileKind
 from rcache.records.reader import Tail
-from rcache.stream import append_log, disk
-from rcache.stream.append_log import AppendLog, day_of, segment_name
+from rcache.stream import append_log, disk, segment
+from rcache.stream.append_log import AppendLog
 from rcache.stream.log_terms import AppendLogConfig, LogHooks, LogPlace
 from rcache.stream.policy import FsyncPolicy
+from rcache.stream.segment import day_of, segment_name
 from tests.contract.harness import EVERYTHING, Caller
 from tests.stream.harness import (
     DAY_MS,
@@ -102,7 +103,7 @@ def test_the_writer_steps_back_behind_those_who_serve_unless_they_wait_for_it(tm
 
 def test_what_is_on_the_disk_need_not_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only what was synced, each part once, in steps."""
-    monkeypatch.setattr(append_log, "FORGET_BYTES", 1000)
+    monkeypatch.setattr(segment, "FORGET_BYTES", 1000)
     disk = ScriptedDisk()
     run = LogUnderTest(tmp_path, disk).start()
     for _ in range(20):
