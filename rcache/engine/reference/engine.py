@@ -72,8 +72,8 @@ class ReferenceEngine:
         self.clock = clock or NodeClock()
         self._ring = Ring(config.stream_bytes)
         self._store = Store(config, self._ring, self.clock)
-        self._server = Server(config, self._ring, Operations(self._store))
-        self._points = LinkPoints(self._store, self._ring.open_point, self._store.set_points)
+        self._server = Server(config, self._ring.commitment, Operations(self._store))
+        self._points = LinkPoints(self._store, self._ring.commitment.open, self._store.set_points)
         self._let_go = [0] * config.buckets
 
     @property
@@ -383,7 +383,7 @@ class ReferenceEngine:
             "backups": {
                 account.name: {"room": account.room, "left": account.left, "debt": account.debt}
                 for number, account in accounts.said().items()
-                if not self._ring.is_closed(number)
+                if not self._ring.commitment.is_closed(number)
             },
             "lent": {
                 "peers": loans.count,

@@ -1,9 +1,9 @@
 """The change stream of the reference engine: a bounded ring of records with a cursor for each reader.
 
-What it is: a list of records with absolute positions (bytes since the stream began), room that is reserved before it is
-used, and the commit points with the positions that they have come to.
+What it is: a list of records with absolute positions (bytes since the stream began), and room that is reserved before it is
+used. The commit points, with the positions that they have come to, are `commitment`'s.
 Which thread runs it: writers under their stripe lock (`append`) or before it (`reserve`); the append-log writer, feeds and
-links as readers; workers in `wait_committed`.
+links as readers.
 What it owns: the records, until every reader that holds them has released them and their room is needed.
 What it must not know: what a record says; who reads.
 
@@ -14,12 +14,6 @@ Invariants:
 1. records held + room reserved <= bytes_max, in bytes.
 2. A record is dropped only when its room is needed and every reader that holds has released it.
 3. After `fail` no append succeeds and no wait lasts.
-4. A point's position never decreases while it is open; one that is not open holds nobody up.
-5. No wait for a point that was abandoned is met, whatever it had come to: its lease has run out for good. (A GET that this
-   node worked at when its peer took the bucket over must not leave afterwards; nothing of it was still to come.)
-6. A wait with a moment is met only once the peer of each of its points that is a link's has answered a frame that was begun
-   after that moment, as one that goes by no newer view than the frame. Why that makes a read right whatever the clocks do is
-   said in `native/commitment.pxd`.
 """
 
 from __future__ import annotations
@@ -32,9 +26,6 @@ from collections.abc import Collection
 from rcache.engine.change_stream import (
     DISK,
     END,
-    HELD_FOR_EVER,
-    MOMENT_WANTED,
-    POINTS_MAX,
     Batch,
     CommitPoint,
     LinkFrame,
@@ -44,7 +35,8 @@ from rcache.engine.change_stream import (
     WindowTerms,
 )
 from rcache.engine.commit_point import DiskPoint
-from rcache.engine.reference.credit import Credits, numbers_of
+from rcache.engine.reference.commitment import Commitment
+from rcache.engine.reference.credit import Credits
 from rcache.engine.sockets import send_within
 from rcache.engine.window import PlainWindow
 from rcache.records.record import bucket_of
@@ -52,10 +44,6 @@ from rcache_client.wire.frames import encode_request
 
 COMPACT_RECORDS = 4096
 """The list's dead front is cut off when it is at least this long and half of the list: amortised, a cut costs nothing."""
-
-
-EVERYTHING = 1 << 64
-"""The position of a point that is not open: beyond all that can be waited for (invariant 4)."""
 
 
 class StreamFailed(Exception):
@@ -70,23 +58,13 @@ class Ring:
         self._lock = threading.Lock()
         self._readable = threading.Condition(self._lock)
         self._room = threading.Condition(self._lock)
-        self._committed = threading.Condition(self._lock)
         self._records: list[bytes | None] = []
         self._front = 0  # index in _records of the oldest record held
         self._tail = 0  # position before it
         self._head = 0
         self._reserved = 0
-        self._reached = [0] + [EVERYTHING] * (POINTS_MAX - 1)  # by the points' numbers
-        self._moment = MOMENT_WANTED  # at which answers to later frames came to be wanted, counted
-        self._wanted = [0] * POINTS_MAX  # the newest moment that somebody wants answered at each point
-        self._confirmed = [0] * POINTS_MAX  # and the newest that its peer confirmed
         self.credits = Credits(lambda: self._head)
-        self._lease_ends = [HELD_FOR_EVER] * POINTS_MAX  # ns, by CLOCK_BOOTTIME
-        self._leased = 0  # the points whose lease has an end, a bit each
-        self._abandoned = 0
-        self._next_point = DISK + 1
-        self._waiters = 0
-        self._disk_waiters = 0
+        self.commitment = Commitment(self._lock, self, self.credits)
         self._room_waiters = 0
         self.disk = DiskPoint(self)
         self._failure = ""
@@ -103,7 +81,7 @@ class Ring:
 
     @property
     def durable(self) -> int:
-        return self._reached[DISK]
+        return self.commitment.position(DISK)
 
     @property
     def failure(self) -> str:
@@ -222,160 +200,55 @@ class Ring:
             for reader in self._readers:
                 reader.index -= front
 
-    # --- commitment
-
-    def open_point(self, position: int, until_ns: int) -> int:
-        """A new point's number. Raises ValueError if there are too many. Numbers are given in turn, so that one that was
-        closed or abandoned rests before it is another's: whoever still waits for its former owner then finds it so."""
-        with self._lock:
-            for step in range(POINTS_MAX):
-                number = (self._next_point + step) % POINTS_MAX
-                if self._reached[number] == EVERYTHING or self._abandoned >> number & 1:
-                    self._reached[number] = position
-                    self._wanted[number] = self._confirmed[number] = 0
-                    self.credits.begin(number)
-                    self._set_lease(number, until_ns)
-                    self._abandoned &= ~(1 << number)
-                    self._next_point = number + 1
-                    return number
-        raise ValueError(f"the change stream has {POINTS_MAX} commit points already")
-
-    def is_closed(self, number: int) -> bool:
-        return self._reached[number] == EVERYTHING or self._abandoned >> number & 1 == 1
-
-    def point(self, number: int) -> int:
-        """What a point has come to."""
-        return self._reached[number]
-
-    def advance(self, number: int, position: int, moment: int = 0) -> None:
-        with self._lock:
-            self._reached[number] = max(self._reached[number], position)
-            self._confirmed[number] = max(self._confirmed[number], moment)
-            if self._waiters:
-                self._committed.notify_all()
-
-    def lease(self, number: int, until_ns: int) -> None:
-        """A point may be counted on until then."""
-        with self._lock:
-            self._set_lease(number, until_ns)
-            self._committed.notify_all()
-
-    def _set_lease(self, number: int, until_ns: int) -> None:
-        self._lease_ends[number] = until_ns
-        if until_ns == HELD_FOR_EVER:
-            self._leased &= ~(1 << number)
-        else:
-            self._leased |= 1 << number
-
-    def close_point(self, number: int) -> None:
-        self.lease(number, HELD_FOR_EVER)
-        self.advance(number, EVERYTHING)
-
-    def abandon_point(self, number: int) -> None:
-        """Invariant 5. Wakes who waits for it."""
-        with self._lock:
-            self._set_lease(number, 0)
-            self._abandoned |= 1 << number
-            self._committed.notify_all()
-
-    def is_lost(self, wait: Wait) -> bool:
-        """Whether a wait will never be met: for a point that was abandoned."""
-        return wait.points & self._abandoned != 0
-
-    def is_met(self, wait: Wait) -> bool:
-        """Whether an answer may leave now. The clock is read last: at that moment all of it holds."""
-        if wait.moment and not self._is_confirmed(wait):
-            return False
-        return self.committed(wait.points) >= wait.position and self._hold(wait.points & self._leased)
-
-    def _is_confirmed(self, wait: Wait) -> bool:
-        """Invariant 6; a point that is closed has no peer."""
-        links = numbers_of(wait.points)
-        return all(self._confirmed[number] >= wait.moment or self._reached[number] == EVERYTHING for number in links)
-
-    @property
-    def moment(self) -> int:
-        """The newest that has begun."""
-        return self._moment
-
-    def wanted(self, number: int) -> int:
-        """The newest moment that somebody wants answered at this point."""
-        return self._wanted[number]
-
-    def begin_moment(self, points: int) -> int:
-        links = numbers_of(points)
-        if not links:
-            return 0
-        with self._lock:
-            self._moment += 1
-            for number in links:
-                self._wanted[number] = self._moment
-            for reader in self._readers:
-                reader.woken = reader.woken or reader.is_links
-            self._readable.notify_all()
-            return self._moment
-
-    def _hold(self, leased: int) -> bool:
-        """Whether the leases of these points hold now."""
-        if not leased:
-            return True
-        now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        return all(now_ns < self._lease_ends[number] for number in range(POINTS_MAX) if leased >> number & 1)
-
-    def committed(self, points: int) -> int:
-        """The position that all of these points have come to."""
-        reached = EVERYTHING
-        while points:
-            lowest = points & -points
-            reached = min(reached, self._reached[lowest.bit_length() - 1])
-            points ^= lowest
-        return reached
-
-    def set_durable(self, position: int) -> None:
-        self.advance(DISK, position)
-
-    def wait_durable(self, position: int, deadline_ns: int) -> StreamEnd:
-        return self.wait_committed(Wait(1 << DISK, position), deadline_ns)
-
-    def wait_committed(self, wait: Wait, deadline_ns: int) -> StreamEnd:
-        if self.is_met(wait):
-            return StreamEnd.REACHED
-        with self._lock:
-            on_disk = wait.points >> DISK & 1
-            self._waiters += 1
-            self._disk_waiters += on_disk
-            try:
-                while not self.is_met(wait):
-                    left_s = (deadline_ns - time.monotonic_ns()) / 1e9
-                    if self._failure:
-                        return StreamEnd.FAILED
-                    if left_s <= 0 or self._waits_ended or self.is_lost(wait):
-                        return StreamEnd.TIMED_OUT
-                    self._readable.notify_all()
-                    self._committed.wait(left_s)
-                return StreamEnd.REACHED
-            finally:
-                self._waiters -= 1
-                self._disk_waiters -= on_disk
-
     def wake_readers(self) -> None:
         with self._lock:
             for reader in self._readers:
                 reader.woken = True
             self._readable.notify_all()
 
+    # --- commitment
+
+    @property
+    def moment(self) -> int:
+        return self.commitment.moment
+
+    def wanted(self, number: int) -> int:
+        return self.commitment.wanted(number)
+
+    def begin_moment(self, points: int) -> int:
+        return self.commitment.begin_moment(points)
+
+    def set_durable(self, position: int) -> None:
+        self.commitment.advance(DISK, position)
+
+    def wait_durable(self, position: int, deadline_ns: int) -> StreamEnd:
+        return self.commitment.wait(Wait(1 << DISK, position), deadline_ns)
+
+    def wait_committed(self, wait: Wait, deadline_ns: int) -> StreamEnd:
+        return self.commitment.wait(wait, deadline_ns)
+
+    def hurry_locked(self) -> None:
+        self._readable.notify_all()
+
+    def ask_links_locked(self) -> None:
+        for reader in self._readers:
+            reader.woken = reader.woken or reader.is_links
+        self._readable.notify_all()
+
+    # --- the end
+
     def end_waits(self) -> None:
         with self._lock:
             self._waits_ended = True
             self._room.notify_all()
-            self._committed.notify_all()
+            self.commitment.end_locked(StreamEnd.TIMED_OUT)
 
     def fail(self, why: str) -> None:
         with self._lock:
             self._failure = self._failure or why
             self._readable.notify_all()
             self._room.notify_all()
-            self._committed.notify_all()
+            self.commitment.end_locked(StreamEnd.FAILED)
 
     def check(self) -> None:
         """Invariant 1, and that positions and records agree. Raises AssertionError."""
@@ -444,7 +317,7 @@ class RingReader:
         ring = self._ring
         woken, self.woken = self.woken, False
         half_full = (ring._head - self.released) * 2 > ring.bytes_max
-        return woken or half_full or bool(ring._failure) or ring._disk_waiters > 0 or ring._room_waiters > 0
+        return woken or half_full or bool(ring._failure) or ring.commitment.disk_waiters > 0 or ring._room_waiters > 0
 
     def _collect(self, bytes_max: int, until: int) -> Batch:
         ring = self._ring

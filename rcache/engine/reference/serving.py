@@ -25,8 +25,8 @@ from typing import NamedTuple
 
 from rcache.engine.change_stream import NO_WAIT, StreamEnd, Wait
 from rcache.engine.contract import UNCOMMITTED, ConnectionLimits, EngineConfig, Handback
+from rcache.engine.reference.commitment import Commitment
 from rcache.engine.reference.operations import Operations
-from rcache.engine.reference.ring import Ring
 from rcache.engine.sockets import POLL_MS_MAX, Ended, send_within, set_kernel_timeout
 from rcache_client.wire.frames import BadFrame, Request, RequestReader, encode_reply
 from rcache_client.wire.grammar import REASON, BadPayload
@@ -170,10 +170,10 @@ class Connection:
 class Server:
     """The request path: serves connections on a store's operations."""
 
-    def __init__(self, config: EngineConfig, ring: Ring, operations: Operations) -> None:
+    def __init__(self, config: EngineConfig, commitment: Commitment, operations: Operations) -> None:
         self.epoch = 0
         self._config = config
-        self._ring = ring
+        self._commitment = commitment
         self._operations = operations
         self.stop = StopSignal()
 
@@ -252,7 +252,7 @@ class Server:
         status, reason = UNCOMMITTED[StreamEnd.FAILED if end is StreamEnd.FAILED else StreamEnd.TIMED_OUT]
         return [
             reply.frame
-            if self._ring.is_met(reply.wait)
+            if self._commitment.is_met(reply.wait)
             else encode_reply(reply.opcode, status, reply.request_id, self.epoch, REASON.encode(reason))
             for reply in replies
         ]
@@ -262,7 +262,7 @@ class Server:
         their backups to answer something that is sent from now on."""
         if not any(reply.wait.moment for reply in replies):
             return replies
-        moment = self._ring.begin_moment(functools.reduce(operator.or_, (reply.wait.points for reply in replies)))
+        moment = self._commitment.begin_moment(functools.reduce(operator.or_, (reply.wait.points for reply in replies)))
         return [reply._replace(wait=reply.wait._replace(moment=moment)) if reply.wait.moment else reply for reply in replies]
 
     def _wait(self, replies: list[_Pending], deadline_ns: int) -> tuple[StreamEnd, bool]:
@@ -270,10 +270,10 @@ class Server:
         that was abandoned holds up no other, nor ends another's wait."""
         while True:
             waits = [reply.wait for reply in replies]
-            kept = [wait for wait in waits if not self._ring.is_lost(wait)]
+            kept = [wait for wait in waits if not self._commitment.is_lost(wait)]
             wait = functools.reduce(Wait.join, kept, NO_WAIT)
-            end = self._ring.wait_committed(wait, deadline_ns)
-            if end is not StreamEnd.TIMED_OUT or not self._ring.is_lost(wait):
+            end = self._commitment.wait(wait, deadline_ns)
+            if end is not StreamEnd.TIMED_OUT or not self._commitment.is_lost(wait):
                 return end, len(kept) == len(waits)
 
 

@@ -104,6 +104,7 @@ class Store:
     def __init__(self, config: EngineConfig, ring: Ring, clock: NodeClock) -> None:
         self.config = config
         self.ring = ring
+        self._commitment = ring.commitment
         self.clock = clock
         self.memory = MemoryAccount(config.memory_bytes)
         self.stripes = [Stripe() for _ in range(min(config.stripes, config.buckets))]
@@ -272,13 +273,13 @@ class Store:
         stamp(record, sequence, now_ms)
         position = self.ring.append(bytes(record), reserved)
         bucket.place_locked(sequence, now_ms)
-        return sequence, bucket.pend_locked(sequence, position, self.ring.committed(bucket.points))
+        return sequence, bucket.pend_locked(sequence, position, self._commitment.committed(bucket.points))
 
     def _wait_locked(self, bucket: Bucket, sequence: int) -> Wait:
         """What an answer waits for that reveals `sequence`, which it has not made itself."""
         if not bucket.points:
             return NO_WAIT
-        wait = bucket.wait_locked(sequence, self.ring.committed(bucket.points))
+        wait = bucket.wait_locked(sequence, self._commitment.committed(bucket.points))
         return wait._replace(moment=MOMENT_WANTED) if self.config.confirm_reads and wait.points else wait
 
     def _refusal_locked(self, bucket: Bucket, refusal: Refusal, live: Item | None) -> RequestRefused:
@@ -297,24 +298,24 @@ class Store:
             return self.ring.head
 
     def point(self, number: int) -> int:
-        return self.ring.point(number)
+        return self._commitment.position(number)
 
     def advance(self, number: int, position: int, moment: int) -> None:
-        self.ring.advance(number, position, moment)
+        self._commitment.advance(number, position, moment)
 
     def lease(self, number: int, until_ns: int) -> None:
-        self.ring.lease(number, until_ns)
+        self._commitment.lease(number, until_ns)
 
     def close_point(self, number: int) -> None:
         """No bucket waits for this point any more, and nobody who does so now."""
         self._forget_point(number)
-        self.ring.close_point(number)
+        self._commitment.close(number)
 
     def abandon_point(self, number: int) -> None:
         """Nobody's wait for it is met any more. Only then do the buckets forget it, so that no answer in between counts on it
         without its lease. (Whose buckets it took over must be PRIMARY here no more by then: what forgets its last point
         answers alone.)"""
-        self.ring.abandon_point(number)
+        self._commitment.abandon(number)
         self._forget_point(number)
 
     def _forget_point(self, number: int) -> None:
@@ -326,7 +327,7 @@ class Store:
         return self.ring.credits.accounts[number].debt
 
     def ask(self, number: int) -> None:
-        self.ring.begin_moment(1 << number)
+        self._commitment.begin_moment(1 << number)
 
     # --- room
 
