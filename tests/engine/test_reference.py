@@ -107,17 +107,17 @@ def test_room_that_another_took_meanwhile_is_not_taken_twice(time_: FakeTime, mo
     engine.open_buckets([0], 1, 1, "n1")
     caller = Caller(engine)
     caller.set(b"old", bytes(limit - item_bytes(3, 0, expires=False)))
-    take_memory = engine._store._take_memory
+    take_memory = engine._changes._take_memory
 
     def interfered(*args: Any) -> int:
         taken = take_memory(*args)
-        monkeypatch.setattr(engine._store, "_take_memory", take_memory)
+        monkeypatch.setattr(engine._changes, "_take_memory", take_memory)
         other = Caller(engine)
         other.delete(b"old")
         other.set(b"other", bytes(limit // 2))
         return taken
 
-    monkeypatch.setattr(engine._store, "_take_memory", interfered)
+    monkeypatch.setattr(engine._changes, "_take_memory", interfered)
     assert caller.ask(Opcode.SET, 0, 0, b"old", bytes(limit - 500)).status is Status.NO_ROOM
     assert engine.stats()["memory"]["used_bytes"] <= limit
     assert caller.value(b"other") == bytes(limit // 2)

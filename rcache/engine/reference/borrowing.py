@@ -1,6 +1,6 @@
 """Borrowing: what a change sets aside of its backups' room before it is made, and how it is come by where there is too little.
 
-What it is: the steps of a change between its room in the stream and its memory (`Store`), and the working off of debts.
+What it is: the steps of a change between its room in the stream and its memory (`change`), and the working off of debts.
 Which thread runs it: workers and the housekeeper. Blocks only before a stripe lock is taken.
 What it owns: nothing; the accounts are `credit`'s. What it must not know: how items are kept.
 """
@@ -25,7 +25,7 @@ before, or the backup is about to be none."""
 
 
 class Lender(Protocol):
-    """The store, as far as it is needed here."""
+    """The removals from a store, as far as they are needed here."""
 
     evicts: bool
 

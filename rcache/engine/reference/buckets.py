@@ -50,6 +50,10 @@ def item_bytes(key_bytes: int, value_bytes: int, expires: bool) -> int:
     return ITEM_BYTES + key_bytes + value_bytes + (EXPIRY_BYTES if expires else 0)
 
 
+def is_expired(item: Item, now_ms: int) -> bool:
+    return 0 < item.expires_at_ms <= now_ms
+
+
 class Stripe:
     """One lock over some buckets, with the orders that go across them."""
 

@@ -1,7 +1,9 @@
-"""Whole buckets and records from elsewhere: what is copied out of a bucket, and what is applied to one.
+"""Whole buckets and records from elsewhere: opening, flushing, copying, applying.
 
-What it is: the record format's two directions: items into rows, records of a primary or a file into items.
-Which thread runs it: any; `apply` one at a time for a bucket (its stripe's lock sees to that).
+What it is: the changes that go over a whole bucket, and the record format's two directions: items into rows, records of a
+primary or a file into items.
+Which thread runs it: any; `apply` one at a time for a bucket (its stripe's lock sees to that). `open` and `flush` block, before
+a stripe lock is taken.
 What it owns: nothing. What it must not know: where records come from and go to.
 """
 
@@ -9,32 +11,100 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rcache.cluster.bucket_state import BucketState
+from rcache.cluster.bucket_state import BucketState, may_follow
 from rcache.engine.change_stream import Portion
 from rcache.engine.contract import ChainError, NotFollowed
 from rcache.engine.credit import credit_cost
 from rcache.engine.reference.buckets import Bucket, Item
-from rcache.engine.reference.store import Store
+from rcache.engine.reference.ring import StreamFailed
+from rcache.engine.reference.store import Paused, Store, count_removed, demand_counter, demand_primary, log_failed
 from rcache.records.record import (
     BORN_EMPTY,
     BadRecord,
     Cause,
     ImportEnd,
     Kind,
+    Opening,
     Record,
     decode_import_end,
     decode_opening,
+    draft,
     encode,
     encode_import_end,
+    encode_opening,
+    record_bytes,
     scan,
+    show_sequence,
 )
 
 
 class Copies:
-    """Copies into a store and out of it."""
+    """Whole buckets of one store."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
+
+    # --- states
+
+    def open(self, bucket: Bucket, incarnation: int, node: str, epoch_begin: int, deadline_ns: int) -> None:
+        """Become primary of a bucket: an OPEN with `epoch_begin` as its sequence, which names the bucket's newest record.
+        Raises `RequestRefused`, and ValueError if the bucket's state or epoch does not allow it."""
+        reserved = record_bytes(0, len(encode_opening(Opening(0, incarnation, node))))
+        self._store.reserve(reserved, deadline_ns)
+        used = False
+        try:
+            with bucket.stripe.lock:
+                if not may_follow(bucket.state, BucketState.PRIMARY) or epoch_begin <= bucket.sequence:
+                    now = f"{bucket.state.value} at {show_sequence(bucket.sequence)}"
+                    raise ValueError(
+                        f"bucket {bucket.number} is {now}; it cannot become primary at {show_sequence(epoch_begin)}"
+                    )
+                used = True
+                opening = encode_opening(Opening(bucket.sequence, incarnation, node))
+                now_ms = bucket.now_locked(self._store.clock.now_ms())
+                record = draft(Kind.OPEN, bucket.number, value=opening)
+                bucket.last_removal, _ = self._store.record_locked(bucket, record, epoch_begin, now_ms, reserved)
+                bucket.state = BucketState.PRIMARY
+                bucket.follows = 0  # should it be a backup again, it is told anew whose
+        except StreamFailed as failed:
+            raise log_failed(failed) from None
+        finally:
+            if not used:
+                self._store.ring.unreserve(reserved)
+
+    def flush(self, bucket: Bucket, deadline_ns: int) -> int:
+        """Remove all items of a bucket with one record. Returns how many. Raises `RequestRefused`."""
+        while True:
+            try:
+                return self._try_flush(bucket, deadline_ns)
+            except Paused:
+                self._store.await_resumed(bucket, deadline_ns)
+
+    def _try_flush(self, bucket: Bucket, deadline_ns: int) -> int:
+        reserved = record_bytes(0, 0)
+        self._store.reserve(reserved, deadline_ns)
+        used = False
+        try:
+            with bucket.stripe.lock:
+                demand_primary(bucket)
+                self._store.demand_running()
+                demand_counter(bucket)
+                count = len(bucket.items)
+                if count:
+                    used = True
+                    now_ms = bucket.now_locked(self._store.clock.now_ms())
+                    record = draft(Kind.FLUSH, bucket.number, cause=Cause.FLUSHED)
+                    bucket.last_removal, _ = self._store.record_locked(bucket, record, bucket.sequence + 1, now_ms, reserved)
+                    self._store.memory.force(-bucket.clear_locked())
+                    count_removed(bucket.stripe, Cause.FLUSHED, count)
+                return count
+        except StreamFailed as failed:
+            raise log_failed(failed) from None
+        finally:
+            if not used:
+                self._store.ring.unreserve(reserved)
+
+    # --- in
 
     def apply(self, body: bytes | memoryview, source: int) -> None:
         """See `Engine`."""
@@ -120,6 +190,8 @@ class Copies:
         self._store.memory.force(bucket.put_locked(record.key, item))
         old = credit_cost(len(record.key), len(held.value)) if held is not None else 0
         return credit_cost(len(record.key), len(record.value)) - old
+
+    # --- out
 
     def copy(self, bucket: Bucket) -> Iterator[bytes]:
         """See `Engine.copy_bucket`. Items are never changed in place, so a list of them made under the lock is a copy at one

@@ -1,4 +1,4 @@
-"""The reference engine, put together: store, change stream, copies, operations and the serving of connections.
+"""The reference engine, put together: change stream, store and what works on it, operations and the serving of connections.
 
 Which thread runs it: `serve` the workers, `expire_due` the housekeeper, everything else any.
 What it owns: all of the engine's state. What it must not know: files, configuration sources, the control plane.
@@ -28,9 +28,13 @@ from rcache.engine.contract import (
     RequestRefused,
 )
 from rcache.engine.gate import PlainGate
+from rcache.engine.reference.borrowing import Borrowing
 from rcache.engine.reference.buckets import item_bytes
+from rcache.engine.reference.change import Changes
 from rcache.engine.reference.copies import Copies
 from rcache.engine.reference.operations import Operations
+from rcache.engine.reference.points import BucketPoints
+from rcache.engine.reference.removal import Removal
 from rcache.engine.reference.ring import Ring
 from rcache.engine.reference.serving import Connection, Server, serve_peer
 from rcache.engine.reference.store import Store
@@ -56,8 +60,12 @@ class ReferenceEngine:
         self._ring = Ring(config.stream_bytes)
         self._store = Store(config, self._ring, self.clock)
         self._copies = Copies(self._store)
-        self._server = Server(config, self._ring.commitment, Operations(self._store))
-        self._points = LinkPoints(self._store, self._ring.commitment.open, self._store.set_points)
+        self._removal = Removal(self._store)
+        self._borrowing = Borrowing(self._ring.credits, self._removal)
+        self._changes = Changes(self._store, self._removal, self._borrowing)
+        self._server = Server(config, self._ring.commitment, Operations(config, self._changes))
+        points = BucketPoints(self._store)
+        self._points = LinkPoints(points, self._ring.commitment.open, points.set)
         self._let_go = [0] * config.buckets
 
     @property
@@ -108,7 +116,7 @@ class ReferenceEngine:
         removed = 0
         for bucket in self._store.buckets:
             try:
-                removed += self._store.flush(bucket, deadline_ns)
+                removed += self._copies.flush(bucket, deadline_ns)
             except RequestRefused as refusal:
                 if refusal.status is Status.NOT_PRIMARY:
                     continue  # whoever is primary of it is told by itself
@@ -162,7 +170,7 @@ class ReferenceEngine:
     ) -> None:
         deadline_ns = time.monotonic_ns() + int(wait_s * 1e9)
         for number in buckets:
-            self._store.open(self._store.buckets[number], incarnation, node, make_sequence(epoch, 0), deadline_ns)
+            self._copies.open(self._store.buckets[number], incarnation, node, make_sequence(epoch, 0), deadline_ns)
         self.epoch = max(self.epoch, epoch)
 
     def open_commit_point(self, name: str, position: int, until_ns: int = HELD_FOR_EVER) -> LinkPoint:
@@ -191,34 +199,17 @@ class ReferenceEngine:
 
     def expire_due(self, items_max: int) -> int:
         try:
-            return self._store.expire_due(items_max, time.monotonic_ns() + int(EXPIRE_WAIT_S * 1e9))
+            return self._removal.expire_due(items_max, time.monotonic_ns() + int(EXPIRE_WAIT_S * 1e9))
         except RequestRefused:
             return 0  # the stream is full or failed; the next round sees to it
 
     def trim(self) -> int:
-        evicted = 0
-        memory = self._store.memory
-        left = memory.used - self._own_over() if self.config.evict else memory.used
-        while memory.used > left and self._store.evict_one(time.monotonic_ns() + int(OPEN_WAIT_S * 1e9)):
-            evicted += 1
-        return evicted
-
-    def _own_over(self) -> int:
-        """How many bytes what this node is primary of is to give up: its part of what is over the limit, by the items; and
-        where peers are lent little, what it has more than its buckets' part."""
-        held = [bucket for bucket in self._store.buckets if bucket.state is not BucketState.ABSENT]
-        own = [bucket for bucket in held if bucket.state in (BucketState.PRIMARY, BucketState.FROZEN)]
-        items, own_items = sum(len(bucket.items) for bucket in held), sum(len(bucket.items) for bucket in own)
-        loans = self._store.loans
-        self._store.own_full = loans.count > 0 and own_items * len(held) >= items * len(own)
-        if loans.free < 0:
-            return -(loans.free * own_items // items) if items else 0
-        return max(0, loans.lacking - loans.free) if own_items * len(held) > items * len(own) else 0
+        return self._removal.trim()
 
     def relieve(self, items_max: int) -> int:
         if self.config.evict:
-            self._own_over()
-        return self._store.borrowing.relieve(items_max)
+            self._removal.own_over()
+        return self._borrowing.relieve(items_max)
 
     def stats(self) -> dict[str, dict[str, Any]]:
         store = self._store

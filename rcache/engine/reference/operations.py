@@ -2,7 +2,7 @@
 
 What it is: one function for each opcode. Each decodes its payload by the grammar, says what is to be decided, and encodes
 the answer.
-Which thread runs it: workers. Blocks as `Store.change` does, never on a socket.
+Which thread runs it: workers. Blocks as `Changes.change` does, never on a socket.
 What it owns: nothing. What it must not know: connections; in which order answers leave.
 """
 
@@ -14,9 +14,10 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from rcache.engine.change_stream import NO_WAIT, Wait
-from rcache.engine.contract import RequestRefused
+from rcache.engine.contract import EngineConfig, RequestRefused
 from rcache.engine.reference.buckets import Item
-from rcache.engine.reference.store import REMOVE, Changed, Decision, NewItem, Refusal, Store
+from rcache.engine.reference.change import REMOVE, Changes, Decision, NewItem, Refusal
+from rcache.engine.reference.store import Changed
 from rcache.records.record import Cause
 from rcache_client.wire.frames import HEADER_BYTES, Request
 from rcache_client.wire.grammar import (
@@ -77,11 +78,11 @@ def refused(refusal: RequestRefused) -> Answer:
 class Operations:
     """Executes data requests on a store."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._value_bytes_max = store.config.value_bytes_max
-        self._reply_bytes_max = store.config.frame_bytes_max - HEADER_BYTES
-        self._default_budget_ns = int(store.config.default_budget_s * 1e9)
+    def __init__(self, config: EngineConfig, changes: Changes) -> None:
+        self._changes = changes
+        self._value_bytes_max = config.value_bytes_max
+        self._reply_bytes_max = config.frame_bytes_max - HEADER_BYTES
+        self._default_budget_ns = int(config.default_budget_s * 1e9)
         self._run: dict[int, Callable[[Call], Answer]] = {
             Opcode.GET: self._get,
             Opcode.GET_AND_TOUCH: self._get_and_touch,
@@ -120,14 +121,14 @@ class Operations:
 
     def _get(self, call: Call) -> Answer:
         (key,) = _decode(call)
-        item, wait, _ = self._store.read(key, call.deadline_ns)
+        item, wait, _ = self._changes.read(key, call.deadline_ns)
         if item is None:
             return Answer(Status.NOT_FOUND, b"", wait)
         return Answer(Status.OK, ITEM.encode(item.flags, item.version, item.value), wait)
 
     def _inspect(self, call: Call) -> Answer:
         (key,) = _decode(call)
-        item, wait, now_ms = self._store.read(key, call.deadline_ns, use=False)
+        item, wait, now_ms = self._changes.read(key, call.deadline_ns, use=False)
         if item is None:
             return Answer(Status.NOT_FOUND, b"", wait)
         left_ms = max(1, item.expires_at_ms - now_ms) if item.expires_at_ms else 0
@@ -171,7 +172,7 @@ class Operations:
         """The value is hashed outside the lock; its version stands for it under the lock."""
         value_hash, flags, ttl_ms, key, value = _decode(call)
         for _ in range(HASH_TRIES_MAX):
-            seen = self._store.look(key)
+            seen = self._changes.look(key)
             fits = seen is not None and blake2b(seen.value, digest_size=VALUE_HASH_BYTES).digest() == value_hash
             moved = False
 
@@ -203,11 +204,11 @@ class Operations:
             status = unless(item) if unless else None
             return Refusal(status) if status else NewItem(value, flags, _expiry(now_ms, ttl_ms), Cause.SET)
 
-        return self._store.change(key, len(value), deadline_ns, decide)
+        return self._changes.change(key, len(value), deadline_ns, decide)
 
     def _delete(self, call: Call) -> Answer:
         (key,) = _decode(call)
-        return _version(self._store.change(key, 0, call.deadline_ns, _decide_delete))
+        return _version(self._changes.change(key, 0, call.deadline_ns, _decide_delete))
 
     def _touch(self, call: Call) -> Answer:
         ttl_ms, key = _decode(call)
@@ -219,8 +220,8 @@ class Operations:
                 return Refusal(Status.NOT_FOUND)
             return NewItem(item.value, item.flags, _expiry(now_ms, ttl_ms), Cause.TOUCHED)
 
-        seen = self._store.look(key)
-        return self._store.change(key, len(seen.value) if seen else 0, deadline_ns, decide)
+        seen = self._changes.look(key)
+        return self._changes.change(key, len(seen.value) if seen else 0, deadline_ns, decide)
 
     def _count(self, call: Call) -> Answer:
         delta, create, initial, ttl_ms, key = _decode(call)
@@ -239,7 +240,7 @@ class Operations:
                 return Refusal(Status.OUT_OF_RANGE, f"{number} and {delta} add up to more than 64 bits hold")
             return NewItem(str(number + delta).encode(), item.flags, item.expires_at_ms, Cause.COUNTED)
 
-        changed = self._store.change(key, NUMBER_TEXT_BYTES_MAX, call.deadline_ns, decide)
+        changed = self._changes.change(key, NUMBER_TEXT_BYTES_MAX, call.deadline_ns, decide)
         assert changed.item is not None
         return Answer(Status.OK, COUNTER.encode(int(changed.item.value), changed.version), changed.wait)
 
@@ -257,9 +258,9 @@ class Operations:
             value = item.value + more if behind else more + item.value
             return NewItem(value, item.flags, item.expires_at_ms, Cause.EXTENDED)
 
-        seen = self._store.look(key)
+        seen = self._changes.look(key)
         room = len(more) + (len(seen.value) if seen else 0)
-        return _version(self._store.change(key, min(room, value_bytes_max), call.deadline_ns, decide))
+        return _version(self._changes.change(key, min(room, value_bytes_max), call.deadline_ns, decide))
 
     def _demand_size(self, value_bytes: int) -> None:
         if value_bytes > self._value_bytes_max:
@@ -273,7 +274,7 @@ class Operations:
         room = self._demand_reply_room(len(keys), ITEM_ENTRY)
         for (key,) in keys:
             try:
-                item, reached, _ = self._store.read(key, call.deadline_ns)
+                item, reached, _ = self._changes.read(key, call.deadline_ns)
             except RequestRefused as refusal:
                 entries.append(ITEM_ENTRY.encode(refusal.status, 0, 0, b""))
                 continue
@@ -296,7 +297,7 @@ class Operations:
 
     def _delete_many(self, call: Call) -> Answer:
         def one(entry: tuple[Any, ...]) -> Changed:
-            return self._store.change(entry[0], 0, call.deadline_ns, _decide_delete)
+            return self._changes.change(entry[0], 0, call.deadline_ns, _decide_delete)
 
         return self._change_many(call, one)
 
