@@ -3,10 +3,10 @@
 What it is: for each kind of such a wish, until when this node rests before it asks for the next.
 Which thread runs it: the control plane's. What it owns: these times. What it must not know: what is wished.
 
-Why: while a view is on its way some nodes have it and others do not, and what they send each other waits until they are equal.
-So a cluster that changes its view all the time serves nobody, however little each view changes. What has to be done is taken
+Why: while a view is on its way some nodes have it and others do not, and what the former send the latter waits there. So a
+cluster that changes its view all the time serves nobody, however little each view changes. What has to be done is taken
 together instead: the rest grows with the number of nodes, so that all of them together bring about as many views a second,
-however many they are. What cannot wait (a peer that is gone, a log that failed) does not ask here.
+however many they are (decision 0037). What cannot wait (a peer that is gone, a log that failed) does not ask here.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Reads and changes of single keys, with all they must wait for first.
 
-What it is: `rcache.engine.reference.store` in native code: room in the stream and memory for the item, then the stripe lock,
+What it is: `rcache.engine.reference.change` in native code: room in the stream and memory for the item, then the stripe lock,
 the decision, the record and the item; then what was not used is given back.
 Which thread runs it: workers. Blocks only before a stripe lock is taken.
 What it owns: nothing. What it must not know: frames and payloads (that is `operations`).

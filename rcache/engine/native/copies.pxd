@@ -1,6 +1,6 @@
 """Whole buckets and records from elsewhere: opening, flushing, dropping, copying, applying.
 
-What it is: the parts of `rcache.engine.reference.engine` that go over many items, and the record format's other direction.
+What it is: the parts of `rcache.engine.reference.copies` that go over many items, and the record format's other direction.
 Which thread runs it: any; `apply_record` one at a time for a bucket (its stripe's lock sees to that).
 What it owns: nothing. What it must not know: where records come from and go to.
 
