@@ -3,13 +3,14 @@
 What it is: where such a copy stands, and the records of each portion: IMPORT_BEGIN before the first rows, IMPORT_END behind the
 last. The link sends the stream up to a portion's position before its rows, and on from there after them, so a row is never
 older than what was sent before it. And `Fills`, all the copies of one link, in the order in which they were asked for.
-Which thread runs it: the link's sender makes portions, its receiver acknowledges them; never both at once, because one portion
-is under way at a time. What is said of all copies is said under the link's lock.
+Which thread runs it: the link's sender makes portions, its receiver acknowledges them; of one bucket never both at once,
+because one portion of it is under way at a time. What is said of all copies is said under the link's lock.
 What it owns: where the copies stand. What it must not know: sockets, views.
 
-A portion that took so long to be made, sent and taken in is followed by a rest of PACE times as long: the requests of both
-nodes hardly feel it, and however much is written meanwhile it comes to its end, because it waits for nothing else. The rest is
-the link's: a thousand small buckets are as much to the peer as a large one.
+Portions go in batches: several small buckets, or one portion of a large one. A thousand small buckets would take a thousand
+round trips one by one. A batch that took so long to be made, sent and taken in is followed by a rest of PACE times as long: the
+requests of both nodes hardly feel it, and however much is written meanwhile it comes to its end, because it waits for nothing
+else. The rest is the link's: a thousand small buckets are as much to the peer as a large one.
 """
 
 from __future__ import annotations
@@ -25,8 +26,11 @@ from rcache.records.record import Cause, ImportEnd, Kind, Record, encode, encode
 PORTION_BYTES = 128 << 10
 """About the most rows in one portion: under the stripe lock for some tens of microseconds."""
 
+BATCH_PORTIONS = 16
+"""The most portions in a batch; PORTION_BYTES of them are enough, too."""
+
 PACE = 0.5
-"""How long to rest after a portion, measured by what it took."""
+"""How long to rest after a batch, measured by what it took."""
 
 
 class Fill:
@@ -47,11 +51,9 @@ class Fill:
         self._after: object = None
         self._began = 0
         self.rows = self.bytes = 0  # sent so far
-        self._made_at = 0.0
 
     def next_portion(self, engine: Engine) -> Portion:
         """The next rows, as they are now."""
-        self._made_at = time.monotonic()
         return engine.copy_portion(self.bucket, self._after, PORTION_BYTES)
 
     def body_of(self, portion: Portion) -> bytes:
@@ -78,18 +80,31 @@ class Fill:
         body = self._mark(Kind.IMPORT_BEGIN, portion)
         self._began = portion.sequence
         self.has_begun = self.in_flight = True
-        self._made_at = time.monotonic()
         self.bytes = len(body)
         return body
 
-    def acknowledge(self) -> float:
-        """The peer has taken the portion in; for how long to rest now, in seconds."""
+    def acknowledge(self) -> None:
+        """The peer has taken the portion in."""
         self.in_flight = False
         self.is_done = self.is_whole
-        return (time.monotonic() - self._made_at) * PACE
 
     def _mark(self, kind: Kind, portion: Portion, value: bytes = b"") -> bytes:
         return encode(Record(kind, Cause.NONE, self.bucket, 0, portion.sequence, portion.time_ms, 0, b"", value))
+
+
+@dataclass(slots=True)
+class Batch:
+    """Portions that do not wait for the answers to those before: so many, of so many bytes, and those not acknowledged."""
+
+    began_at: float = 0.0
+    portions: int = 0
+    bytes: int = 0
+    in_flight: int = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether all of it is to be acknowledged before more is sent."""
+        return self.portions >= BATCH_PORTIONS or self.bytes >= PORTION_BYTES
 
 
 @dataclass(slots=True)
@@ -110,6 +125,7 @@ class Fills:
         self._left: dict[int, Fill] = {}
         self._done: dict[int, Fill] = {}
         self._begun: set[int] = set()
+        self._batch = Batch()
         self._due_at = 0.0
         self._progress = FillProgress(0.0)
 
@@ -172,24 +188,29 @@ class Fills:
     def begin_anew(self) -> None:
         """All that are not whole, from nothing."""
         self._begun = set(self._done)
+        self._batch = Batch()
         for fill in self._left.values():
             fill.begin_anew()
 
     def next(self) -> Fill | None:
         """The one whose next portion comes next; None where nothing is to be sent before an answer, or at all."""
-        for fill in self._left.values():
-            if fill.in_flight:
-                return None
-            if not fill.is_whole:
-                return fill
-        return None
+        if self._batch.is_full:
+            return None
+        return next((fill for fill in self._left.values() if not fill.in_flight and not fill.is_whole), None)
 
     def rest_s(self) -> float | None:
         """How long it is until the next portion is due; None where none is."""
         return None if self.next() is None else max(0.0, self._due_at - time.monotonic())
 
-    def has_begun(self, fill: Fill) -> bool:
-        """A portion is about to be sent; whether it is the first of its bucket, whose changes follow from now on."""
+    def begin_portion(self, fill: Fill, size: int, made_at: float) -> bool:
+        """A portion of so many bytes, which was begun to be made then, is about to be sent; whether it is the first of its
+        bucket, whose changes follow from now on."""
+        batch = self._batch
+        if not batch.portions:
+            batch.began_at = made_at
+        batch.portions += 1
+        batch.bytes += size
+        batch.in_flight += 1
         if fill.bucket in self._begun or self._left.get(fill.bucket) is not fill:
             return False  # the latter: it is not wanted any more
         self._begun.add(fill.bucket)
@@ -197,7 +218,12 @@ class Fills:
 
     def acknowledge(self, fill: Fill) -> bool:
         """The peer has taken a portion in; whether the copy is whole now, and still wanted."""
-        self._due_at = time.monotonic() + fill.acknowledge()
+        fill.acknowledge()
+        self._batch.in_flight -= 1
+        if not self._batch.in_flight:
+            now = time.monotonic()
+            self._due_at = now + (now - self._batch.began_at) * PACE
+            self._batch = Batch()
         if not fill.is_done or self._left.get(fill.bucket) is not fill:
             return False
         self._done[fill.bucket] = self._left.pop(fill.bucket)

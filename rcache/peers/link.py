@@ -403,6 +403,7 @@ class Link:
 
     def _send_portion(self, fill: Fill, *, empty: bool = False) -> None:
         """Some rows of a bucket, behind all of the stream that lies before them (`design`, section 5, invariant 8)."""
+        made_at = time.monotonic()
         portion = fill.next_portion(self._engine)
         while True:
             _demand_taken(self._window.send_until(portion.position))
@@ -414,7 +415,7 @@ class Link:
         body = fill.empty_body(portion) if empty else fill.body_of(portion)
         with self._lock:
             self._portions.append(fill)
-            if self._fills.has_begun(fill):
+            if self._fills.begin_portion(fill, len(body), made_at):
                 self._order += 1  # its changes come behind its rows
         _demand_taken(self._window.send_portion(body, portion.position))
         self.counts.fill_rows += 0 if empty else portion.count

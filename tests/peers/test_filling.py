@@ -26,11 +26,11 @@ BIG = bytes(2000)
 class Filling:
     """An engine of one bucket with many items, and a link to the peer, which follows in an engine of its own."""
 
-    def __init__(self, engine_factory: EngineFactory, listener: PeerListener) -> None:
+    def __init__(self, engine_factory: EngineFactory, listener: PeerListener, buckets: int = 1, rows: int = ROWS) -> None:
         self.listener = listener
-        self.engine = engine_factory(buckets=1, stripes=1)
-        self.copy = engine_factory(opened=0, buckets=1, stripes=1)
-        for number in range(ROWS):
+        self.engine = engine_factory(buckets=buckets, stripes=1)
+        self.copy = engine_factory(opened=0, buckets=buckets, stripes=1)
+        for number in range(rows):
             self.set(number, BIG)
         self.host = FakeHost(epoch=5)
         self.link = Link(PEER, MINE, listener.line(1.0), self.engine, self.host)
@@ -131,6 +131,26 @@ def test_one_portion_is_under_way_at_a_time(filling: Filling) -> None:
     assert filling.link.filling() == {BUCKET: False}
     filling.peer.acknowledge(first)
     assert {record.kind for record in filling.take().records} <= {Kind.ROW, Kind.IMPORT_END}
+
+
+def test_small_buckets_go_together(engine_factory: EngineFactory, listener: PeerListener) -> None:
+    """A thousand of them would take a thousand round trips. What is written meanwhile comes behind the rows of its bucket."""
+    filling = Filling(engine_factory, listener, buckets=4, rows=20)
+    for bucket in range(4):
+        filling.link.fill(bucket)
+    frames = [filling.take() for _ in range(4)]
+    assert [frame.records[0].kind for frame in frames] == [Kind.IMPORT_BEGIN] * 4
+    for number in range(20):
+        filling.set(number, b"meanwhile")
+    changes: list[Record] = []
+    while len(changes) < 20:
+        frames.append(filling.take())
+        changes += frames[-1].records
+    for frame in frames:
+        filling.peer.acknowledge(frame)
+    wait_until(lambda: sorted(filling.host.filled) == [0, 1, 2, 3], "the copies")
+    assert state_of(filling.copy) == state_of(filling.engine)
+    filling.stop()
 
 
 def test_what_a_copy_has_begun_with_is_sent_every_change(filling: Filling) -> None:

@@ -28,7 +28,7 @@ def send(fills: Fills, engine: Engine) -> tuple[Fill, Portion, int]:
     assert fill is not None
     portion = fill.next_portion(engine)
     count = len(fill.body_of(portion))
-    fills.has_begun(fill)
+    fills.begin_portion(fill, count, time.monotonic())
     return fill, portion, count
 
 
