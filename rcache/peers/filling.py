@@ -23,13 +23,13 @@ from rcache.engine.change_stream import Portion
 from rcache.engine.contract import Engine
 from rcache.records.record import Cause, ImportEnd, Kind, Record, encode, encode_import_end
 
-PORTION_BYTES = 128 << 10
+PORTION_BYTES = 64 << 10
 """About the most rows in one portion: under the stripe lock for some tens of microseconds."""
 
 BATCH_PORTIONS = 16
 """The most portions in a batch; PORTION_BYTES of them are enough, too."""
 
-PACE = 0.5
+PACE = 2.0
 """How long to rest after a batch, measured by what it took."""
 
 
