@@ -138,11 +138,11 @@ def test_without_eviction_what_has_no_room_at_the_backup_is_refused(tmp_path: Pa
 
 
 def test_a_copy_larger_than_its_node_has_its_primary_evict(tmp_path: Path) -> None:
-    """The smaller node joins one that holds three times what it can hold."""
+    """The smaller node joins one that holds twice what it can hold."""
     cluster = Cluster(tmp_path)
     try:
         cluster.add("large", "--memory-limit", "64M")
-        values = {key_of(number): value_of(number) for number in range(3 * SMALL // VALUE_BYTES)}
+        values = {key_of(number): value_of(number) for number in range(2 * SMALL // VALUE_BYTES)}
         cluster.write(values)
         cluster.add("small", "--memory-limit", "16M")
         cluster.settle(60.0)
