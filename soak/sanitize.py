@@ -42,6 +42,7 @@ TESTS = (
 
 REPORT = "report"
 FUZZ = ("--seed", "1", "--inputs", "200000", "--seconds", "120")
+FUZZ_PEERS = ("--seed", "1", "--inputs", "60000", "--seconds", "120")
 STRESS = ("--seed", "1", "--seconds", "60")
 
 KINDS = {"address": ("address,undefined", "libasan.so"), "thread": ("thread", "libtsan.so")}
@@ -143,9 +144,11 @@ def commands(kind: str, tests: list[str]) -> list[list[str]]:
     ]
     if tests:
         return [[*pytest, *tests]]
+    stress = [["-m", "tests.engine.stress", *STRESS], ["-m", "tests.engine.stress_pair", *STRESS]]
     if kind == "thread":
-        return [["-m", "tests.engine.stress", *STRESS]]
-    return [[*pytest, *TESTS.split()], ["-m", "tests.engine.fuzz", *FUZZ], ["-m", "tests.engine.stress", *STRESS]]
+        return stress
+    fuzz = [["-m", "tests.engine.fuzz", *FUZZ], ["-m", "tests.engine.fuzz_peers", *FUZZ_PEERS]]
+    return [[*pytest, *TESTS.split()], *fuzz, *stress]
 
 
 if __name__ == "__main__":

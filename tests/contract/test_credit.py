@@ -168,6 +168,32 @@ def test_who_is_refused_has_the_peer_asked_and_goes_on_once_it_has_room(lending:
     wait_until(is_taken, "the answer to a question")
 
 
+@pytest.mark.parametrize("evict", [True, False])
+def test_a_peer_that_says_it_has_more_than_there_can_be(lending: Callable[..., Lending], evict: bool) -> None:
+    one = lending(evict=evict)
+    kept, *more = keys_in(range(8), 10)
+    ask_set(one.caller, kept)  # something is used: what is added to the largest number there is came round to the least
+    one.room = (1 << 63) - 2
+    one.learn()
+    for key in more:
+        assert ask_set(one.caller, key).status is Status.OK
+    assert one.account["debt"] == 0
+    assert one.engine.stats()["credit"]["evicted_for_backup"] == 0
+    assert all(one.caller.value(key) is not None for key in [kept, *more])
+
+
+def test_a_peer_that_says_it_lacks_more_than_there_can_be(lending: Callable[..., Lending]) -> None:
+    one = lending(evict=False)
+    kept, key = keys_in(range(8), 2)
+    ask_set(one.caller, kept)
+    one.room = -(1 << 63)
+    one.learn()
+    assert ask_set(one.caller, key).status is Status.NO_ROOM
+    assert one.account["debt"] > EVERYTHING
+    one.room = COST
+    wait_until(lambda: bool(ask_set(one.caller, key).status is Status.OK), "the answer to a question")
+
+
 def test_with_eviction_only_what_that_backup_holds_makes_room(engine_factory: EngineFactory) -> None:
     engine = engine_factory()
     held, free = range(4), range(4, 8)

@@ -198,6 +198,28 @@ def test_of_a_frame_that_does_not_apply_to_its_end_the_beginning_is_recorded(bac
     assert state_of(backup.engine) == state_of(backup.primary)
 
 
+def test_of_a_frame_of_which_nothing_could_be_recorded_all_is_pythons(backup: Backup) -> None:
+    """Were Python told that the beginning is recorded, it would leave that out: the log would have a hole."""
+
+    def fail(_body: bytes, _count: int) -> None:
+        raise MemoryError("no memory for what is recorded")
+
+    backup.gate.close()
+    backup.gate = backup.engine.open_gate(SOURCE, fail)
+    with backup.gate:
+        backup.gate.allow(*HEADING)
+    first = backup.change(b"one")
+    skipped = backup.change(b"one")
+    third = backup.change(b"one")
+    assert skipped
+    assert backup.is_handed(first + third)
+    with backup.gate:
+        assert not backup.gate.take_stumbled()
+    assert backup.gate.counts == (0, 0, 0)
+    backup.engine.apply(first + skipped + third, SOURCE)
+    assert state_of(backup.engine) == state_of(backup.primary)
+
+
 def test_what_does_not_follow_this_source_is_not_applied(backup: Backup) -> None:
     with backup.gate:
         backup.gate.allow(*HEADING)

@@ -16,6 +16,7 @@ import time
 import zlib
 from collections.abc import Callable
 from random import Random
+from typing import Any
 
 from rcache.engine.clock import NodeClock
 from rcache.engine.contract import EngineConfig
@@ -64,9 +65,10 @@ class Clock(NodeClock):
 
 
 class Campaign:
-    """One engine and what it is fed."""
+    """One engine and what it is fed. `backups`: of how many buckets it may be a backup; `terms`: what else its configuration
+    says."""
 
-    def __init__(self, random: Random) -> None:
+    def __init__(self, random: Random, backups: tuple[int, ...] = (0, 0, 2, 4), **terms: Any) -> None:
         self.random = random
         self.clock = Clock()
         self.evict = random.random() < 0.7
@@ -81,10 +83,11 @@ class Campaign:
             frame_bytes_max=random.choice([1 << 13, 1 << 18]),
             stream_bytes=STREAM_BYTES,
             commit=False,
+            **terms,
         )
         self.engine = NativeEngine(config, self.clock)
         self.core: _native.Core = self.engine._core
-        self.backups = set(random.sample(range(BUCKETS), random.choice([0, 0, 2, 4])))
+        self.backups = set(random.sample(range(BUCKETS), random.choice(backups)))
         self.sequences = dict.fromkeys(self.backups, 0)
         self.engine.open_buckets([n for n in range(BUCKETS) if n not in self.backups], 1, 1, "n1")
         self.reader = self.engine.stream.open_reader("log", holds=True) if random.random() < 0.5 else None

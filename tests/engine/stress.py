@@ -4,8 +4,10 @@ What it is: a program for ThreadSanitizer and AddressSanitizer (`make sanitize A
 Rounds of a few seconds, each with an engine of its own: a small memory in which everything is evicted, expired, moved and
 reclassed all the time, few stripes, a small stream; writers and readers by `execute` and over sockets, alone and in shared
 workers; the log, which commits in half of the rounds and fails in some; links that come, are waited for, and go, by readers and
-by windows in which workers send and take in; a peer's records by a gate; readers that fall behind; copies, records applied,
-states changed, flushes, statistics. At the end of a round `check` compares every structure with every other.
+by windows in which workers send and take in, whose peers lend much, little, nothing or less, and go by newer views meanwhile; a
+peer's records by a gate; readers that fall behind; copies, records applied, copies given up, states changed, flushes,
+statistics; and in half of the rounds all of it is stopped while it goes on. At the end of a round `check` compares every
+structure with every other. What two engines do with each other is `stress_pair`.
 Which thread runs it: the main one waits; every other is started and joined here. Loops end when the round does.
 """
 
@@ -23,9 +25,10 @@ from collections.abc import Callable
 from random import Random
 
 from rcache.cluster.bucket_state import BucketState
-from rcache.engine.change_stream import END, HELD_FOR_EVER, LinkFrame, Window, WindowTerms
+from rcache.engine.change_stream import END, HELD_FOR_EVER, LinkFrame, WindowTerms
 from rcache.engine.clock import NodeClock
-from rcache.engine.contract import ChainError, ConnectionLimits, EngineConfig, RequestRefused
+from rcache.engine.commit_point import LinkPoint
+from rcache.engine.contract import ChainError, ConnectionLimits, EngineConfig, EngineConnection, RequestRefused
 from rcache.engine.native.engine import NativeEngine, NativeGroup
 from rcache.engine.sockets import Ended
 from rcache.records.record import Kind, heads
@@ -37,65 +40,38 @@ BUCKETS = 16
 PRIMARY = range(12)
 """The others are backups, which records are applied to, or change their states."""
 
+BORROWERS = range(14)
+"""Those that may come to wait for a window's peer: 12 and 13 are opened, frozen and let go of meanwhile."""
+
 KEYS = 3000
 BUDGET_MS = 200
 JOIN_S = 60.0
 LIMITS = ConnectionLimits(10.0, 10.0, 10.0, 2.0)
 
 
-class Round:
-    """One engine, and what is done to it."""
+class Traffic:
+    """Requests to one engine, by `execute` and over sockets; and the threads in which anything is done to it."""
 
-    def __init__(self, seed: str, seconds: float) -> None:
+    def __init__(self, seed: str, seconds: float, config: EngineConfig, value_bytes: int) -> None:
         self.seed = seed
-        random = Random(seed)
-        self.commit = random.random() < 0.5
-        self.fails = random.random() < 0.2
-        self.value_bytes = random.choice([100, 1000, 20_000])
-        config = EngineConfig(
-            buckets=BUCKETS,
-            stripes=random.choice([2, 4]),
-            memory_bytes=random.choice([512 << 10, 2 << 20]),
-            evict=random.random() < 0.9,
-            value_bytes_max=1 << 16,
-            frame_bytes_max=1 << 18,
-            stream_bytes=random.choice([1 << 19, 1 << 20]),
-            commit=self.commit,
-            confirm_reads=random.random() < 0.5,
-            default_budget_s=0.5,
-        )
+        self.value_bytes = value_bytes
         self.clock = NodeClock()
         self.engine = NativeEngine(config, self.clock)
-        self.log = self.engine.stream.open_reader("log", holds=True)
-        self.engine.open_buckets(PRIMARY, 1, 1, "n1")
         self.ends = time.monotonic() + seconds
         self.done: dict[str, int] = {}
         self.failed: list[BaseException] = []
-        self.writing = True
+        self.is_stopping = False
+        self.shared: list[socket.socket] = []  # that the shared workers have
 
     @property
     def is_on(self) -> bool:
         return time.monotonic() < self.ends and not self.failed
 
-    def run(self) -> int:
-        doers: list[Callable[[Random], int]] = [self.execute] * 3 + [self.peer] * 3
-        doers += [self.upkeep, self.follow, self.link, self.link, self.copy, self.become, self.look, self.share]
-        doers += [self.pause, self.window, self.window, self.gate]
+    def begin(self, doers: list[Callable[[Random], int]]) -> list[threading.Thread]:
         threads = [threading.Thread(target=self.loop, args=(do, number), name=do.__name__) for number, do in enumerate(doers)]
-        writer = threading.Thread(target=self.write, name="log")
-        writer.start()
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join(JOIN_S)
-        self.writing = False
-        writer.join(JOIN_S)
-        assert not any(thread.is_alive() for thread in [*threads, writer]), [t.name for t in [*threads, writer] if t.is_alive()]
-        if self.failed:
-            raise self.failed[0]
-        self.log.close()
-        self.engine.check()
-        return sum(self.done.values())
+        return threads
 
     def loop(self, do: Callable[[Random], int], number: int) -> None:
         """A thread's run function, with its one catch-all."""
@@ -136,10 +112,12 @@ class Round:
                 assert not served.is_alive()
         return done
 
-    def serve(self, connection: object) -> None:
+    def serve(self, connection: EngineConnection) -> None:
         try:
-            ended = self.engine.serve(connection).ended  # type: ignore[arg-type]
+            ended = self.engine.serve(connection).ended
             assert ended in (Ended.CLOSED, Ended.LOST, Ended.STOPPING, Ended.SLOW_READER), ended
+            with contextlib.suppress(OSError):
+                connection.sock.shutdown(socket.SHUT_RDWR)
         except BaseException as error:
             self.failed.append(error)
 
@@ -176,10 +154,11 @@ class Round:
         for worker in workers:
             worker.start()
         done = 0
-        while self.is_on:
+        while self.is_on and not self.is_stopping:
             self.crowd(groups, done)
             if random.random() < 0.2:  # a control frame: handed back, and added again
                 here, there = socket.socketpair()
+                self.shared.append(here)
                 groups[0].add(self.engine.connect(here, LIMITS))
                 there.sendall(encode_request(Opcode.PING, 1, 0, b""))
                 there.close()
@@ -188,6 +167,8 @@ class Round:
         for worker in workers:
             worker.join(JOIN_S)
             assert not worker.is_alive()
+        for sock in self.shared:
+            sock.close()
         return done
 
     def work(self, group: NativeGroup) -> None:
@@ -206,8 +187,10 @@ class Round:
     def crowd(self, groups: list[NativeGroup], number: int) -> None:
         """Four peers that talk at once."""
         talking = []
+        self.shared = [sock for sock in self.shared if sock.fileno() >= 0]
         for peer in range(4):
             here, there = socket.socketpair()
+            self.shared.append(here)
             groups[peer % len(groups)].add(self.engine.connect(here, LIMITS))
             seeded = Random(f"{self.seed} {number} {peer}")
             talking.append(threading.Thread(target=self.talk, args=(seeded, there), name="talks"))
@@ -216,7 +199,50 @@ class Round:
         for thread in talking:
             thread.join(JOIN_S)
 
-    # --- everything else
+
+class Round(Traffic):
+    """One engine, and all that is done to it."""
+
+    def __init__(self, seed: str, seconds: float) -> None:
+        random = Random(seed)
+        self.commit = random.random() < 0.5
+        self.fails = random.random() < 0.2
+        value_bytes = random.choice([100, 1000, 20_000])
+        config = EngineConfig(
+            buckets=BUCKETS,
+            stripes=random.choice([2, 4]),
+            memory_bytes=random.choice([512 << 10, 2 << 20]),
+            evict=random.random() < 0.75,
+            value_bytes_max=1 << 16,
+            frame_bytes_max=1 << 18,
+            stream_bytes=random.choice([1 << 19, 1 << 20]),
+            commit=self.commit,
+            confirm_reads=random.random() < 0.5,
+            default_budget_s=0.5,
+        )
+        super().__init__(seed, seconds, config, value_bytes)
+        self.is_stopped = random.random() < 0.5
+        self.log = self.engine.stream.open_reader("log", holds=True)
+        self.engine.open_buckets(PRIMARY, 1, 1, "n1")
+        self.writing = True
+
+    def run(self) -> int:
+        doers: list[Callable[[Random], int]] = [self.execute] * 3 + [self.peer] * 3
+        doers += [self.upkeep, self.follow, self.link, self.link, self.copy, self.become, self.look, self.share]
+        doers += [self.pause, self.window, self.window, self.window, self.gate, self.give_up, self.stop]
+        writer = threading.Thread(target=self.write, name="log")
+        writer.start()
+        threads = self.begin(doers)
+        for thread in threads:
+            thread.join(JOIN_S)
+        self.writing = False
+        writer.join(JOIN_S)
+        assert not any(thread.is_alive() for thread in [*threads, writer]), [t.name for t in [*threads, writer] if t.is_alive()]
+        if self.failed:
+            raise self.failed[0]
+        self.log.close()
+        self.engine.check()
+        return sum(self.done.values())
 
     def write(self) -> None:
         """The log: takes, keeps for a moment, releases; commits; and in some rounds fails."""
@@ -242,6 +268,7 @@ class Round:
                     if random.random() < 0.002:
                         self.engine._core.flush(bucket, time.monotonic_ns() + 10**8)
             self.engine.trim()
+            self.engine.relieve(random.choice([1, 100]))
             self.clock.adjust()
             time.sleep(random.choice([0.0, 0.002]))
             done += 1
@@ -320,107 +347,12 @@ class Round:
         """Links by windows: workers send, and take in what their buckets wait for. Connections come and go meanwhile."""
         done = 0
         while self.is_on:
-            point = self.engine.open_commit_point(
-                "window", self.engine.stream.head, random.choice([HELD_FOR_EVER, boot_ns() + 10**7])
-            )
-            terms = WindowTerms(Opcode.RECORDS, random.choice([100, 1 << 16]), 0.05)
-            window = self.engine.stream.open_window("window", terms, point)
-            buckets = random.sample(PRIMARY, 4)
-            window.set_prefix(b"prefix", 1)
-            window.choose(buckets)
-            for bucket in buckets:
-                self.engine.set_commit_points(bucket, [point, self.engine.stream.disk] if self.commit else [point])
+            held = Held(self, random)
             for _ in range(random.choice([1, 3])):
-                self.connect(random, window)
+                held.connect(self)
                 done += 1
-            window.pass_by()
-            for bucket in buckets[:2]:
-                self.engine.set_commit_points(bucket, [self.engine.stream.disk] if self.commit else [])
-            random.choice([point.close, point.abandon])()
-            window.close()
+            held.close()
         return done
-
-    def connect(self, random: Random, window: Window) -> None:
-        """One connection of a link, from its beginning to its end."""
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            connection = window.begin(ours)
-            seeded = Random(random.random())
-            threads = [
-                threading.Thread(target=self.receive, args=(window, connection, ours), name="link-acks"),
-                threading.Thread(target=self.answer, args=(seeded, theirs), name="answers"),
-            ]
-            for thread in threads:
-                thread.start()
-            for _ in range(random.choice([3, 30, 100])):
-                if not self.is_on or window.run(random.choice([0.0, 0.01, 0.1])) is not None:
-                    break
-                self.order(random, window)
-            ours.shutdown(socket.SHUT_RDWR)
-            threads[0].join(JOIN_S)
-            window.end()
-            theirs.shutdown(socket.SHUT_RDWR)
-            threads[1].join(JOIN_S)
-            assert not any(thread.is_alive() for thread in threads)
-
-    def order(self, random: Random, window: Window) -> None:
-        """What a link's sender does between two looks for records."""
-        what = random.random()
-        if what < 0.1:
-            window.send_until(self.engine.stream.head)
-        elif what < 0.2:
-            window.send_portion(bytes(1000), window.looked)
-        elif what < 0.3:
-            window.watch()
-            window.counts()
-        elif what < 0.35:
-            window.begin(None)
-        elif what < 0.4:
-            window.set_prefix(b"another prefix", 2)
-            window.choose(random.sample(PRIMARY, 4))
-        elif what < 0.5:
-            window.take_moved()
-        else:
-            self.engine.stream.wake_readers()
-
-    def receive(self, window: Window, connection: int, sock: socket.socket) -> None:
-        """What a link's receiver does."""
-        reader = ReplyReader(1 << 20)
-        try:
-            while data := window.receive(connection, mid_frame=reader.mid_frame):
-                reader.feed(data)
-                while (reply := reader.next()) is not None:
-                    if reply.status == 0:
-                        window.take(reply.request_id, reply.epoch)
-                    else:
-                        window.is_of_old(reply.request_id)
-        except (BadFrame, ValueError):
-            sock.shutdown(socket.SHUT_RDWR)
-            while window.receive(connection, mid_frame=True):
-                pass
-        except BaseException as error:
-            self.failed.append(error)
-
-    def answer(self, random: Random, sock: socket.socket) -> None:
-        """A peer: most frames are answered as they should be."""
-        reader = RequestReader(1 << 20)
-        with contextlib.suppress(OSError):
-            while data := sock.recv(1 << 18):
-                reader.feed(data)
-                while (request := reader.next()) is not None:
-                    what = random.random()
-                    reply = encode_reply(request.opcode, 0, request.request_id, 1, b"\x00\x01" + bytes(6))
-                    if what < 0.005:
-                        reply = encode_reply(request.opcode, 0x31, request.request_id, 1, bytes(random.choice([3, 40_000])))
-                    elif what < 0.007:
-                        reply = b"no answer at all" * 2
-                    elif what < 0.01:
-                        return
-                    elif what < 0.05:
-                        time.sleep(0.005)
-                    cut = random.randrange(len(reply))
-                    sock.sendall(reply[:cut])
-                    sock.sendall(reply[cut:])
 
     def gate(self, random: Random) -> int:
         """A peer's records, by a gate that is opened and shut meanwhile."""
@@ -460,7 +392,8 @@ class Round:
         while self.is_on:
             body = b"".join(self.engine.copy_bucket(random.choice(PRIMARY)))
             after: object = None
-            while (portion := self.engine.copy_portion(random.choice(PRIMARY), after, 1000)).after is not None:
+            bucket = random.randrange(BUCKETS)  # it may go over to another state, or go, between two portions
+            while (portion := self.engine.copy_portion(bucket, after, 1000)).after is not None:
                 after = portion.after
             with contextlib.suppress(ChainError, ValueError):
                 self.engine.apply(body)
@@ -488,6 +421,32 @@ class Round:
                     self.engine.set_state(bucket, BucketState.ABSENT)
         return epoch
 
+    def give_up(self, random: Random) -> int:
+        """Copies are let go of, whole or half made."""
+        done = 0
+        while self.is_on:
+            time.sleep(random.choice([0.001, 0.02]))
+            bucket = random.randrange(14, BUCKETS)
+            with contextlib.suppress(ValueError):
+                self.engine.set_state(bucket, BucketState.ABSENT)
+                done += 1
+        return done
+
+    def stop(self, random: Random) -> int:
+        """In half of the rounds serving and all waits end while everything else goes on."""
+        if self.is_stopped:
+            while self.is_on and time.monotonic() < self.ends - 0.2:
+                time.sleep(0.02)
+            self.is_stopping = True
+            self.engine.stop_serving()
+            time.sleep(random.choice([0.0, 0.05]))
+            self.engine.stream.end_waits()
+            time.sleep(0.1)
+            for sock in list(self.shared):  # a worker that ends leaves them to who gave them to it
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+        return 1
+
     def look(self, random: Random) -> int:
         done = 0
         while self.is_on:
@@ -497,6 +456,174 @@ class Round:
             time.sleep(0.003)
             done += 1
         return done
+
+
+class Lender:
+    """What a peer says of its room, answer for answer: for a while it has plenty, little, nothing, or is over its limit. And
+    the view that it goes by, which at times is newer than what is sent names."""
+
+    def __init__(self, random: Random) -> None:
+        self.random = random
+        self.epoch = 1
+        self.low, self.high = 0, 1
+        self.left = 0
+        self.lock = threading.Lock()
+
+    def room(self) -> int:
+        with self.lock:
+            if not self.left:
+                self.left = self.random.choice([1, 5, 50])
+                self.low, self.high = self.random.choice(
+                    [(1 << 48, 1 << 49), (1 << 48, 1 << 49), (0, 3000), (0, 100_000), (0, 1), (-50_000, 1), (-(1 << 63), -1)]
+                    if self.random.random() < 0.9
+                    else [((1 << 63) - 5, 1 << 63), (-(1 << 63), 1 << 63)]
+                )
+            self.left -= 1
+            return self.random.randrange(self.low, self.high)
+
+
+class Held:
+    """A window, its peer, its point, and the buckets that wait for it."""
+
+    def __init__(self, around: Round, random: Random) -> None:
+        self.random = random
+        self.engine = around.engine
+        self.lender = Lender(Random(random.random()))
+        self.disk = [self.engine.stream.disk] if around.commit else []
+        terms = WindowTerms(Opcode.RECORDS, random.choice([100, 1 << 16]), 0.05)
+        self.point = self.open_point()
+        self.window = self.engine.stream.open_window("window", terms, self.point)
+        self.buckets = random.sample(BORROWERS, 4)
+        self.window.set_prefix(b"prefix", 1)
+        self.window.choose(self.buckets)
+        self.have_wait()
+
+    def open_point(self) -> LinkPoint:
+        until_ns = self.random.choice([HELD_FOR_EVER, HELD_FOR_EVER, boot_ns() + 10**7])
+        return self.engine.open_commit_point("window", self.engine.stream.head, until_ns)
+
+    def have_wait(self) -> None:
+        for bucket in self.buckets:
+            self.engine.set_commit_points(bucket, [self.point, *self.disk])
+
+    def replace_point(self) -> None:
+        """The peer was deposed, or granted anew: who waits for it now may be told that it is lost. Its credit goes on."""
+        old = self.point
+        self.point = self.engine.open_commit_point("window", self.window.acknowledged, HELD_FOR_EVER)
+        self.window.set_point(self.point)
+        if self.random.random() < 0.7:
+            self.have_wait()
+        self.random.choice([old.close, old.abandon])()
+
+    def connect(self, around: Round) -> None:
+        """One connection of a link, from its beginning to its end."""
+        random = self.random
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            connection = self.window.begin(ours)
+            threads = [
+                threading.Thread(target=self.receive, args=(around, connection, ours), name="link-acks"),
+                threading.Thread(target=self.answer, args=(Random(random.random()), theirs), name="answers"),
+            ]
+            for thread in threads:
+                thread.start()
+            for _ in range(random.choice([3, 30, 100])):
+                if not around.is_on or self.window.run(random.choice([0.0, 0.01, 0.1])) is not None:
+                    break
+                if self.order() is not None:
+                    break
+            ours.shutdown(socket.SHUT_RDWR)
+            threads[0].join(JOIN_S)
+            self.window.end()
+            theirs.shutdown(socket.SHUT_RDWR)
+            threads[1].join(JOIN_S)
+            assert not any(thread.is_alive() for thread in threads)
+
+    def order(self) -> Ended | None:
+        """What a link's sender does between two looks for records. How sending ended, if it did."""
+        random, window = self.random, self.window
+        what = random.random()
+        if what < 0.1:
+            return window.send_until(self.engine.stream.head)
+        if what < 0.2:
+            return window.send_portion(self.engine.copy_portion(self.buckets[0], None, 1000).body, window.looked)
+        if what < 0.5:
+            self.order_views()
+        elif what < 0.55:
+            window.watch()
+            window.counts()
+        elif what < 0.6:
+            self.point.lease(boot_ns() + random.choice([0, 10**7, 10**9]))
+            window.take_moved()
+        elif what < 0.7:
+            self.engine.relieve(10)
+            assert self.point.debt >= 0
+        else:
+            self.engine.stream.wake_readers()
+        return None
+
+    def order_views(self) -> None:
+        """What comes of a refusal, or of a view: of this side's, of the peer's, or of both."""
+        random, window = self.random, self.window
+        what = random.randrange(5)
+        if what == 0:
+            window.begin(None)
+        elif what == 1:
+            window.set_prefix(b"another prefix", random.choice([1, self.lender.epoch]))
+            window.choose([*self.buckets, *random.sample(PRIMARY, 2)])
+        elif what == 2:
+            self.lender.epoch += 1
+        elif what == 3:
+            window.set_prefix(b"prefix", self.lender.epoch)
+        else:
+            self.replace_point()
+
+    def receive(self, around: Round, connection: int, sock: socket.socket) -> None:
+        """What a link's receiver does."""
+        reader = ReplyReader(1 << 20)
+        try:
+            while data := self.window.receive(connection, mid_frame=reader.mid_frame):
+                reader.feed(data)
+                while (reply := reader.next()) is not None:
+                    if reply.status == 0:
+                        self.window.take(reply.request_id, reply.epoch, *struct.unpack(">q", reply.payload))
+                    else:
+                        self.window.is_of_old(reply.request_id)
+        except (BadFrame, ValueError, struct.error):
+            sock.shutdown(socket.SHUT_RDWR)
+            while self.window.receive(connection, mid_frame=True):
+                pass
+        except BaseException as error:
+            around.failed.append(error)
+
+    def answer(self, random: Random, sock: socket.socket) -> None:
+        """A peer: most frames are answered as they should be."""
+        reader = RequestReader(1 << 20)
+        with contextlib.suppress(OSError):
+            while data := sock.recv(1 << 18):
+                reader.feed(data)
+                while (request := reader.next()) is not None:
+                    what = random.random()
+                    room = struct.pack(">q", self.lender.room())
+                    reply = encode_reply(request.opcode, 0, request.request_id, self.lender.epoch, room)
+                    if what < 0.005:
+                        reply = encode_reply(request.opcode, 0x31, request.request_id, 1, bytes(random.choice([3, 40_000])))
+                    elif what < 0.007:
+                        reply = b"no answer at all" * 2
+                    elif what < 0.01:
+                        return
+                    elif what < 0.05:
+                        time.sleep(0.005)
+                    cut = random.randrange(len(reply))
+                    sock.sendall(reply[:cut])
+                    sock.sendall(reply[cut:])
+
+    def close(self) -> None:
+        self.window.pass_by()
+        for bucket in self.buckets[:2]:
+            self.engine.set_commit_points(bucket, self.disk)
+        self.random.choice([self.point.close, self.point.abandon])()
+        self.window.close()
 
 
 REQUESTS_OF: dict[Opcode, Callable[[bytes, int, bytes], tuple[object, ...]]] = {

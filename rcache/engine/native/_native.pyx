@@ -18,7 +18,9 @@ from libc.string cimport memcpy, memset
 from rcache.engine.native cimport protocol
 from rcache.engine.native.answers cimport Worker, commit_replies, want_confirmed, write_reason, REASON_BYTES_MAX
 from rcache.engine.native.change cimport Buffer, buffer_free, buffer_need, end_batch
-from rcache.engine.native.credit cimport ASK_IDLE_NS, CREDIT_ITEM_BYTES, credit_ask, credit_debt, credit_used
+from rcache.engine.native.credit cimport (
+    ASK_IDLE_NS, CREDIT_ITEM_BYTES, credit_ask, credit_debt, credit_name, credit_name_of, credit_used,
+)
 from rcache.engine.native.copies cimport (
     APPLIED, Applied, Record, Portion, apply_all, begin_locked, copy_bucket, copy_portion, flush_bucket, open_bucket,
 )
@@ -533,7 +535,8 @@ cdef class Core:
 
     cdef int64_t pages_over(self) noexcept nogil:
         cdef Memory *memory = &self.store.memory
-        return <int64_t>load32(&memory.pages_in_use) - memory.pages_max + (spare_pages(memory) if self.store.loans.count else 0)
+        cdef uint32_t spare = spare_pages(memory) if load32(&self.store.loans.count) else 0
+        return <int64_t>load32(&memory.pages_in_use) - memory.pages_max + spare
 
     def own_pages_over(self):
         """Pages that what this node is primary of is to give up: of those in use beyond the limit its part, by the items; and
@@ -553,7 +556,7 @@ cdef class Core:
                 own_items += count
                 own += 1
             spin_unlock(&bucket.stripe.lock)
-        store8(&store.own_full, store.loans.count > 0 and own_items * held >= items * own)
+        store8(&store.own_full, load32(&store.loans.count) > 0 and own_items * held >= items * own)
         if over > 0:
             return 0 if not items else (over * own_items + items - 1) // items
         with nogil:
@@ -569,10 +572,10 @@ cdef class Core:
 
     def name_point(self, uint32_t number, bytes name not None):
         """Whose point it is, for the words of refusals."""
-        cdef Credit *credit = &self.store.ring.credits[number % POINTS_MAX]
-        cdef size_t count = min(<size_t>len(name), <size_t>(POINT_NAME_BYTES - 1))
-        memcpy(credit.name, PyBytes_AS_STRING(name), count)
-        credit.name[count] = 0
+        cdef const char *text = PyBytes_AS_STRING(name)
+        cdef size_t count = len(name)
+        with nogil:
+            credit_name(&self.store.ring, number % POINTS_MAX, text, count)
 
     def relieve(self, int64_t items_max):
         """Work off debts by up to so many items each, and have those peers asked that have to say something new. Returns how
@@ -586,7 +589,7 @@ cdef class Core:
                 if not self.has_said(number):
                     continue
                 evicted += relieve_point(self.store, number, items_max)
-                if credit_debt(&ring.credits[number]) or now_ns - ring.credits[number].renewed_ns > ASK_IDLE_NS:
+                if credit_debt(&ring.credits[number]) or now_ns - signed64(&ring.credits[number].renewed_ns) > ASK_IDLE_NS:
                     credit_ask(ring, number)
             windows_push(&self.store.windows)
         return evicted
@@ -602,13 +605,15 @@ cdef class Core:
         """(number, name, room said last, left of it, debt) of each point whose peer has said something; then how many changes were
         refused, and how many items evicted."""
         cdef Ring *ring = &self.store.ring
+        cdef char said[POINT_NAME_BYTES]
         cdef Credit *credit
         rows = []
         for number in range(DISK + 1, POINTS_MAX):
             credit = &ring.credits[number]
             if self.has_said(number):
                 left = signed64(&credit.allowance) - signed64(&credit.spent)
-                name = bytes(credit.name).decode("utf-8", "replace")
+                credit_name_of(ring, number, said)
+                name = bytes(said).decode("utf-8", "replace")
                 rows.append((number, name, signed64(&credit.room), max(0, left), credit_debt(credit)))
         return rows, signed64(&ring.credit_refused), signed64(&ring.credit_evicted)
 

@@ -13,6 +13,7 @@ from libc.string cimport memcpy, memset
 
 from rcache.engine.native.change cimport Batch, Buffer, buffer_need
 from rcache.engine.native.commitment cimport Wait, begin_moment, is_lost, is_met, wait_join
+from rcache.engine.native.credit cimport credit_name_of
 from rcache.engine.native.protocol cimport (
     HEADER_BYTES, ST_APPEND_LOG_FAILED, ST_CHANGED, ST_EXISTS, ST_NOT_COMMITTED, ST_NOT_FOUND, put_frame_head,
 )
@@ -22,7 +23,9 @@ from rcache.engine.native.removal cimport (
     WHY_PEER_FULL_NO_EVICTION, WHY_STREAM_FAILED,
     WHY_STREAM_FULL, WHY_TIMED_OUT, WHY_TOO_MANY, WHY_VALUE_TOO_LARGE, WHY_WOULD_PASS, Outcome, refuse,
 )
-from rcache.engine.native.ring cimport POINTS_MAX, STREAM_FAILED, STREAM_REACHED, STREAM_TIMED_OUT, Ring, StreamEnd
+from rcache.engine.native.ring cimport (
+    POINTS_MAX, POINT_NAME_BYTES, STREAM_FAILED, STREAM_REACHED, STREAM_TIMED_OUT, Ring, StreamEnd,
+)
 from rcache.engine.native.store cimport BACKUP, FROZEN, IMPORTING, PRIMARY, Store
 from rcache.engine.native.system cimport put16, put64, signed64
 from rcache.engine.native.windows cimport windows_wait
@@ -77,6 +80,7 @@ cdef inline int write_reason(const Store *store, char *text, const Outcome *outc
     cdef long long value_max = <long long>store.value_bytes_max
     cdef uint8_t why = outcome.why
     cdef const char *plain = ""
+    cdef char name[POINT_NAME_BYTES]
     if why == WHY_VALUE_TOO_LARGE:
         return snprintf(text, REASON_BYTES_MAX, "a value of %lld bytes; at most %lld are taken", first, value_max)
     if why == WHY_WOULD_PASS:
@@ -94,8 +98,9 @@ cdef inline int write_reason(const Store *store, char *text, const Outcome *outc
         return snprintf(text, REASON_BYTES_MAX, "the memory limit of %lld bytes is reached, %s", first, plain)
     if why == WHY_PEER_FULL or why == WHY_PEER_FULL_NO_EVICTION:
         plain = "nothing that it holds is left to evict" if why == WHY_PEER_FULL else "and eviction is switched off (--no-evict)"
+        credit_name_of(<Ring *>&store.ring, first % POINTS_MAX, name)
         return snprintf(text, REASON_BYTES_MAX, "the backup %s has no room for it (it lends %lld bytes more), %s",
-                        <const char *>store.ring.credits[first % POINTS_MAX].name, second, plain)
+                        <const char *>name, second, plain)
     if why == WHY_OUT_OF_RANGE:
         return snprintf(text, REASON_BYTES_MAX, "%lld and %s%llu add up to more than 64 bits hold", first,
                         <const char *>("-" if b and (b < 0) != outcome.minus else ""),

@@ -33,7 +33,7 @@ it, and a frame of records serves as well as one without any.
 
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 from rcache.engine.native.ring cimport (
     CREDIT_NOT_SAID, DISK, FAILURE_BYTES, MOMENT_WANTED, POINTS_MAX, STREAM_FAILED, STREAM_REACHED, STREAM_TIMED_OUT, WAKERS_MAX,
@@ -153,6 +153,22 @@ cdef inline void set_lease_locked(Ring *ring, uint32_t number, uint64_t until_ns
     store64(&ring.leased, ring.leased & ~bit if until_ns == HELD_FOR_EVER else ring.leased | bit)
 
 
+cdef inline void begin_account_locked(Credit *credit) noexcept nogil:
+    """Nothing is said, nothing is used, by the name of nobody. Who still has the number of its former owner may look at it
+    meanwhile."""
+    store64(<uint64_t *>&credit.spent, 0)
+    store64(<uint64_t *>&credit.added, 0)
+    store64(<uint64_t *>&credit.refunded, 0)
+    store64(<uint64_t *>&credit.room, 0)
+    store64(<uint64_t *>&credit.most, 0)
+    store64(<uint64_t *>&credit.sample, 0)
+    store64(<uint64_t *>&credit.renewals, 0)
+    store64(<uint64_t *>&credit.renewed_ns, 0)
+    store64(<uint64_t *>&credit.asked_ns, 0)
+    store64(<uint64_t *>&credit.allowance, <uint64_t>CREDIT_NOT_SAID)
+    credit.name[0] = 0
+
+
 cdef inline int point_open(Ring *ring, uint64_t position, uint64_t until_ns) noexcept nogil:
     """The number of a new point, or NO_POINT. Numbers are given in turn, so that one that was closed or abandoned rests before
     it is another's: whoever still waits for its former owner then finds it so."""
@@ -165,8 +181,7 @@ cdef inline int point_open(Ring *ring, uint64_t position, uint64_t until_ns) noe
             set_lease_locked(ring, number, until_ns)
             store64(&ring.wanted[number], 0)
             store64(&ring.confirmed[number], 0)
-            memset(&ring.credits[number], 0, sizeof(Credit))
-            store64(<uint64_t *>&ring.credits[number].allowance, <uint64_t>CREDIT_NOT_SAID)
+            begin_account_locked(&ring.credits[number])
             store64(&ring.reached[number], position)
             ring.serials[number] += 1
             store64(&ring.abandoned, ring.abandoned & ~(<uint64_t>1 << number))

@@ -24,14 +24,24 @@ Invariants:
 3. An account belongs to who has the point: a number that is another's by now is told nothing (`serial`).
 """
 
+from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 
 from rcache.engine.native.commitment cimport begin_moment
-from rcache.engine.native.ring cimport CREDIT_NOT_SAID, DISK, POINTS_MAX, Credit, Ring, ring_head
+from rcache.engine.native.ring cimport CREDIT_NOT_SAID, DISK, POINT_NAME_BYTES, POINTS_MAX, Credit, Ring, ring_head
 from rcache.engine.native.system cimport (
     add64, cas64, load64, lowest64, monotonic_ns, pthread_cond_broadcast, pthread_mutex_lock, pthread_mutex_unlock, signed64,
     store64,
 )
+
+cdef extern from *:
+    """
+    #define RC_ROOM_MAX ((int64_t)1 << 60)
+    """
+    # The most that a peer's word is taken for, and the least by its negative: what is added to it comes nowhere near the end of
+    # the numbers.
+    int64_t ROOM_MAX "RC_ROOM_MAX"
 
 cdef enum:
     # What an item counts beside its key and its value: its header, an expiry, its place in a table.
@@ -111,8 +121,9 @@ cdef inline Sample credit_sample(const Ring *ring, uint32_t number) noexcept nog
 
 
 cdef inline void credit_renew(Ring *ring, uint32_t number, uint32_t serial, int64_t used, int64_t room) noexcept nogil:
-    """A backup has said what it lends beyond a frame (invariant 3). Wakes who waits at the point."""
+    """A backup has said what it lends beyond a frame (invariant 3). However much that is, sums with it stay numbers."""
     cdef Credit *credit = &ring.credits[number]
+    room = min(max(room, -ROOM_MAX), ROOM_MAX)
     pthread_mutex_lock(&ring.lock)
     if ring.serials[number] == serial:
         store64(<uint64_t *>&credit.allowance, <uint64_t>(used + room))
@@ -135,6 +146,26 @@ cdef inline void credit_pass_on(Ring *ring, uint32_t old, uint32_t number) noexc
     store64(<uint64_t *>&credit.most, <uint64_t>signed64(&was.most))
     store64(<uint64_t *>&credit.sample, <uint64_t>-1)  # a renewal may come
 
+
+# --- whose it is, for the words of refusals
+
+cdef inline void credit_name(Ring *ring, uint32_t number, const char *name, size_t count) noexcept nogil:
+    cdef Credit *credit = &ring.credits[number]
+    count = min(count, <size_t>(POINT_NAME_BYTES - 1))
+    pthread_mutex_lock(&ring.lock)
+    memcpy(credit.name, name, count)
+    credit.name[count] = 0
+    pthread_mutex_unlock(&ring.lock)
+
+
+cdef inline void credit_name_of(Ring *ring, uint32_t number, char *name) noexcept nogil:
+    """POINT_NAME_BYTES of it. The number may be another's by now, or be becoming that."""
+    pthread_mutex_lock(&ring.lock)
+    memcpy(name, ring.credits[number].name, POINT_NAME_BYTES)
+    pthread_mutex_unlock(&ring.lock)
+
+
+# --- what is to be known of an account
 
 cdef inline bint is_scarce(const Credit *credit) noexcept nogil:
     """Whether the peer is short of room, and does not only have much under way."""

@@ -105,20 +105,23 @@ cdef inline bint let_in(Store *store, Gate *gate, const uint8_t *data, uint64_t 
 
 
 cdef inline bint apply_changes(Store *store, Gate *gate, Countdown *left) noexcept nogil:
-    """Apply and record, under the gate's lock. False where not all of it was (invariant 3)."""
+    """Apply and record, under the gate's lock. False where not all of it was (invariant 3). Where nothing could be recorded it
+    did not stumble: Python applies the whole frame again, which passes by what it finds, and has all of it recorded."""
     cdef const uint8_t *body = left.at
     cdef uint64_t clock_ms = now_ms(store), whole = left.left, applied = 0
     cdef uint32_t used_ms = used_now()
     cdef int64_t records = 0, count = 0
+    cdef bint stumbled = False
     cdef Record record
     while left.left:
         if not take_record(left, &record) or apply_record(store, &record, gate.source, clock_ms, used_ms, &count) != APPLIED:
-            gate.stumbled = True
+            stumbled = True
             break
         records, applied = records + 1, whole - left.left
     loan_use(&store.loans, gate.loan, count)
     if gate.record != NULL and records and not keep(gate, body, applied, records):
         return False
+    gate.stumbled = gate.stumbled or stumbled
     add64(&gate.records, records)
     add64(&gate.bytes, <int64_t>applied)
     add64(&gate.frames, not gate.stumbled)

@@ -94,8 +94,9 @@ cdef inline int loan_open(Loans *loans, Memory *memory, uint64_t source) noexcep
     pthread_mutex_lock(&loans.lock)
     for number in range(LOANS_MAX):
         if not loans.at[number].used:
-            loans.at[number].used, loans.at[number].source, loans.at[number].lent = True, source, 0
-            loans.count += 1
+            loans.at[number].used, loans.at[number].source = True, source
+            store64(<uint64_t *>&loans.at[number].lent, 0)  # whose it was may still use of it
+            store32(&loans.count, loans.count + 1)
             found = <int>number
             break
     hold_pages_locked(loans, memory)
@@ -109,7 +110,7 @@ cdef inline void loan_close(Loans *loans, Memory *memory, int number) noexcept n
     pthread_mutex_lock(&loans.lock)
     if loans.at[number].used:
         loans.at[number].used = False
-        loans.count -= 1
+        store32(&loans.count, loans.count - 1)
     hold_pages_locked(loans, memory)
     pthread_mutex_unlock(&loans.lock)
 
@@ -123,9 +124,13 @@ cdef inline void loan_use(Loans *loans, int number, int64_t count) noexcept nogi
 cdef inline void loan_use_of(Loans *loans, uint64_t source, int64_t count) noexcept nogil:
     """The same for one who knows only the source."""
     cdef uint32_t number
-    for number in range(LOANS_MAX if source and count else 0):
+    if not source or not count:
+        return
+    pthread_mutex_lock(&loans.lock)
+    for number in range(LOANS_MAX):
         if loans.at[number].used and loans.at[number].source == source:
             loan_use(loans, <int>number, count)
+    pthread_mutex_unlock(&loans.lock)
 
 
 cdef inline int64_t lend(Loans *loans, Memory *memory, int number, uint64_t source) noexcept nogil:
@@ -157,4 +162,4 @@ cdef inline int64_t lend(Loans *loans, Memory *memory, int number, uint64_t sour
 
 cdef inline bint is_short(const Loans *loans, const Memory *memory) noexcept nogil:
     """Whether there are fewer pages in no use than the loans could do with."""
-    return free_pages(memory) * memory.page_bytes // ITEM_FACTOR < loans.most * loans.count
+    return free_pages(memory) * memory.page_bytes // ITEM_FACTOR < loans.most * load32(&loans.count)

@@ -565,7 +565,7 @@ cdef inline Victim victim_of_point(Store *store, uint32_t number, uint32_t now) 
     oldest.handle = oldest.home = 0
     for step in range(store.bucket_count):
         bucket = bucket_at(store, (start + step) % store.bucket_count)
-        if not is_lent_by(bucket, point) or not load32(&bucket.table.count):
+        if not is_lent_by(bucket, point) or not hint32(&bucket.table.count):
             continue
         spin_lock(&bucket.stripe.lock)
         if is_lent_by(bucket, point) and bucket.table.count:

@@ -67,7 +67,7 @@ cdef struct Pending:
 cdef struct Bucket:
     Table table
     Stripe *stripe
-    uint64_t points      # the commit points it waits for, a bit each
+    uint64_t points      # the commit points it waits for, a bit each; may be looked at without the lock
     Pending *pending     # there where it waits, or did so once
     uint32_t pending_from
     uint32_t pending_count
@@ -231,7 +231,7 @@ cdef inline bint set_points(Store *store, Bucket *bucket, uint64_t points, uint6
     spin_lock(&bucket.stripe.lock)
     if bucket.pending == NULL:
         bucket.pending, room = room, NULL
-    bucket.points = points
+    store64(&bucket.points, points)
     if not points:
         bucket.pending_count = 0
     head[0] = ring_head(&store.ring)
@@ -243,14 +243,14 @@ cdef inline bint set_points(Store *store, Bucket *bucket, uint64_t points, uint6
 cdef inline void leave_points_locked(Bucket *bucket) noexcept nogil:
     """The bucket answers nobody any more: it waits for what a new one waits for, and its past as primary is over. What pended
     would stand before the OPEN that it may begin with again one day, and hide it (invariant 3)."""
-    bucket.points = bucket.points_at_first
+    store64(&bucket.points, bucket.points_at_first)
     bucket.pending_count = 0
 
 
 cdef inline void forget_point(Store *store, Bucket *bucket, uint32_t number) noexcept nogil:
     """A bucket does not wait for this point any more."""
     spin_lock(&bucket.stripe.lock)
-    bucket.points &= ~(<uint64_t>1 << number)
+    store64(&bucket.points, bucket.points & ~(<uint64_t>1 << number))
     if not bucket.points:
         bucket.pending_count = 0
     spin_unlock(&bucket.stripe.lock)

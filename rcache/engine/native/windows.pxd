@@ -52,7 +52,7 @@ from rcache.engine.native.ring cimport (
 )
 from rcache.engine.native.system cimport (
     EAGAIN, EFD_CLOEXEC, EFD_NONBLOCK, EINTR, MSG_DONTWAIT, MSG_NOSIGNAL, POLLIN, POLLOUT, add64, close, cond_wait_until, eventfd,
-    fence, get32, iovec, last_errno, load64, load8,
+    fence, get32, hint8, iovec, last_errno, load64, load8,
     lowest64, monotonic_ns, msghdr, mutex_init, poll, pollfd, pthread_cond_broadcast, pthread_mutex_lock, pthread_mutex_t,
     pthread_mutex_trylock, pthread_mutex_unlock, put32, read, recv, sched_yield, sendmsg, signed64, store64, store8, write,
 )
@@ -272,9 +272,10 @@ cdef inline bint is_of_old(const Window *window, uint32_t request_id) noexcept n
 # --- sending
 
 cdef inline bint has_more(Window *window) noexcept nogil:
-    """Whether there is a whole record that was not looked at. A hint, where `sending` is not held."""
+    """Whether there is a whole record that was not looked at. A hint, where `sending` is not held: what lies there may be looked
+    at, let go of and written over meanwhile. Who reads the record looks for himself (`cursor_measure`)."""
     cdef uint64_t at = load64(&window.looked)
-    return at < ring_head(window.ring) and load8(ring_at(window.ring, at) + KIND_AT) != 0
+    return at < ring_head(window.ring) and hint8(ring_at(window.ring, at) + KIND_AT) != 0
 
 
 cdef inline bint wants_answer(Window *window) noexcept nogil:
