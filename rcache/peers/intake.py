@@ -257,6 +257,8 @@ class Intake:
     def _is_of_old(self, head: Head, follows: Callable[[int], int]) -> bool:
         """Whether a record is for a bucket that is not this peer's, or not here, in the view that was taken in: the peer goes
         by an older one, or its link does for a moment."""
+        if head.bucket >= self._engine.config.buckets:
+            return False
         if follows(head.bucket) != self.source:
             return True
         absent = self._engine.state(head.bucket) is BucketState.ABSENT

@@ -135,6 +135,8 @@ def test_with_the_stream_around_them_the_portions_are_a_whole_copy(engine_factor
     backup.apply(mark(Kind.IMPORT_END, portion, encode_import_end(ImportEnd(begun, rows))))
     assert backup.state(BUCKET) is BucketState.BACKUP
     writing = False
+    while not task.is_done:  # it may be waiting for room
+        at = pass_on(reader, at, primary.stream.head, backup)
     task.result()
     pass_on(reader, at, primary.stream.head, backup)
     assert state_of(backup) == state_of(primary)

@@ -169,6 +169,13 @@ def test_what_is_no_record_is_a_broken_chain(taking: Taking) -> None:
 # --- filling
 
 
+def test_a_bucket_that_there_is_not_is_a_broken_chain(taking: Taking) -> None:
+    taking.fill()
+    record = taking.set(1)
+    nowhere = record[:8] + (1 << 20).to_bytes(4, "big") + record[12:]
+    assert taking.take(1, nowhere).status is Status.BROKEN_CHAIN
+
+
 def test_a_copy_that_the_view_counts_on_is_never_cleared_by_an_import(taking: Taking) -> None:
     """Invariant 7: first the primary drops the backup in a view, and only then may it clear."""
     taking.fill()
