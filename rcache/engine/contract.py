@@ -245,6 +245,15 @@ class Engine(Protocol):
         there before only once it has come that far. Raises ValueError where one of them is closed."""
         ...
 
+    def commit_points(self, bucket: int) -> int | None:
+        """The points (a bit each, as in `Wait`) that what a bucket answers waits for at this moment; None where this node is
+        not its primary. Once all of them have the stream up to a position, what lies before it of this bucket is committed."""
+        ...
+
+    def all_commit_points(self) -> int:
+        """The points that any bucket waits for."""
+        ...
+
     def exhausted_buckets(self) -> list[int]:
         """Buckets whose counter ran out; they refuse writes until they are opened in a later epoch."""
         ...

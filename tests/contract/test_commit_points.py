@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from rcache.cluster.bucket_state import BucketState
 from rcache.engine.change_stream import DISK, POINTS_MAX, CommitPoint, StreamEnd, Wait
 from rcache.engine.contract import Engine, RequestRefused
 from rcache_client.wire.frames import encode_request
@@ -48,6 +49,20 @@ def test_a_bucket_waits_for_nothing_until_it_is_told_to(engine: Engine, caller: 
     assert is_answered(caller, b"key")
     engine.set_commit_points(zlib.crc32(b"key") % 8, [link])
     assert not is_answered(caller, b"key")
+
+
+def test_what_a_bucket_waits_for_is_told_while_it_is_primary_here(engine: Engine) -> None:
+    first, second = point(engine, "first"), point(engine, "second")
+    bits = {each: 1 << each.number for each in (first, second)}
+    assert (engine.commit_points(3), engine.all_commit_points()) == (0, 0)
+    engine.set_commit_points(3, [first, second])
+    engine.set_commit_points(4, [second])
+    assert (engine.commit_points(3), engine.commit_points(4)) == (bits[first] | bits[second], bits[second])
+    assert engine.all_commit_points() == bits[first] | bits[second]
+    engine.set_state(4, BucketState.FROZEN)
+    assert engine.commit_points(4) is None, "what it is deposed of is committed by nobody's word here"
+    first.close()
+    assert engine.commit_points(3) == engine.all_commit_points() == bits[second]
 
 
 def test_a_write_waits_for_each_of_its_points(engine: Engine) -> None:

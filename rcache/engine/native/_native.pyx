@@ -709,6 +709,16 @@ cdef class Core:
             raise MemoryError("no memory for what waits in a bucket")
         return head
 
+    def points_of(self, uint32_t number):
+        """The points that a bucket waits for, a bit each; None where this node is not its primary."""
+        cdef Bucket *bucket = self.bucket_of(number)
+        cdef uint64_t points
+        cdef bint is_primary
+        spin_lock(&bucket.stripe.lock)
+        points, is_primary = bucket.points, bucket.state == PRIMARY
+        spin_unlock(&bucket.stripe.lock)
+        return points if is_primary else None
+
     @property
     def points(self):
         """All points that any bucket waits for."""

@@ -160,7 +160,7 @@ class NativeEngine:
                 why = f"{removed} items were removed, the rest was not: {refusal.reason}"
                 raise RequestRefused(Status.NOT_COMMITTED, why)
             removed += count
-        points = self._core.points
+        points = self.all_commit_points()
         moment = self.stream.begin_moment(points) if self.config.confirm_reads else 0
         end = self.stream.wait_committed(Wait(points, self.stream.head, moment), deadline_ns)
         if end is not StreamEnd.REACHED:
@@ -227,6 +227,14 @@ class NativeEngine:
 
     def set_commit_points(self, bucket: int, points: Collection[CommitPoint]) -> int:
         return self._points.set(bucket, points)
+
+    def commit_points(self, bucket: int) -> int | None:
+        points: int | None = self._core.points_of(bucket)
+        return points
+
+    def all_commit_points(self) -> int:
+        points: int = self._core.points
+        return points
 
     def exhausted_buckets(self) -> list[int]:
         return self._core.exhausted(COUNTER_MAX)

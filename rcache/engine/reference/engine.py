@@ -6,8 +6,6 @@ What it owns: all of the engine's state. What it must not know: files, configura
 
 from __future__ import annotations
 
-import functools
-import operator
 import socket
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -64,8 +62,8 @@ class ReferenceEngine:
         self._borrowing = Borrowing(self._ring.credits, self._removal)
         self._changes = Changes(self._store, self._removal, self._borrowing)
         self._server = Server(config, self._ring.commitment, Operations(config, self._changes))
-        points = BucketPoints(self._store)
-        self._points = LinkPoints(points, self._ring.commitment.open, points.set)
+        self._waited_for = waited_for = BucketPoints(self._store)
+        self._points = LinkPoints(waited_for, self._ring.commitment.open, waited_for.set)
         self._let_go = [0] * config.buckets
 
     @property
@@ -124,7 +122,7 @@ class ReferenceEngine:
                     raise
                 why = f"{removed} items were removed, the rest was not: {refusal.reason}"
                 raise RequestRefused(Status.NOT_COMMITTED, why) from None
-        points = functools.reduce(operator.or_, (bucket.points for bucket in self._store.buckets))
+        points = self.all_commit_points()
         moment = self._ring.begin_moment(points) if self.config.confirm_reads else 0
         end = self._ring.wait_committed(Wait(points, self._ring.head, moment), deadline_ns)
         if end is not StreamEnd.REACHED:
@@ -180,6 +178,12 @@ class ReferenceEngine:
 
     def set_commit_points(self, bucket: int, points: Collection[CommitPoint]) -> int:
         return self._points.set(bucket, points)
+
+    def commit_points(self, bucket: int) -> int | None:
+        return self._waited_for.of(bucket)
+
+    def all_commit_points(self) -> int:
+        return self._waited_for.of_all()
 
     def exhausted_buckets(self) -> list[int]:
         return [bucket.number for bucket in self._store.buckets if counter_of(bucket.sequence) >= COUNTER_MAX]

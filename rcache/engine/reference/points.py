@@ -8,6 +8,10 @@ What it owns: nothing. What it must not know: whose point it is.
 
 from __future__ import annotations
 
+import functools
+import operator
+
+from rcache.cluster.bucket_state import BucketState
 from rcache.engine.reference.store import Store
 
 
@@ -24,6 +28,16 @@ class BucketPoints:
         with bucket.stripe.lock:
             bucket.set_points_locked(points)
             return self._store.ring.head
+
+    def of(self, number: int) -> int | None:
+        """The points that a bucket waits for; None where this node is not its primary."""
+        bucket = self._store.buckets[number]
+        with bucket.stripe.lock:
+            return bucket.points if bucket.state is BucketState.PRIMARY else None
+
+    def of_all(self) -> int:
+        """The points that any bucket waits for."""
+        return functools.reduce(operator.or_, (bucket.points for bucket in self._store.buckets))
 
     def point(self, number: int) -> int:
         return self._commitment.position(number)
