@@ -26,6 +26,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "rcache.cluster": (*CLIENT, "rcache", "rcache.records"),
     "rcache.engine": (*CLIENT, "rcache", "rcache.records", "rcache.cluster"),
     "rcache.stream": (*CLIENT, "rcache", "rcache.records", "rcache.cluster", "rcache.engine"),
+    "rcache.feeds": (*CLIENT, "rcache", "rcache.records", "rcache.cluster", "rcache.engine"),
     "rcache.peers": (*CLIENT, "rcache", "rcache.records", "rcache.cluster", "rcache.engine", "rcache.stream"),
     "rcache.agreement": (
         *(*CLIENT, "rcache", "rcache.records", "rcache.cluster", "rcache.engine", "rcache.stream"),
@@ -37,7 +38,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     ),
     "rcache.server": (
         *(*CLIENT, "rcache", "rcache.records", "rcache.cluster", "rcache.engine", "rcache.stream"),
-        *("rcache.peers", "rcache.agreement", "rcache.member"),
+        *("rcache.peers", "rcache.agreement", "rcache.member", "rcache.feeds"),
     ),
     "rcache.commands": (
         *(*CLIENT, "rcache", "rcache.records", "rcache.cluster", "rcache.engine", "rcache.stream"),
@@ -53,7 +54,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
 PACKAGES: dict[str, tuple[str, ...]] = {
     "sortedcontainers": ("rcache.cluster", "rcache.engine", "rcache.stream", "rcache.server", "rcache.commands"),
     "configargparse": ("rcache.server", "rcache.commands"),
-    "loguru": ("rcache.peers", "rcache.agreement", "rcache.member", "rcache.server", "rcache.commands"),
+    "loguru": ("rcache.feeds", "rcache.peers", "rcache.agreement", "rcache.member", "rcache.server", "rcache.commands"),
     "rich": ("rcache.commands", "soak"),
     "matplotlib": ("soak",),
 }

@@ -221,6 +221,10 @@ class Engine(Protocol):
         """The sequence of a bucket's newest record here."""
         ...
 
+    def opened_from(self, bucket: int) -> int:
+        """The sequence that this node's newest OPEN of a bucket continued from (0: from nothing, or there was none)."""
+        ...
+
     def follow(self, bucket: int, source: int) -> None:
         """From now on records of others apply to this bucket only if they come from `source` (a number of the caller's; 0:
         from nobody but a recovery). Once this returns nothing of another source is being applied to it any more."""

@@ -23,6 +23,7 @@ from loguru import logger
 from rcache.cluster.register import Register, RegisterFailed, Revised
 from rcache.cluster.view import View
 from rcache.engine.contract import RequestRefused
+from rcache.feeds.hub import Hub
 from rcache.member.member import Member
 from rcache.server.housekeeper import Housekeeper, Task
 from rcache.server.node_answers import NodeAnswers
@@ -174,6 +175,10 @@ class Service:
         logger.info("flush: {} items removed", removed)
         return removed
 
+    @property
+    def hub(self) -> Hub:
+        return self._serving.hub
+
     def persist(self, mode: PersistMode) -> tuple[bool, str]:
         return self.saving.switch(mode)
 
@@ -209,6 +214,7 @@ class Service:
             "checkpoints": dict(parts.checkpointer.stats()) if parts.checkpointer else {},
             "persist": self.saving.stats(),
             "recovery": self.recovery,
+            "feeds": self.hub.stats(),
             "cluster": self.member.stats() if self.member is not None else {},
         }
 

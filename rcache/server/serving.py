@@ -3,7 +3,8 @@
 What it is: the listener, the placing of newcomers, the workers and the register of connections, as one thing that is started
 and ended.
 Which thread runs it: the main thread.
-What it owns: the listener, the placing, all workers. What it must not know: what requests mean; what else a stop consists of.
+What it owns: the listener, the placing, all workers, the feeds.
+What it must not know: what requests mean; what else a stop consists of.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable
 
 from loguru import logger
 
+from rcache.feeds.hub import Hub
 from rcache.server.listener import Listener
 from rcache.server.parts import Parts
 from rcache.server.session import Control, Welcome
@@ -32,6 +34,7 @@ class Serving:
     def __init__(self, parts: Parts, control: Control, welcome: Callable[[], Welcome]) -> None:
         self._parts = parts
         self._started = False
+        self.hub = Hub(parts.engine)
         self.connections = Connections(parts.connections_max, CONNECTIONS_RESERVED)
         self._run = WorkerRun(parts.engine, self.connections, control, welcome, parts.limits, parts.secret)
         self._placing = Placing(parts.engine, self.connections, self._run, parts.worker_threads, parts.shared_workers)
@@ -52,7 +55,7 @@ class Serving:
         stuck = [] if not self._started or self._listener.stop(JOIN_S) else ["the listener"]
         self._parts.engine.stop_serving()
         self._run.stopping.set()
-        return stuck
+        return stuck if self.hub.stop(JOIN_S) else [*stuck, "the feeds"]
 
     def join(self, deadline: float) -> list[str]:
         """After `close`: wait for the last connection to leave; those still here at `deadline` (time.monotonic) are cut off.

@@ -20,6 +20,8 @@ from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
 from rcache.engine.contract import EngineConnection, Gate, RequestRefused
+from rcache.feeds.hub import Hub
+from rcache.server.feed_answers import FeedAnswers
 from rcache.server.node_answers import NodeAnswers, Refusal
 from rcache_client.wire import proof
 from rcache_client.wire.frames import BadFrame, Request, encode_reply
@@ -108,6 +110,9 @@ class Control(Protocol):
     @property
     def answers(self) -> NodeAnswers: ...
 
+    @property
+    def hub(self) -> Hub: ...
+
     def node_session(self, name: str, *, began: bool) -> None:
         """A connection from another node was opened, or is gone."""
         ...
@@ -138,6 +143,7 @@ class Session:
         self._make_welcome = welcome
         self._secret = secret
         self.reserved = reserved
+        self._feed = FeedAnswers(control.hub, welcome().frame_bytes_max)
         self._hello = b""
         self._nonce = b""
         self._answers: dict[int, Callable[[Request], Response]] = {
@@ -145,6 +151,8 @@ class Session:
             Opcode.AUTH: self._answer_auth,
             Opcode.PING: self._answer_ping,
             Opcode.GOODBYE: self._answer_goodbye,
+            Opcode.SUBSCRIBE: self._answer_feed,
+            Opcode.EVENTS: self._answer_feed,
             Opcode.FLUSH: self._answer_flush,
             Opcode.STATS: self._answer_stats,
             Opcode.PERSIST: self._answer_persist,
@@ -191,6 +199,8 @@ class Session:
         answer = self._answers.get(request.opcode)
         if answer is None and self.is_node and request.opcode in DATA_OPCODES:
             return self._refuse(request, Status.NOT_ALLOWED, "data is asked for by clients; say HELLO as one")
+        if self._feed.is_open and request.opcode in DATA_OPCODES:
+            return self._refuse(request, Status.NOT_ALLOWED, "this connection is a feed's; data is asked for on another")
         if answer is None:
             assert request.opcode not in DATA_OPCODES
             return self._refuse(request, Status.UNKNOWN_OPCODE, f"{opcode_name(request.opcode)} is not known here")
@@ -271,13 +281,26 @@ class Session:
             values = [_shorten(value) if isinstance(value, str) else value for value in refusal.values]
             return Response(self._encode(request, refusal.status, *values))
 
+    def _answer_feed(self, request: Request) -> Response:
+        budget_s = min(request.budget_ms / 1000 or CONTROL_BUDGET_S, CONTROL_BUDGET_NS_MAX / 1e9)
+        try:
+            return self._ok(request, *self._feed.answer(request.opcode, request.payload, self.role, budget_s))
+        except Refusal as refusal:
+            return self._refuse(request, refusal.status, str(refusal.values[0]))
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether this connection has a thread of its own: a node's, or a feed's."""
+        return self.is_node or self._feed.is_open
+
     @property
     def gate(self) -> Gate | None:
         """For a node's connection: what its records may come in by without being looked at here."""
-        return self._control.answers.gate_of(self.name)
+        return self._control.answers.gate_of(self.name) if self.is_node else None
 
     def ended(self) -> None:
         """The connection is gone."""
+        self._feed.close()
         if self.is_node:
             self._control.node_session(self.name, began=False)
 

@@ -31,7 +31,7 @@ from rcache_client.wire.opcodes import Opcode
 CONTROL_THREADS = 2
 """One may wait for the log to take a FLUSH while the other answers STATS."""
 
-MAY_WAIT = frozenset({Opcode.FLUSH, Opcode.STATS, Opcode.PERSIST, Opcode.VIEW, Opcode.STEER})
+MAY_WAIT = frozenset({Opcode.FLUSH, Opcode.STATS, Opcode.PERSIST, Opcode.VIEW, Opcode.STEER, Opcode.SUBSCRIBE})
 """What a worker that serves others too leaves to the control threads."""
 
 AWAY_LOOK_S = 0.02
@@ -116,7 +116,7 @@ class SharedWorker:
             response = worker.session.respond(request)
             if response.close:
                 worker.parting_as = "goodbye" if request.opcode == Opcode.GOODBYE else "refused"
-            if worker.session.is_node:
+            if worker.session.may_wait:
                 self._move_out(worker, response.frame)
                 return
             worker.connection.queue(response.frame, last=response.close)
@@ -125,11 +125,12 @@ class SharedWorker:
             self._crash(worker)
 
     def _move_out(self, worker: Worker, frame: bytes) -> None:
-        """A node never shares a worker with clients: it gets a thread of its own. Raises RuntimeError where none can be had."""
+        """A node, or a feed, never shares a worker with others: it gets a thread of its own. Raises RuntimeError where none can
+        be had."""
         with self._lock:
             self._workers.pop(worker.connection, None)
         worker.connection.send(frame)
-        worker.start(self._run_of.serve_node)
+        worker.start(self._run_of.serve_alone)
 
     def _run(self) -> None:
         """The thread's one catch-all is in `_take`, for each connection: an error of one ends that one."""

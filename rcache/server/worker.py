@@ -221,34 +221,35 @@ class WorkerRun:
             lost = worker.connection.send(response.frame)
             if lost is not None:
                 return lost.name.lower()
-            if worker.session.is_node:
-                return self._serve_node(worker)
+            if worker.session.may_wait:
+                return self._serve_alone(worker)
 
-    def serve_node(self, worker: Worker) -> None:
-        """As `__call__`, for a node's connection that said HELLO on a worker that serves others too."""
+    def serve_alone(self, worker: Worker) -> None:
+        """As `__call__`, for a connection that became a node's or a feed's on a worker that serves others too."""
         how = "error"
         try:
-            how = self._serve_node(worker)
+            how = self._serve_alone(worker)
         except Exception:
             self._connections.note_crash()
             logger.exception("worker {} ({}): unhandled error; the connection is closed", worker.number, worker.peer)
         worker.sock.close()
         self._connections.leave(worker, how)
 
-    def _serve_node(self, worker: Worker) -> str:
+    def _serve_alone(self, worker: Worker) -> str:
         """A node's connection has a thread of its own to its end: what it brings may wait for the log, and nobody is to wait
-        for it. Of that the engine takes in by itself only records about which nothing is new (`contract.Gate`)."""
+        for it. Of that the engine takes in by itself only records about which nothing is new (`contract.Gate`). So has a
+        feed's, which waits for what is to be told."""
         worker.sock.setblocking(True)
         set_kernel_timeout(worker.sock, socket.SO_RCVTIMEO, NODE_LOOK_S)
         while not self.stopping.is_set():
             handback = self._engine.serve_peer(worker.connection, worker.session.gate)
-            ended = self._answer_node(worker, handback) if handback is not None else ""
+            ended = self._answer_alone(worker, handback) if handback is not None else ""
             if ended:
                 return ended
         self._part(worker, worker.session.goodbye(*_GOODBYES[Ended.STOPPING]))
         return "stopping"
 
-    def _answer_node(self, worker: Worker, handback: Handback) -> str:
+    def _answer_alone(self, worker: Worker, handback: Handback) -> str:
         """Answer what was handed back; how the connection ended, if it did."""
         request = handback.request
         if request is None:

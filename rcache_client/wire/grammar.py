@@ -297,6 +297,10 @@ REQUESTS: dict[int, Layout | Group] = {
     Opcode.GET_MANY: Group("get many", KEY_ONLY),
     Opcode.SET_MANY: Group("set many", STORE),
     Opcode.DELETE_MANY: Group("delete many", KEY_ONLY),
+    Opcode.SUBSCRIBE: Layout(
+        "subscribe", u8("values", 0, 1), u8("selects", 0, 2), bytes16("selector", 0, KEY_BYTES_MAX), rest("places")
+    ),
+    Opcode.EVENTS: Layout("events", u32("bytes max", 1)),
     Opcode.FLUSH: EMPTY,
     Opcode.STATS: Layout("stats", text16("section", 0, 64)),
     Opcode.PERSIST: Layout("persist", u8("mode", min(PersistMode), max(PersistMode))),
@@ -325,6 +329,8 @@ _OK_REPLIES: dict[int, Layout | Group] = {
     Opcode.GET_MANY: Group("get many reply", ITEM_ENTRY),
     Opcode.SET_MANY: Group("set many reply", CHANGE_ENTRY),
     Opcode.DELETE_MANY: Group("delete many reply", CHANGE_ENTRY),
+    Opcode.SUBSCRIBE: Layout("subscribe reply", rest("places")),
+    Opcode.EVENTS: Layout("events reply", u32("behind, ms"), bytes32("notices", VALUE_BYTES_CEILING), rest("records")),
     Opcode.FLUSH: Layout("flush reply", u64("items removed")),
     Opcode.STATS: Layout("stats reply", bytes32("JSON", VALUE_BYTES_CEILING)),
     Opcode.PERSIST: Layout("persist reply", u8("mode", PersistMode.OFF, PersistMode.ON), text16("savefile")),

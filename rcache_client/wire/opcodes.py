@@ -71,6 +71,9 @@ class Opcode(IntEnum):
     SET_MANY = 0x21
     DELETE_MANY = 0x22
 
+    SUBSCRIBE = 0x30
+    EVENTS = 0x31
+
     FLUSH = 0x40
     STATS = 0x41
     PERSIST = 0x42

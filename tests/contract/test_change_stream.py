@@ -444,3 +444,24 @@ def test_waiting_for_the_disk_ends_at_its_deadline(engine: Engine, caller: Calle
     assert waiting.result() is StreamEnd.REACHED
     stream.set_durable(0)
     assert stream.durable == stream.head, "what is on disk stays there"
+
+
+def test_a_reader_that_does_not_hold_keeps_a_writer_waiting_only_while_it_copies(engine_factory: EngineFactory) -> None:
+    """A writer that comes upon it in the middle of that is told when it is done, and does not wait for its own deadline."""
+    engine = engine_factory(stream_bytes=64 << 10, buckets=1, stripes=1)
+    reader = engine.stream.open_reader("feed", holds=False)
+    writing = True
+
+    def read() -> None:
+        while writing:
+            reader.take(EVERYTHING, 0.01)
+
+    reading = Task(read)
+    caller, value = Caller(engine), bytes(1000)
+    try:
+        writer = Task(lambda: [caller.set(b"key", value, budget_ms=600_000) for _ in range(20_000)])
+        writer.result()
+    finally:
+        writing = False
+    reading.result()
+    reader.close()

@@ -208,10 +208,12 @@ cdef inline void cursor_measure(
 
 
 cdef inline void cursor_unpin(Ring *ring, Cursor *cursor, uint64_t position) noexcept nogil:
-    """What was to be copied is copied; the cursor stands at `position`."""
+    """What was to be copied is copied; the cursor stands at `position`. Wakes who waits for the room that was kept for it."""
     pthread_mutex_lock(&ring.lock)
     cursor.position = position
     cursor.pinned = False
+    if not cursor.holds and signed64(&ring.room_waiters) > 0:
+        pthread_cond_broadcast(&ring.room)
     pthread_mutex_unlock(&ring.lock)
 
 

@@ -97,6 +97,7 @@ class NativeEngine:
         self._points = LinkPoints(self._core, self._core.open_point, self._core.set_points)
         self._letting_go = threading.Lock()  # of the counts below; a stripe's comes after it
         self._let_go = [0] * config.buckets
+        self._opened_from = [0] * config.buckets
 
     @property
     def stream(self) -> NativeStream:
@@ -199,6 +200,9 @@ class NativeEngine:
     def sequence(self, bucket: int) -> int:
         return self._core.sequence(bucket)
 
+    def opened_from(self, bucket: int) -> int:
+        return self._opened_from[bucket]
+
     def follow(self, bucket: int, source: int) -> None:
         self._core.follow(bucket, source)
 
@@ -212,7 +216,10 @@ class NativeEngine:
         rest = encode_opening(Opening(0, incarnation, node))[8:]
         begin = make_sequence(epoch, 0)
         for bucket in buckets:
+            former, self._opened_from[bucket] = self._opened_from[bucket], self._core.sequence(bucket)
             done, said = self._core.open(bucket, begin, rest, deadline_ns)
+            if done <= 0:
+                self._opened_from[bucket] = former
             if done < 0:
                 raise _refusal(said)
             if not done:

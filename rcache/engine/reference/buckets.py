@@ -82,6 +82,7 @@ class Bucket:
         "items",
         "last_removal",
         "number",
+        "opened_from",
         "pending",
         "points",
         "sequence",
@@ -97,6 +98,7 @@ class Bucket:
         self.sequence = BORN_EMPTY
         self.last_removal = BORN_EMPTY
         self.follows = 0  # the source whose records it takes; 0: a recovery
+        self.opened_from = 0
         self.points = self._points_at_first = points  # the commit points it waits for, a bit each
         self.pending: deque[tuple[int, int]] = deque()  # (sequence, position in the stream)
         self.import_begin = BORN_EMPTY

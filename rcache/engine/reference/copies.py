@@ -60,6 +60,7 @@ class Copies:
                         f"bucket {bucket.number} is {now}; it cannot become primary at {show_sequence(epoch_begin)}"
                     )
                 used = True
+                bucket.opened_from = bucket.sequence
                 opening = encode_opening(Opening(bucket.sequence, incarnation, node))
                 now_ms = bucket.now_locked(self._store.clock.now_ms())
                 record = draft(Kind.OPEN, bucket.number, value=opening)

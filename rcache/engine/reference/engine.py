@@ -171,6 +171,9 @@ class ReferenceEngine:
             self._copies.open(self._store.buckets[number], incarnation, node, make_sequence(epoch, 0), deadline_ns)
         self.epoch = max(self.epoch, epoch)
 
+    def opened_from(self, bucket: int) -> int:
+        return self._store.buckets[bucket].opened_from
+
     def open_commit_point(self, name: str, position: int, until_ns: int = HELD_FOR_EVER) -> LinkPoint:
         point = self._points.open(name, position, until_ns)
         self._ring.credits.accounts[point.number].name = name
