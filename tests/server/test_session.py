@@ -60,6 +60,7 @@ class FakeControl:
         self.epoch = 9
         self.answers: NodeAnswers | FakeAnswers = NodeAnswers(Standing())
         self.sessions: list[tuple[str, bool]] = []
+        self.hub: Any = None
         self.on = False
         self.refusal: RequestRefused | None = None
         self.deadline_ns = 0

@@ -74,6 +74,9 @@ def test_a_rest_is_all_that_is_left_and_nothing_before_it(name: str, data: st.Da
 def test_the_payloads_that_end_in_a_rest() -> None:
     """A slip in `has_rest` would otherwise leave nothing to test, or excuse a payload that must have one length."""
     assert set(WITH_REST) == {
+        "request SUBSCRIBE",
+        "reply SUBSCRIBE OK",
+        "reply EVENTS OK",
         "request STEER",
         "request RECORDS",
         "request REGISTER_SET",

@@ -199,6 +199,12 @@ REQUEST_LIES: dict[str, tuple[Opcode, bytes]] = {
     "section that is not UTF-8": (Opcode.STATS, b"\x00\x01\xff"),
     "persist mode nobody knows": (Opcode.PERSIST, b"\x03"),
     "persist without a mode": (Opcode.PERSIST, b""),
+    "subscribe to what is not known": (Opcode.SUBSCRIBE, pack(">BBH", 0, 3, 0)),
+    "subscribe with more than values or none": (Opcode.SUBSCRIBE, pack(">BBH", 2, 0, 0)),
+    "subscribe to a key longer than the frame": (Opcode.SUBSCRIBE, pack(">BBH", 1, 1, 9) + b"key"),
+    "subscribe with nothing": (Opcode.SUBSCRIBE, b""),
+    "events of no bytes": (Opcode.EVENTS, pack(">I", 0)),
+    "events with more than their bytes": (Opcode.EVENTS, bytes(5)),
     "view without the epoch that is known": (Opcode.VIEW, b""),
     "view with an epoch of three bytes": (Opcode.VIEW, bytes(3)),
     "view with a view": (Opcode.VIEW, pack(">I", 7) + b"{}"),
@@ -275,6 +281,8 @@ REPLY_LIES: dict[str, tuple[int, int, bytes]] = {
     "persist reply that asks": (Opcode.PERSIST, Status.OK, b"\x02\x00\x00"),
     "statistics longer than the frame": (Opcode.STATS, Status.OK, pack(">I", 3) + b"{}"),
     "flush reply cut off": (Opcode.FLUSH, Status.OK, bytes(4)),
+    "events reply whose notices are longer than the frame": (Opcode.EVENTS, Status.OK, pack(">II", 0, 22) + bytes(21)),
+    "events reply cut off": (Opcode.EVENTS, Status.OK, bytes(7)),
     "view reply whose register is longer than the frame": (Opcode.VIEW, Status.OK, pack(">H", 9) + b"embedded"),
     "view reply without a register's length": (Opcode.VIEW, Status.OK, b"\x00"),
     "view reply whose register is not UTF-8": (Opcode.VIEW, Status.OK, pack(">H", 1) + b"\xff{}"),
@@ -311,7 +319,7 @@ def test_every_request_layout_has_a_liar() -> None:
     assert [field.rest for field in REQUESTS[Opcode.STEER].fields] == [True]  # type: ignore[union-attr]
 
 
-REPLIES_WITHOUT_LIES = {Opcode.STEER, Opcode.SEQUENCES}
+REPLIES_WITHOUT_LIES = {Opcode.STEER, Opcode.SEQUENCES, Opcode.SUBSCRIBE}
 """Nothing but a rest."""
 
 
@@ -328,6 +336,9 @@ RESTS: dict[str, tuple[int, int | None, bytes]] = {
     "a view to be kept": (Opcode.REGISTER_SET, None, pack(">Q", 7)),
     "a view": (Opcode.VIEW, Status.OK, pack(">H", 8) + b"embedded"),
     "an order's answer": (Opcode.STEER, Status.OK, b""),
+    "places": (Opcode.SUBSCRIBE, None, pack(">BBH", 1, 2, 5) + b"user:"),
+    "places that are told of": (Opcode.SUBSCRIBE, Status.OK, b""),
+    "records that are told": (Opcode.EVENTS, Status.OK, pack(">II", 0, 0)),
     "sequences": (Opcode.SEQUENCES, Status.OK, b""),
     "a view that was read": (Opcode.REGISTER_READ, Status.OK, pack(">Q", 7)),
     "a view that was kept": (Opcode.REGISTER_SET, Status.OK, pack(">BQ", 1, 7)),
