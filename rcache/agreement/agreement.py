@@ -164,6 +164,10 @@ class Agreement:
                 if self._is_current(held):
                     return str(refused)
                 continue
+            except Exception as error:  # nothing was asked yet; who waits for an answer must have one
+                self.errors += 1
+                logger.exception("agreement: unhandled error in the wish to {}", wish.what)
+                return f"an unhandled error: {error!r}"
             agreed = self._bring(held, wanted)
             if agreed is None or agreed:
                 return None if agreed is None else ""
@@ -208,6 +212,12 @@ class Agreement:
                 logger.error("the register refuses a change of {}: {}", wanted.proposer, error)
                 self._stopping.wait(RETRY_S)
                 return False
+            except Exception as error:  # it may have been made: it is brought again until that is known
+                self.errors += 1
+                logger.exception("agreement: unhandled error of the register")
+                self._note_trouble(error)
+                self._stopping.wait(RETRY_S)
+                continue
             self._note_answer()
             self.learn(now)
             return kept or _tells_of(now.view, wanted)

@@ -19,7 +19,7 @@ from loguru import logger
 from rcache.agreement.agreement import Agreement, Wish
 from rcache.cluster.leases import Peer
 from rcache.cluster.register import Register, Revised
-from rcache.cluster.view import Node, View
+from rcache.cluster.view import Node, NodeState, View
 from rcache.cluster.wishes import Asker, WishRefused
 from rcache.engine.change_stream import CommitPoint
 from rcache.engine.contract import Engine
@@ -147,6 +147,10 @@ class Board:
     def _let_go_of(self, key: str) -> None:
         self._wished.discard(key)
         self.plan_due_at = 0.0
+
+    def rest(self, kind: str) -> None:
+        """A view of that kind was asked for: the next one is for later."""
+        self.pace.rest(kind, len(self.view.nodes) - len(self.view.names(NodeState.LOST)))
 
     def plan_within(self, seconds: float) -> None:
         """What was put off is to be planned again then."""

@@ -52,6 +52,7 @@ class Copies:
         self._handovers = handovers
         self._ready_since = 0.0
         self._silent_since: dict[Peer, float] = {}
+        self._broken: set[int] = set()  # of what is asked to be counted in: it broke since, and is not to be
         self._whole: dict[int, Link] = {}
         self._full_until: dict[str, float] = {}
 
@@ -65,7 +66,9 @@ class Copies:
     # --- planning
 
     def plan(self) -> None:
-        """Begin what is to be done, and give up what is not wanted any more."""
+        """Begin what is to be done, and give up what is not wanted any more. Which copies are to be made is planned with those
+        that are being made here; what is to be dropped or handed over by what everybody knows. (Two primaries that count with
+        copies of their own each hand the other what it has just been given, as long as the copies take.)"""
         board, view = self._board, self._board.view
         board.plan_due_at = board.now() + PLAN_EVERY_S
         if not board.roles.is_member(view):
@@ -79,13 +82,23 @@ class Copies:
                     link.cancel(bucket)
         for bucket, name in wanted.items():
             opened = board.is_open(bucket) and board.engine.state(bucket) is BucketState.PRIMARY
-            if opened and not self._handovers.has(bucket):
+            if opened and not self._handovers.has(bucket) and bucket not in board.adding:
                 for link in board.links_of([name]):
                     link.fill(bucket)
+        self._find_whole()
+        plan = plan_for(view) if filling else plan
         drops = {bucket: name for bucket, name in plan.drops.items() if view.placements[bucket].primary == board.name}
         self._drop(drops)
         heirs = {bucket: heir for bucket, heir in plan.handovers.items() if view.placements[bucket].primary == board.name}
         self._handovers.begin({b: heir for b, heir in heirs.items() if b not in drops and b not in board.adding})
+
+    def _find_whole(self) -> None:
+        """Copies that are whole and that nobody waits for: it was told of them while another copy of their bucket was, and that
+        one came to nothing."""
+        for neighbour in self._board.neighbours:
+            for bucket, is_whole in neighbour.link.filling().items():
+                if is_whole and bucket not in self._board.adding:
+                    self._whole.setdefault(bucket, neighbour.link)
 
     def _drop(self, drops: Mapping[int, str]) -> None:
         """Have the view let go of spare copies, unless that was asked for a moment ago."""
@@ -97,7 +110,7 @@ class Copies:
             return
         what = f"drop {len(drops)} spare copies"
         if board.wish_once("drops", what, lambda now, asker: wishes.drop_backups(now, asker, _still_spare(now, drops))):
-            board.pace.rest(DROPPING, len(board.view.nodes))
+            board.rest(DROPPING)
 
     def _wanted(self, view: View, plan: Plan) -> dict[int, str]:
         """The copies that this node is to make: of each bucket one at a time. What is under way comes first in a plan, and goes
@@ -154,26 +167,22 @@ class Copies:
             self._wait_for(bucket, link)
         if not board.adding or board.is_wished("add"):
             return
-        ready: dict[int, str] = {}
-        links = {link for link, _ in board.adding.values()}
-        reached = {link: link.acknowledged if board.holds_lease(link.peer) else NOWHERE for link in links}
-        for bucket, (link, head) in board.adding.items():
-            if reached[link] >= head:
-                ready[bucket] = link.peer.name
-            else:
-                link.watch()
+        ready = self._ready()
         self._give_up_silent()
         if not ready:
             self._ready_since = 0.0
             return
         self._ready_since = self._ready_since or board.now()
         more_come = any(neighbour.link.fills_left for neighbour in board.neighbours)
-        if (more_come and board.now() < self._ready_since + ADD_S) or board.pace.left_s(COUNTING):
+        if more_come and board.now() < self._ready_since + ADD_S:
             return
+        if board.pace.left_s(COUNTING) and all(board.view.placements[bucket].backups for bucket in ready):
+            return  # what has no backup at all does not rest
         if self._handovers.is_coming:
             return
         self._ready_since = 0.0
-        board.pace.rest(COUNTING, len(board.view.nodes))
+        board.rest(COUNTING)
+        self._broken = broken = set[int]()
         opened = board.opened(ready)
         incarnations = {name: board.incarnation_of(name) for name in ready.values()}
 
@@ -181,6 +190,7 @@ class Copies:
             """One bucket that was opened since, or one node that went, does not stand in the way of the others. What is one
             copy too many with those that are counted in goes in the same view."""
             why = {bucket: _why_not(view, bucket, opened[bucket], name, incarnations[name]) for bucket, name in ready.items()}
+            why |= dict.fromkeys(broken, "it is broken")
             still = {bucket: name for bucket, name in ready.items() if not why[bucket]}
             if not still:
                 raise WishRefused(next(iter(why.values())))
@@ -190,6 +200,18 @@ class Copies:
         board.wish_once(
             "add", f"count {len(ready)} copies in", make, lambda _refused: board.post(lambda: self._counted(list(ready)))
         )
+
+    def _ready(self) -> dict[int, str]:
+        """Of the copies that are waited for those that may be counted in, and where they are; the others are told of."""
+        board, ready = self._board, dict[int, str]()
+        links = {link for link, _ in board.adding.values()}
+        reached = {link: link.acknowledged if board.holds_lease(link.peer) else NOWHERE for link in links}
+        for bucket, (link, head) in board.adding.items():
+            if reached[link] >= head:
+                ready[bucket] = link.peer.name
+            else:
+                link.watch()
+        return ready
 
     def _give_up_silent(self) -> None:
         """A copy at a node that grants no lease is waited for by this bucket's answers, and is none of the view's: it is let
@@ -261,6 +283,7 @@ class Copies:
         logger.error("the copies at {} are broken and are made anew: {}", name, why)
         for bucket in link.filling():
             if bucket in board.adding and board.is_wished("add"):
+                self._broken.add(bucket)
                 continue  # it may be counted in at this moment, and is waited for until that is settled (invariant 6)
             link.cancel(bucket)
             if board.adding.pop(bucket, None) is not None and board.is_open(bucket):

@@ -88,7 +88,7 @@ class Handovers:
         some = {bucket: heirs[bucket] for bucket in may[:HANDOVER_BUCKETS]}
         if not some:
             return
-        board.pace.rest(HANDING, len(board.view.nodes))
+        board.rest(HANDING)
         board.roles.freeze(some)
         self._handing = _Handing(some, board.engine.stream.head, board.now())
         for link in board.links_of(self._backups(some)):

@@ -15,6 +15,7 @@ else. The rest is the link's: a thousand small buckets are as much to the peer a
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -30,7 +31,11 @@ BATCH_PORTIONS = 16
 """The most portions in a batch; PORTION_BYTES of them are enough, too."""
 
 PACE = 2.0
-"""How long to rest after a batch, measured by what it took."""
+"""How long to rest after a batch, measured by what it took beyond the shortest one: that is the way there and back, which is
+nobody's work."""
+
+REST_MAX_S = 1.0
+"""A peer that hung is not left alone for as long as it hung, and more."""
 
 
 class Fill:
@@ -126,6 +131,7 @@ class Fills:
         self._done: dict[int, Fill] = {}
         self._begun: set[int] = set()
         self._batch = Batch()
+        self._least_s = math.inf
         self._due_at = 0.0
         self._progress = FillProgress(0.0)
 
@@ -222,7 +228,9 @@ class Fills:
         self._batch.in_flight -= 1
         if not self._batch.in_flight:
             now = time.monotonic()
-            self._due_at = now + (now - self._batch.began_at) * PACE
+            took_s = now - self._batch.began_at
+            self._least_s = min(self._least_s, took_s)
+            self._due_at = now + min(REST_MAX_S, (took_s - self._least_s) * PACE)
             self._batch = Batch()
         if not fill.is_done or self._left.get(fill.bucket) is not fill:
             return False

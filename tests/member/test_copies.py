@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from rcache.cluster import wishes
+from rcache.cluster.balance import Plan, plan_for
 from rcache.cluster.bucket_state import BucketState
 from rcache.cluster.view import Node, NodeState, Settings, View
 from rcache.cluster.wishes import Asker
@@ -373,22 +374,110 @@ def test_copies_are_counted_in_together_but_not_for_long(clock: Clock) -> None:
     assert copying.agreement.wished == ["count 1 copies in"]
 
 
-def test_they_are_counted_in_again_after_a_rest(clock: Clock) -> None:
-    copying = Copying(clock, buckets=2)
-    copying.board.pace.rest(HANDING, 1000)  # nothing is handed over meanwhile
-    copying.copies.look()
-    copying.hold_lease("n2", 60)
-    first, second, *_ = copying.to.fills
-    for bucket in (first, second):
+def whole_twice(clock: Clock, view: View, rest_s: float) -> Copying:
+    """A copy of bucket 0 is counted in, and at once one of bucket 1 is whole, too; so long after it is looked."""
+    copying = Copying(clock, view)
+    copying.to = copying.link("n3")
+    copying.hold_lease("n3", 60)
+    for bucket in (0, 1):
         copying.to.fills = {bucket: True}
+        copying.to.acknowledge()
         copying.whole(bucket)
+        if bucket == 1:
+            clock.advance(rest_s)
+        copying.to.acknowledge()
+        copying.copies._count_in()
+        if bucket == 0:
+            assert copying.agreement.wished == ["count 1 copies in"]
+            copying.agree()
+    return copying
+
+
+def test_they_are_counted_in_again_after_a_rest(clock: Clock) -> None:
+    nodes = {"n1": node(), "n2": node(), "n3": node(), "n4": node(state=NodeState.LOST)}
+    view = view_of(6, *[("n1", "n2", 6)] * 2, nodes=nodes, settings=Settings(backups=2))
+    assert whole_twice(clock, view, 2 * REST_S).agreement.wishes == []
+    assert whole_twice(clock, view, 3 * REST_S + 0.01).agreement.wished == ["count 1 copies in"], "a lost node counts for none"
+
+
+def test_what_has_no_backup_at_all_does_not_rest(clock: Clock) -> None:
+    nodes = {"n1": node(), "n2": node(), "n3": node()}
+    copying = whole_twice(clock, view_of(6, *[("n1", "", 6)] * 2, nodes=nodes), 0.0)
+    assert copying.agreement.wished == ["count 1 copies in"]
+
+
+def test_while_one_copy_of_a_bucket_may_be_counted_in_no_other_is_begun(clock: Clock) -> None:
+    """Two of one bucket get in each other's way: one is told of, and the other forgotten."""
+    copying = two_wanted(clock)
+    first, second = sorted((copying.link(name) for name in ("n2", "n3")), key=lambda link: not link.fills)
+    first.fills[0] = True
+    copying.copies.has_filled(first, 0)  # type: ignore[arg-type]
+    clock.advance(ADD_S)
+    copying.copies.look()
+    assert copying.agreement.wished == ["count 1 copies in"]
+    nodes = {"n1": node(), "n2": node(), "n3": node(), first.peer.name: node(state=NodeState.LEAVING)}
+    copying.show(view_of(7, ("n1", "", 6), nodes=nodes, settings=Settings(backups=2)))
+    for _ in range(3):
+        clock.advance(PLAN_EVERY_S)
         copying.copies.look()
-        if bucket == second:
-            assert copying.agreement.wishes == []
-            clock.advance(2 * REST_S + 0.01)
-            copying.copies.look()
+        assert (second.fills, 0 in copying.board.adding) == ({}, True)
+    assert "leaving" in copying.refuse()
+    clock.advance(PLAN_EVERY_S)
+    copying.copies.look()
+    assert (first.cancelled, second.fills) == ([0], {0: False})
+
+
+def test_a_whole_copy_that_nobody_waits_for_is_found(clock: Clock) -> None:
+    """It was told of while another one of its bucket was, which came to nothing. (Its link has it, so it is not begun again; it
+    is never counted in, and a node that leaves keeps the bucket for ever.)"""
+    copying = two_wanted(clock)
+    first = next(link for link in (copying.link("n2"), copying.link("n3")) if link.fills)
+    first.fills[0] = True
+    clock.advance(PLAN_EVERY_S)
+    copying.copies.look()
+    clock.advance(ADD_S)
+    copying.copies.look()
+    assert copying.agreement.wished == ["count 1 copies in"]
+
+
+@pytest.mark.parametrize("when", ["before it is asked for", "while it is"])
+def test_a_copy_that_breaks_is_not_counted_in_instead_of_one_that_is_whole(clock: Clock, when: str) -> None:
+    """The bucket would be left without a backup once the broken one is dropped."""
+    nodes = {"n1": node(), "n2": node(state=NodeState.LEAVING), "n3": node()}
+    copying = Copying(clock, view_of(6, ("n1", "n2", 6), nodes=nodes))
+    copying.to = copying.link("n3")
+    copying.copies.look()
+    copying.to.acknowledge()
+    copying.hold_lease("n3", 60)
+    copying.whole(0)
+    if when == "while it is":
+        copying.copies.look()
         assert copying.agreement.wished == ["count 1 copies in"]
-        copying.agree()
+    copying.copies.found_no_room(copying.to)  # type: ignore[arg-type]
+    if when == "while it is":
+        assert copying.refuse() == "it is broken"
+    assert copying.refuse() == "it asks for nothing" or copying.board.view.placements[0].backups == ("n2",)
+    assert copying.board.adding == {}
+
+
+def test_what_is_handed_over_does_not_depend_on_what_is_being_copied_here(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two primaries that each count with copies of their own hand a bucket to each other, as long as the copies take."""
+    asked: list[object] = []
+
+    def plan(view: View, filling: object = None) -> Plan:
+        asked.append(filling)
+        return plan_for(view, filling)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("rcache.member.copies.plan_for", plan)
+    copying = Copying(clock, buckets=2)
+    copying.copies.look()
+    assert asked == [{}]
+    clock.advance(PLAN_EVERY_S)
+    asked.clear()
+    copying.copies.look()
+    assert asked == [dict.fromkeys(copying.to.fills, "n2"), None]
 
 
 def test_a_copy_that_is_one_too_many_goes_with_the_view_that_counts_another_in(clock: Clock) -> None:
