@@ -38,9 +38,11 @@ from rcache_client.errors import (
     WrongCluster,
     WrongFormat,
 )
+from rcache_client.events import Event, Operation
 from rcache_client.key_calls import Inspection, ValueAndVersion
 from rcache_client.serializers import BytesSerializer, JsonSerializer, Serializer, StrSerializer
 from rcache_client.service_calls import Persistence
+from rcache_client.subscription import Subscription, Watcher
 from rcache_client.view import Bucket, Node, View
 from rcache_client.wire.opcodes import Role
 
@@ -56,6 +58,7 @@ __all__ = [
     "Client",
     "ClientClosed",
     "ConnectionLost",
+    "Event",
     "Inspection",
     "JsonSerializer",
     "NoRoom",
@@ -63,6 +66,7 @@ __all__ = [
     "NotANumber",
     "NotAllowed",
     "NotExecuted",
+    "Operation",
     "OutOfRange",
     "OutcomeUnknown",
     "Paused",
@@ -77,11 +81,13 @@ __all__ = [
     "ServersUnavailable",
     "SomeKeysFailed",
     "StrSerializer",
+    "Subscription",
     "TimedOut",
     "TooLarge",
     "UnknownOpcode",
     "ValueAndVersion",
     "View",
+    "Watcher",
     "WrongCluster",
     "WrongFormat",
     "__version__",

@@ -23,6 +23,7 @@ from rcache_client.arguments import parse_servers, whole_number
 from rcache_client.budget import checked_seconds
 from rcache_client.calls import Caller
 from rcache_client.door import Door
+from rcache_client.event_calls import EventCalls
 from rcache_client.handshake import Greeter
 from rcache_client.key_calls import KeyCalls
 from rcache_client.many_calls import ManyCalls
@@ -53,7 +54,7 @@ _BYTES: Serializer[Any] = BytesSerializer()
 V = TypeVar("V")
 
 
-class Client(KeyCalls[V], ManyCalls[V], ServiceCalls):
+class Client(KeyCalls[V], ManyCalls[V], ServiceCalls, EventCalls):
     """A thread-safe, fork-safe, synchronous client of one rcache service: a node, or a cluster of them.
 
         with Client("127.0.0.1:13600") as cache:
@@ -129,6 +130,7 @@ class Client(KeyCalls[V], ManyCalls[V], ServiceCalls):
         self._doors = Doors(seeds, wait_for_servers=bool(wait_for_servers), make_door=partial(make_door, is_seed=False))
         self._router = Router(self._doors, self._greeter, read_s)
         self._caller = Caller(self._doors, self._router, checked_seconds("budget", budget), read_s)
+        self._subscriptions = weakref.WeakSet()
         self._servers = ", ".join(door.name for door in seeds)
         _clients.add(self)
 
@@ -140,8 +142,11 @@ class Client(KeyCalls[V], ManyCalls[V], ServiceCalls):
     def close(self) -> None:
         """Say GOODBYE on idle connections and close them; every later call raises `ClientClosed`. Idempotent.
 
-        Blocks for 0.2 seconds at most. A connection that another thread is using is closed when its call ends.
+        Blocks for 0.2 seconds at most, and for as long as subscriptions that are still open take to end. A connection that
+        another thread is using is closed when its call ends.
         """
+        for subscription in list(self._subscriptions):
+            subscription.close()
         idle = self._doors.retire()
         self._router.retire()
         say_goodbye(idle, monotonic() + GOODBYE_SECONDS)
@@ -160,6 +165,8 @@ class Client(KeyCalls[V], ManyCalls[V], ServiceCalls):
         self._greeter.forget()
         self._doors.forget()
         self._router.forget()
+        for subscription in list(self._subscriptions):
+            subscription.forget()
 
 
 _clients: weakref.WeakSet[Client[Any]] = weakref.WeakSet()

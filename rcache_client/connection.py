@@ -153,10 +153,20 @@ class Connection:
         self.begin(opcode, payload, deadline, read_timeout)
         return self.finish()
 
+    def poll(self, opcode: int, payload: bytes, wait_s: float, read_timeout: float) -> tuple[int, Any]:
+        """As `exchange`, for a request that the server answers after up to `wait_s` seconds where it has nothing to say before;
+        blocks for that and `read_timeout` at most."""
+        told_s, deadline = wait_s, monotonic() + wait_s + read_timeout
+        self._begin(opcode, payload, told_s, deadline, wait_s + read_timeout)
+        return self.finish()
+
     def begin(self, opcode: int, payload: bytes, deadline: float, read_timeout: float) -> None:
         """The first half of `exchange`: send the request. `finish` or `close` must follow. Raises as `exchange` does."""
+        self._begin(opcode, payload, min(read_timeout, deadline - monotonic()), deadline, read_timeout)
+
+    def _begin(self, opcode: int, payload: bytes, wait_s: float, deadline: float, read_timeout: float) -> None:
+        """`wait_s`: what the server is told of how long the answer may take."""
         self._last_id = request_id = self._last_id % REQUEST_ID_MAX + 1  # wraps to 1: 0 says 'none'
-        wait_s = min(read_timeout, deadline - monotonic())
         if wait_s <= 0:
             raise BudgetSpent("the budget ended before the request was sent", self.server, opcode_name(opcode))
         if wait_s != self._told_s:  # most often it is `read_timeout`, as before

@@ -46,12 +46,13 @@ class Door:
         self.silences = 0
         self.welcome: Welcome | None = None
         self.resolver = Resolver(address)
-        self.pool = Pool(self.name, connections_max, self._open_connection)
+        self.pool = Pool(self.name, connections_max, self.connect)
         self._greeter = greeter
         self._connect_timeout = connect_timeout
 
-    def _open_connection(self, deadline: float) -> Connection:
-        """Resolve, connect and greet, within `connect_timeout` for all three. Raises `Setback` and what greeting raises."""
+    def connect(self, deadline: float) -> Connection:
+        """A connection that is in no pool: resolve, connect and greet, within `connect_timeout` for all three. Raises `Setback`
+        and what greeting raises."""
         limit = min(deadline, monotonic() + self._connect_timeout)
         try:
             connection = connect(self._resolve(limit), self.name, limit)

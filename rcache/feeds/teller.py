@@ -180,13 +180,18 @@ class Teller:
         found = [head for head in heads(body) if head.kind in HISTORY_KINDS]
         begin: dict[int, int] = {}
         for head in found:
-            if head.kind == Kind.OPEN and head.sequence > self.last[head.bucket] and self._note_opening(body, head):
+            if head.kind == Kind.OPEN and self._is_new(head) and self._note_opening(body, head):
                 begin[head.bucket] = head.start
         found = [head for head in found if head.start >= begin.get(head.bucket, 0)]
         committed = self._await_commitment({head.bucket for head in found}, batch.position)
         told = [head for head in found if head.bucket in committed and head.sequence > self.last[head.bucket]]
         if told:
             self._tell(body, told, whole=len(told) == batch.count)
+
+    def _is_new(self, head: Head) -> bool:
+        """Whether an OPEN is to be noted. (One that was placed while this teller began may be what `last` says already, of a
+        bucket that was not primary here a moment before.)"""
+        return head.sequence > self.last[head.bucket] or not self._tenures.lasts(head.bucket)
 
     def _note_opening(self, body: bytes, head: Head) -> bool:
         """A tenure begins, or goes on in a new epoch. Whether what lies before this OPEN is of none, or of one that is over."""

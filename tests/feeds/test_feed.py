@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from rcache.cluster.bucket_state import BucketState
+from rcache.engine.change_stream import StreamReader
+from rcache.engine.contract import Engine
 from rcache.feeds.feed import Feed, FeedOver
 from rcache.feeds.select import Selection
 from rcache.records.record import Cause, Kind, make_sequence
@@ -15,6 +17,7 @@ from rcache_client.wire.feeds import FROM_NOW, UNPROVEN, NoticeKind, Selects
 from rcache_client.wire.opcodes import Opcode
 from tests.contract.conftest import EngineFactory
 from tests.contract.harness import PATIENCE_S, Caller, Task, assert_stays, wait_until
+from tests.feeds.conftest import MakeTelling
 from tests.feeds.harness import ALL, Subscriber, Telling, key_of
 
 FOREVER_MS = 60_000
@@ -162,9 +165,11 @@ def test_a_bucket_that_is_handed_over_is_ended_behind_its_last_change(telling: T
     assert telling.subscribe({3: last}).places == {}, "it is another's"
 
 
-def test_a_bucket_that_comes_is_told_of_once_it_is_subscribed_to(engine_factory: EngineFactory) -> None:
+def test_a_bucket_that_comes_is_told_of_once_it_is_subscribed_to(
+    make_telling: MakeTelling, engine_factory: EngineFactory
+) -> None:
     """As after a failover: the heir goes on where the subscriber is."""
-    telling = Telling(engine_factory(opened=0))
+    telling = make_telling(engine_factory(opened=0))
     telling.engine.open_buckets(range(4), 1, 1, "n1")
     subscriber = telling.subscribe()
     assert sorted(subscriber.places) == [0, 1, 2, 3]
@@ -177,12 +182,11 @@ def test_a_bucket_that_comes_is_told_of_once_it_is_subscribed_to(engine_factory:
     subscriber.until_told(2)
     assert [(record.kind, record.bucket) for record in subscriber.records] == [(Kind.OPEN, 5), (Kind.SET, 5)]
     assert subscriber.gaps == []
-    telling.close()
 
 
-def test_who_comes_right_behind_an_opening_has_missed_nothing(engine_factory: EngineFactory) -> None:
+def test_who_comes_right_behind_an_opening_has_missed_nothing(make_telling: MakeTelling, engine_factory: EngineFactory) -> None:
     """The teller begins with this subscriber: the OPEN was before it, and nothing else."""
-    telling = Telling(engine_factory(opened=0))
+    telling = make_telling(engine_factory(opened=0))
     _copy_into(telling, 5, engine_factory)
     at = telling.engine.sequence(5)
     telling.engine.open_buckets([5], 7, 1, "n1")
@@ -191,7 +195,40 @@ def test_who_comes_right_behind_an_opening_has_missed_nothing(engine_factory: En
     telling.set(5, b"v")
     subscriber.until_told(1)
     assert subscriber.gaps == []
-    telling.close()
+
+
+class Opening:
+    """An engine one of whose buckets is opened at the moment at which the teller opens its reader."""
+
+    def __init__(self, engine: Engine, bucket: int) -> None:
+        self._engine = engine
+        self._bucket = bucket
+        self.stream = self
+
+    def open_reader(self, name: str, *, holds: bool) -> StreamReader:
+        reader = self._engine.stream.open_reader(name, holds=holds)
+        self._engine.open_buckets([self._bucket], 7, 1, "n1")
+        return reader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine.stream if hasattr(self._engine.stream, name) else self._engine, name)
+
+
+def test_a_bucket_that_is_opened_while_the_teller_begins_is_told_of(
+    make_telling: MakeTelling, engine_factory: EngineFactory
+) -> None:
+    telling = make_telling(engine_factory(opened=0))
+    telling.engine.open_buckets([1], 1, 1, "n1")
+    _copy_into(telling, 5, engine_factory)
+    at = telling.engine.sequence(5)
+    telling.hub._engine = Opening(telling.engine, 5)  # type: ignore[assignment]
+    subscriber = telling.subscribe()
+    telling.set(5, b"v")
+    telling.until_told(2)
+    assert subscriber.feed.add({5: at}) == {5: make_sequence(7, 0)}, "behind the OPEN, which changed nothing"
+    subscriber.places[5] = make_sequence(7, 0)
+    subscriber.until_told(1)
+    assert (subscriber.values, subscriber.gaps) == ([b"v"], [])
 
 
 # --- coming back
@@ -233,8 +270,10 @@ def test_a_place_of_another_history_is_a_gap(telling: Telling) -> None:
     assert (gap.after, gap.upto) == (make_sequence(9, 9), telling.engine.sequence(3))
 
 
-def test_who_is_slow_loses_what_is_held_no_more_and_holds_nobody_up(engine_factory: EngineFactory) -> None:
-    telling = Telling(engine_factory(), held_bytes=20_000)
+def test_who_is_slow_loses_what_is_held_no_more_and_holds_nobody_up(
+    make_telling: MakeTelling, engine_factory: EngineFactory
+) -> None:
+    telling = make_telling(engine_factory(), held_bytes=20_000)
     slow, quick = telling.subscribe(), telling.subscribe()
     for number in range(200):
         telling.set(3, b"%d" % number * 100)
@@ -244,12 +283,11 @@ def test_who_is_slow_loses_what_is_held_no_more_and_holds_nobody_up(engine_facto
     slow.until(lambda: slow.places[3] == last, "the last change")
     assert slow.gaps
     assert 0 < len(slow.records) < 200
-    telling.close()
 
 
-def test_a_teller_that_is_behind_tells_of_a_gap(engine_factory: EngineFactory) -> None:
+def test_a_teller_that_is_behind_tells_of_a_gap(make_telling: MakeTelling, engine_factory: EngineFactory) -> None:
     """The stream goes on without it: also in buckets of which nothing comes any more."""
-    telling = Telling(engine_factory(stream_bytes=64 << 10))
+    telling = make_telling(engine_factory(stream_bytes=64 << 10))
     subscriber = telling.subscribe()
     teller = telling.hub._teller
     assert teller is not None
@@ -261,7 +299,6 @@ def test_a_teller_that_is_behind_tells_of_a_gap(engine_factory: EngineFactory) -
     subscriber.until(lambda: subscriber.places[3] == last, "the last change")
     subscriber.until(lambda: subscriber.places[2] == telling.engine.sequence(2), "the quiet bucket")
     assert {gap.bucket for gap in subscriber.gaps} >= {3}
-    telling.close()
 
 
 # --- what is selected
