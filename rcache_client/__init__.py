@@ -10,7 +10,9 @@ Which thread runs it: the caller's, several at once.
 What it owns: nothing; a `Client` owns its connections. What it must not know: how any of them works.
 """
 
+from rcache_client.cached import CachedFunction, cached
 from rcache_client.client import Client
+from rcache_client.compute_counts import ComputeCounts
 from rcache_client.errors import (
     AuthenticationFailed,
     BadArgument,
@@ -32,6 +34,7 @@ from rcache_client.errors import (
     Refused,
     ServersUnavailable,
     SomeKeysFailed,
+    StillComputing,
     TimedOut,
     TooLarge,
     UnknownOpcode,
@@ -55,8 +58,10 @@ __all__ = [
     "BudgetSpent",
     "Busy",
     "BytesSerializer",
+    "CachedFunction",
     "Client",
     "ClientClosed",
+    "ComputeCounts",
     "ConnectionLost",
     "Event",
     "Inspection",
@@ -80,6 +85,7 @@ __all__ = [
     "Serializer",
     "ServersUnavailable",
     "SomeKeysFailed",
+    "StillComputing",
     "StrSerializer",
     "Subscription",
     "TimedOut",
@@ -91,4 +97,5 @@ __all__ = [
     "WrongCluster",
     "WrongFormat",
     "__version__",
+    "cached",
 ]

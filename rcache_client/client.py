@@ -1,8 +1,8 @@
 """The client: what a program makes once and all its threads share.
 
 What it is: the constructor, which checks and wires everything together, and the end. The calls themselves are in
-`key_calls`, `many_calls` and `service_calls`.
-Which thread runs it: any, several at once. The client starts no thread of its own (but see `address`).
+`key_calls`, `many_calls`, `compute_calls` and `service_calls`.
+Which thread runs it: any, several at once. The client starts no thread of its own (but see `address` and `leases`).
 What it owns: the doors, and through them every connection.
 What it must not know: how a request looks on the wire.
 
@@ -22,6 +22,8 @@ from typing import Any, TypeVar, overload
 from rcache_client.arguments import parse_servers, whole_number
 from rcache_client.budget import checked_seconds
 from rcache_client.calls import Caller
+from rcache_client.compute_calls import ComputeCalls
+from rcache_client.computing import Computing
 from rcache_client.door import Door
 from rcache_client.event_calls import EventCalls
 from rcache_client.handshake import Greeter
@@ -32,6 +34,7 @@ from rcache_client.routing import Router
 from rcache_client.serializers import BytesSerializer, Serializer
 from rcache_client.servers import Doors
 from rcache_client.service_calls import ServiceCalls
+from rcache_client.stored import Stored
 from rcache_client.wire.opcodes import Role
 
 CONNECT_TIMEOUT = 1.0
@@ -54,7 +57,7 @@ _BYTES: Serializer[Any] = BytesSerializer()
 V = TypeVar("V")
 
 
-class Client(KeyCalls[V], ManyCalls[V], ServiceCalls, EventCalls):
+class Client(KeyCalls[V], ManyCalls[V], ComputeCalls[V], ServiceCalls, EventCalls):
     """A thread-safe, fork-safe, synchronous client of one rcache service: a node, or a cluster of them.
 
         with Client("127.0.0.1:13600") as cache:
@@ -131,6 +134,7 @@ class Client(KeyCalls[V], ManyCalls[V], ServiceCalls, EventCalls):
         self._router = Router(self._doors, self._greeter, read_s)
         self._caller = Caller(self._doors, self._router, checked_seconds("budget", budget), read_s)
         self._subscriptions = weakref.WeakSet()
+        self._computing = Computing(Stored(self._caller))
         self._servers = ", ".join(door.name for door in seeds)
         _clients.add(self)
 
@@ -147,9 +151,11 @@ class Client(KeyCalls[V], ManyCalls[V], ServiceCalls, EventCalls):
         """
         for subscription in list(self._subscriptions):
             subscription.close()
+        deadline = monotonic() + GOODBYE_SECONDS
         idle = self._doors.retire()
         self._router.retire()
-        say_goodbye(idle, monotonic() + GOODBYE_SECONDS)
+        say_goodbye(idle, deadline)
+        self._computing.close(deadline)
 
     def __enter__(self) -> Client[V]:
         return self
@@ -167,6 +173,7 @@ class Client(KeyCalls[V], ManyCalls[V], ServiceCalls, EventCalls):
         self._router.forget()
         for subscription in list(self._subscriptions):
             subscription.forget()
+        self._computing.forget()
 
 
 _clients: weakref.WeakSet[Client[Any]] = weakref.WeakSet()

@@ -143,6 +143,12 @@ class TimedOut(RcacheError):
     advice = "nothing was changed; it is safe to ask again"
 
 
+class StillComputing(TimedOut):
+    """`get_or_compute` waited for another caller, which had not computed the value when the time to wait ended."""
+
+    advice = "ask again later, give more budget, or allow a stale value"
+
+
 class ProtocolError(RcacheError):
     """What came is not what the protocol allows. Raised for reads, and for writes that were surely not executed."""
 

@@ -48,7 +48,7 @@ class EventCalls:
 
         Of each bucket events come in order, each once, through restarts, failovers and handovers; what is missing in between
         is an event of its own, a GAP: what was known of that bucket's keys may be old. Raises `ServersUnavailable`,
-        `TypeError`, `ValueError`.
+        `UnknownOpcode` where the servers are too old for it, `TypeError`, `ValueError`, and as `view` does.
         """
         if key is not None and (prefix is not None or bucket is not None):
             raise ValueError("a key, or a prefix and a bucket, not both")
@@ -58,6 +58,7 @@ class EventCalls:
         elif prefix:
             selects, selector = Selects.PREFIX, key_bytes(prefix)
         deadline = self._caller.deadline(budget)
+        self._caller.view(deadline)  # or it says why no node can be asked
         selection = Selection(selects, selector, values=bool(values))
         subscription = Subscription(self._router, selection, bucket, places or {}, deadline)
         self._subscriptions.add(subscription)

@@ -19,6 +19,7 @@ from rcache_client.answers import request_layout
 from rcache_client.arguments import COUNT_MAX, COUNT_MIN, VERSION_MAX, Key, key_bytes, whole_number
 from rcache_client.budget import ttl_in_ms
 from rcache_client.calls import Caller
+from rcache_client.envelope import COMPUTED_FLAGS, Kind, unpack
 from rcache_client.errors import WrongFormat
 from rcache_client.serializers import Serializer
 from rcache_client.wire.grammar import COUNT_BY, EXTEND, KEY_AND_TTL
@@ -73,13 +74,19 @@ class KeyCalls(Generic[V]):
         status, values = caller.call(_GET, encode_key(name), caller.deadline(budget), name)
         if status:
             return default
-        return values[2] if self._loads_nothing else self._load(key, values[2], values[0])
+        plain = self._loads_nothing and values[0] != COMPUTED_FLAGS
+        return values[2] if plain else self._value_in(key, values[2], values[0], default)
 
     def get_with_version(self, key: Key, *, budget: float | None = None) -> ValueAndVersion[V]:
-        """The value and its version; (None, 0) if there is none. Hand the version to `cas`."""
+        """The value and its version; (None, 0) if there is none. Hand the version to `cas`.
+
+        (None, version) while `get_or_compute` computes the first value, or where what it computed was None.
+        """
         name = key_bytes(key)
         status, values = self._call(Opcode.GET, encode_key(name), name, budget)
-        return ValueAndVersion(None, 0) if status else ValueAndVersion(self._load(key, values[2], values[0]), values[1])
+        if status:
+            return ValueAndVersion(None, 0)
+        return ValueAndVersion(self._value_in(key, values[2], values[0], None), values[1])
 
     def get_and_touch(
         self, key: Key, ttl: float | None, default: D | None = None, *, budget: float | None = None
@@ -88,7 +95,7 @@ class KeyCalls(Generic[V]):
         name = key_bytes(key)
         payload = KEY_AND_TTL.encode(ttl_in_ms(ttl, TTL_MS_MAX), name)
         status, values = self._call(Opcode.GET_AND_TOUCH, payload, name, budget)
-        return default if status else self._load(key, values[2], values[0])
+        return default if status else self._value_in(key, values[2], values[0], default)
 
     def set(self, key: Key, value: V, ttl: float | None = None, *, budget: float | None = None) -> int:
         """Store the value, for `ttl` seconds or for ever; return its version."""
@@ -179,6 +186,17 @@ class KeyCalls(Generic[V]):
 
     def _call(self, opcode: Opcode, payload: bytes, name: bytes, budget: float | None) -> tuple[int, tuple[Any, ...]]:
         return self._caller.call(opcode, payload, self._caller.deadline(budget), name)
+
+    def _value_in(self, key: Key, data: bytes, flags: int, default: D | None) -> V | D | None:
+        """The value that an item holds; `default` where `get_or_compute` wrote it and it holds none."""
+        if flags != COMPUTED_FLAGS:
+            return self._load(key, data, flags)
+        try:
+            envelope = unpack(data)
+        except WrongFormat as error:
+            error.operation = f"the value of {key!r}"
+            raise
+        return self._load(key, envelope.data, envelope.flags) if envelope.kind is Kind.VALUE else default
 
     def _load(self, key: Key, data: bytes, flags: int) -> V:
         try:

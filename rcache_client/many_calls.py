@@ -18,6 +18,7 @@ from rcache_client.arguments import Key, key_bytes
 from rcache_client.asking import Asking
 from rcache_client.budget import ttl_in_ms
 from rcache_client.calls import Caller
+from rcache_client.envelope import COMPUTED_FLAGS, Kind, unpack
 from rcache_client.errors import RcacheError, WrongFormat
 from rcache_client.many import Gathering, encode_keys
 from rcache_client.serializers import Serializer
@@ -96,7 +97,7 @@ class ManyCalls(Generic[V]):
         full: list[K] = []
         asking = Asking(self._caller, Opcode.GET_MANY, encode_keys, gathering, deadline, entries_max)
         for part, items in asking.answers(asked):
-            if self._loads_nothing and items.statuses.count(Status.OK) == len(part):
+            if self._loads_nothing and items.statuses.count(Status.OK) == len(part) and not _has_computed(items):
                 gathering.done.update(zip(part, items.values, strict=True))
             else:
                 self._gather(part, items, asking, full)
@@ -126,9 +127,19 @@ class ManyCalls(Generic[V]):
 
     def _gather_value(self, key: K, flags: int, data: bytes, gathering: Gathering[K, V]) -> None:
         try:
+            if flags == COMPUTED_FLAGS:
+                envelope = unpack(data)
+                if envelope.kind is not Kind.VALUE:
+                    return
+                data, flags = envelope.data, envelope.flags
             gathering.done[key] = self._serializer.load(data, flags)
         except WrongFormat as error:
             gathering.failed[key] = error
+
+
+def _has_computed(items: Items) -> bool:
+    """Whether `get_or_compute` wrote one of them. Where all are unmarked, as most often, the flags are so many zero bytes."""
+    return type(items.flags) is not bytes and COMPUTED_FLAGS in items.flags
 
 
 def _distinct(keys: Iterable[K]) -> list[K]:

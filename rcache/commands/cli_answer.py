@@ -29,12 +29,14 @@ _KEEP = {"\n", "\t"}
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The outcome of a command: `fields` for JSON, `shown` for people (bytes go out unchanged), `complaint` for stderr."""
+    """The outcome of a command: `fields` for JSON, `shown` for people (bytes go out unchanged), `complaint` for stderr.
+    `is_told`: the command has written everything itself."""
 
     fields: Mapping[str, Any] = field(default_factory=dict)
     shown: str | bytes | Group = ""
     code: CliExit = CliExit.DONE
     complaint: str = ""
+    is_told: bool = False
 
 
 def text_or_base64(name: str, data: bytes) -> dict[str, str]:
@@ -47,6 +49,8 @@ def text_or_base64(name: str, data: bytes) -> dict[str, str]:
 
 def write(answer: Answer, command: str, *, as_json: bool) -> None:
     """Put the answer on standard output, and its complaint on standard error. Raises `BrokenPipeError`."""
+    if answer.is_told:
+        return
     if as_json:
         error = {"error": answer.complaint} if answer.complaint else {}
         print(json.dumps({"command": command, **answer.fields, **error, "exit_code": answer.code}))

@@ -40,6 +40,7 @@ COMMANDS = {
     "persist": "have the server save its data when it stops, or not",
     "flush": "remove everything",
     "load": "store every file of a directory, its path as the key",
+    "subscribe": "print changes as they are made",
     "nodes": "show the cluster's nodes, and how much each has",
     "buckets": "show who has the buckets, and which lack backups",
     "view": "show the view that the nodes agreed on",
@@ -116,6 +117,14 @@ def _add_load(parser: ArgumentParser) -> None:
     _add_ttl(parser)
 
 
+def _add_subscribe(parser: ArgumentParser) -> None:
+    text = "only keys that begin with PREFIX (default: all)"
+    parser.add_argument("selector", type=os.fsencode, nargs="?", default=b"", metavar="PREFIX", help=text)
+    parser.add_argument("--no-values", action="store_true", help="without the new values")
+    count = "end after N lines (default: only when interrupted)"
+    parser.add_argument("--count", type=values.whole(1, 1 << 62), metavar="N", help=count)
+
+
 def _add_all(parser: ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="a line for each bucket")
 
@@ -175,6 +184,10 @@ _RENEW_NOTES = """Every node
 is asked what its files still hold of them; the one with the longest whole
 chain brings a bucket back. One that nobody's files hold begins empty."""
 
+_SUBSCRIBE_NOTES = """A line for
+each change of the whole cluster, once it is safe; changes that are not told
+(this program was too slow, or a node was lost with them) are a line, too."""
+
 _LOAD_NOTES = """A file's key is its
 path below DIR, with '/' between its parts. Files that fail are named, and the
 rest goes on. Running it again is safe: it stores the same again."""
@@ -193,6 +206,7 @@ ARGUMENTS: dict[str, tuple[str, str, Callable[[ArgumentParser], None]]] = {
     "persist": ("[on|off|status] ", "It lasts\nuntil the server stops.", _add_mode),
     "flush": ("", "", _add_yes),
     "load": ("DIR ", _LOAD_NOTES, _add_load),
+    "subscribe": ("[PREFIX] ", _SUBSCRIBE_NOTES, _add_subscribe),
     "nodes": ("", "", _add_nothing),
     "buckets": ("", "", _add_all),
     "view": ("", "", _add_raw),

@@ -82,6 +82,9 @@ class CliOptions:
     empty: bool = False
     directory: Path = Path()
     prefix: bytes = b""
+    selector: bytes = b""
+    no_values: bool = False
+    count: int | None = None
     all: bool = False
     raw: bool = False
     node: str = ""

@@ -18,6 +18,7 @@ from rcache.commands.cli_exit import INTERRUPTED, CliExit, CliStopped, code_of, 
 from rcache.commands.cli_line import Door
 from rcache.commands.cli_load import load
 from rcache.commands.cli_options import PROGRAM, CliOptions, parse
+from rcache.commands.cli_subscribe import subscribe
 from rcache_client import Client, RcacheError, Role
 from rcache_client.client import BUDGET, CONNECT_TIMEOUT
 
@@ -94,6 +95,7 @@ _RUN: dict[str, Callable[[CliOptions, Client[bytes]], Answer]] = {
     "persist": cli_service.persist,
     "flush": cli_service.flush,
     "load": load,
+    "subscribe": subscribe,
 }
 
 _LOOK: dict[str, Callable[[CliOptions, Door], Answer]] = {
