@@ -23,9 +23,9 @@ SLACK_S = 2.0
 """What a busy machine may add."""
 
 
-@pytest.fixture(params=["native", "reference"])
-def server(serve: Serve, request: pytest.FixtureRequest) -> ServerProcess:
-    return serve("--engine", request.param)
+@pytest.fixture
+def server(serve: Serve) -> ServerProcess:
+    return serve()
 
 
 @pytest.fixture

@@ -372,6 +372,13 @@ def test_a_choice_holds_for_whatever_is_placed_once_it_was_made(engine_factory: 
     assert [value for value, epoch in wanted.items() if found[value] < epoch] == [], "under an earlier epoch"
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Links that are made behind this leave a peer little time to take a frame."""
+    monkeypatch.setattr(link_module, "SEND_S", 2.0)
+
+
+@pytest.mark.usefixtures("impatient")
 def test_a_choice_of_a_link_that_is_held_up_makes_the_connection_anew(linked: Linked, listener: PeerListener) -> None:
     """A peer that does not read: nothing of what it was still sent is of the later epoch, and `choose` comes back."""
     peer = listener.greet()
