@@ -76,6 +76,9 @@ class NodeFeed:
                 return
             except (Setback, RcacheError, BadPayload):
                 pass  # the node is gone, or stops: its buckets are somebody else's next
+            except Exception as error:
+                self._subscription.fail(error)  # nobody foresaw it; whoever listens is told
+                return
             finally:
                 self._subscription.release(self)
                 if connection is not None:

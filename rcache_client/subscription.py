@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from zlib import crc32
 
 from rcache_client.door import Door
-from rcache_client.errors import RcacheError, ServersUnavailable
+from rcache_client.errors import ServersUnavailable
 from rcache_client.events import Event
 from rcache_client.routing import Router, Table
 from rcache_client.wire.feeds import FROM_NOW, Selects
@@ -69,7 +69,7 @@ class Subscription:
         self._feeds: dict[Door, NodeFeed] = {}
         self._owners: dict[int, NodeFeed] = {}
         self._ever: set[int] = set()
-        self._failure: RcacheError | None = None
+        self._failure: Exception | None = None
         self._closed = False
         table = router.learnt_table(deadline)
         if table.view is None:
@@ -202,7 +202,7 @@ class Subscription:
                 if self._owners.get(bucket) is feed:
                     del self._owners[bucket]
 
-    def fail(self, error: RcacheError) -> None:
+    def fail(self, error: Exception) -> None:
         """Nothing more can come: whoever listens is told why, after what came before."""
         with self._lock:
             self._failure = self._failure or error

@@ -114,6 +114,8 @@ class Feed:
                     teller.changed.wait(min(WAIT_S, left_s))
             for told in entries:
                 self._pass_on(told, found)
+            if time.monotonic() >= deadline:
+                break  # also where all that comes is not asked for
         with teller.lock:
             proven_at = teller.proven_at(self._place) if not self._first else None
         behind_ms = UNPROVEN if proven_at is None else min(UNPROVEN - 1, int(max(0.0, asked_at - proven_at) * 1000 + 0.999))

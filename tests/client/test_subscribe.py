@@ -167,6 +167,18 @@ def test_an_error_of_the_callback_ends_it_and_is_kept(client: Client[bytes]) -> 
     assert str(watcher.error) == "on purpose"
 
 
+def test_what_nobody_foresaw_is_told_to_whoever_listens(client: Client[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    with client.subscribe() as events:
+
+        def fail(*_args: object, **_more: object) -> object:
+            raise RuntimeError("on purpose")
+
+        monkeypatch.setattr("rcache_client.node_feed.read_records", fail)
+        client.set("k", b"v")
+        with pytest.raises(RuntimeError, match="on purpose"):
+            events.get(PATIENCE_S)
+
+
 def test_with_its_client_it_is_closed(server: ServerProcess) -> None:
     client = Client(server.address)
     events = client.subscribe()

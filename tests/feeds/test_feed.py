@@ -323,6 +323,18 @@ def test_only_what_is_selected_is_told(telling: Telling, selection: Selection, w
     assert subscriber.values == [b"value of " + key for key in wanted]
 
 
+def test_it_answers_in_time_where_all_that_comes_is_not_asked_for(telling: Telling, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is always something that was not looked at: the time is up all the same."""
+    subscriber = telling.subscribe(selection=Selection(Selects.KEY, b"never", values=True))
+    telling.set(3, b"v")
+    telling.until_told(1)
+    feed = subscriber.feed
+    entry = next(iter(feed._teller.held.entries(feed._teller.held.front)))
+    monkeypatch.setattr(feed, "_entries_locked", lambda _found: [entry])
+    asking = Task(lambda: subscriber.take(0.05))
+    assert asking.result() == []
+
+
 def test_a_flush_concerns_every_subscriber_of_the_bucket(telling: Telling) -> None:
     subscriber = telling.subscribe(selection=Selection(Selects.KEY, key_of(3), values=True))
     telling.set(3, b"v", number=1)
