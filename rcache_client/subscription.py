@@ -71,6 +71,7 @@ class Subscription:
         self._ever: set[int] = set()
         self._failure: Exception | None = None
         self._closed = False
+        self._has_begun = False  # from then on what was not told of before is told with a gap
         table = router.learnt_table(deadline)
         if table.view is None:
             raise ServersUnavailable("no server says which nodes there are", "", "SUBSCRIBE")
@@ -166,7 +167,7 @@ class Subscription:
             for bucket in self._buckets:
                 if bucket not in self._owners and table.doors[bucket] is feed.door:
                     self._owners[bucket] = feed
-                    claimed[bucket] = self._told.get(bucket, FROM_NOW)
+                    claimed[bucket] = self._told.get(bucket, 0 if self._has_begun else FROM_NOW)
             return claimed
 
     def settle(self, feed: NodeFeed, claimed: Iterable[int], taken: Mapping[int, int]) -> None:
@@ -215,6 +216,7 @@ class Subscription:
                 if left <= 0:
                     break
                 self._changed.wait(left)
+            self._has_begun = True
             failure = self._failure
             if not failure and not self._ever:
                 failure = ServersUnavailable("no node tells of changes", "", "SUBSCRIBE")

@@ -139,11 +139,13 @@ class Feed:
         return taken
 
     def _skip_locked(self, found: _Found) -> None:
-        """This feed is behind what is held."""
+        """This feed is behind what is held. (An ENDED may have been among what it missed.)"""
         held = self._teller.held
         self._place = held.front
-        for bucket, after in self._after.items():
-            if after < held.lost[bucket]:
+        for bucket, after in list(self._after.items()):
+            if not self._teller.tells_of(bucket):
+                self._pass_notice_on(Notice(NoticeKind.ENDED, bucket, 0, 0), found)
+            elif after < held.lost[bucket]:
                 found.notices.append(Notice(NoticeKind.GAP, bucket, after, held.lost[bucket]))
                 self._after[bucket] = held.lost[bucket]
 

@@ -82,9 +82,9 @@ class Teller:
         self.counts = counts
         self.lock = threading.Lock()
         self.changed = threading.Condition(self.lock)
-        self._tenures = Tenures(engine)  # before the reader: what is let go of between the two is no tenure any more
-        self._reader = engine.stream.open_reader("feeds", holds=False)
+        self._reader = engine.stream.open_reader("feeds", holds=False)  # first: an OPEN that it does not read is seen behind it
         self._position = engine.stream.head
+        self._tenures = Tenures(engine)
         self.last = [engine.sequence(bucket) for bucket in range(engine.config.buckets)]
         self._opened = {bucket: (engine.opened_from(bucket), at) for bucket, at in enumerate(self.last) if not counter_of(at)}
         self.held = Held(held_bytes, self.last)

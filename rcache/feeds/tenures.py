@@ -21,7 +21,8 @@ NONE = -1
 
 
 class Tenures:
-    """See the module. Made before the reader that it goes with is opened: what is primary then is told of from there on."""
+    """See the module. Made once the reader that it goes with is open, and before it is looked how far buckets are: what is
+    primary then is told of from there on."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

@@ -65,10 +65,10 @@ class Held:
     def _let_go_of(self, told: Told) -> None:
         self._front += 1
         self._bytes -= told.size
-        for head in told.heads:
-            self.lost[head.bucket] = head.sequence
+        for head in told.heads:  # a bucket that came back begins behind what was told of it before
+            self.lost[head.bucket] = max(self.lost[head.bucket], head.sequence)
         if told.notice is not None and told.notice.kind == NoticeKind.GAP:
-            self.lost[told.notice.bucket] = told.notice.upto
+            self.lost[told.notice.bucket] = max(self.lost[told.notice.bucket], told.notice.upto)
 
     def begin_at(self, bucket: int, sequence: int) -> None:
         """A bucket is told of from here on; nothing of it is held."""

@@ -12,7 +12,8 @@ from rcache.engine.change_stream import StreamReader
 from rcache.engine.contract import Engine
 from rcache.feeds.feed import Feed, FeedOver
 from rcache.feeds.select import Selection
-from rcache.records.record import Cause, Kind, make_sequence
+from rcache.feeds.told import Held, Told
+from rcache.records.record import Cause, Head, Kind, make_sequence
 from rcache_client.wire.feeds import FROM_NOW, UNPROVEN, NoticeKind, Selects
 from rcache_client.wire.opcodes import Opcode
 from tests.contract.conftest import EngineFactory
@@ -224,7 +225,7 @@ def test_a_bucket_that_is_opened_while_the_teller_begins_is_told_of(
     telling.hub._engine = Opening(telling.engine, 5)  # type: ignore[assignment]
     subscriber = telling.subscribe()
     telling.set(5, b"v")
-    telling.until_told(2)
+    telling.until_told(1)
     assert subscriber.feed.add({5: at}) == {5: make_sequence(7, 0)}, "behind the OPEN, which changed nothing"
     subscriber.places[5] = make_sequence(7, 0)
     subscriber.until_told(1)
@@ -283,6 +284,41 @@ def test_who_is_slow_loses_what_is_held_no_more_and_holds_nobody_up(
     slow.until(lambda: slow.places[3] == last, "the last change")
     assert slow.gaps
     assert 0 < len(slow.records) < 200
+
+
+def test_who_is_slow_is_told_of_what_ended_meanwhile(make_telling: MakeTelling, engine_factory: EngineFactory) -> None:
+    """And where the bucket came back since, of a gap up to where it came back."""
+    telling = make_telling(engine_factory(), held_bytes=4000)
+    slow, quick = telling.subscribe(), telling.subscribe()
+    last = {bucket: telling.engine.sequence(bucket) for bucket in (2, 3)}
+    for bucket in last:
+        telling.engine.set_state(bucket, BucketState.FROZEN)
+        telling.engine.set_state(bucket, BucketState.ABSENT)
+    quick.until(lambda: not {2, 3} & set(quick.places), "the ends")
+    other = engine_factory(opened=0)
+    other.open_buckets([3], 5, 1, "other")
+    for _ in range(4):
+        Caller(other).set(key_of(3), b"elsewhere")
+    telling.engine.apply(b"".join(other.copy_bucket(3)))
+    telling.engine.open_buckets([3], 7, 1, "n1")
+    for number in range(30):
+        told = telling.hub.stats()["records"]
+        telling.set(1, b"%d" % number * 200)
+        telling.until_told(told + 1)
+    telling.set(3, b"after")
+    slow.until(lambda: b"after" in slow.values, "what came after")
+    assert 2 not in slow.places, "it ended"
+    assert [(gap.after, gap.upto) for gap in slow.gaps if gap.bucket == 3][:1] != [], "what was changed elsewhere is missing"
+
+
+def test_what_is_held_no_more_never_goes_back() -> None:
+    """A bucket came back behind what other primaries made; then what was told before that is let go of."""
+    held = Held(1, [0])
+    one, other = make_sequence(5, 10), make_sequence(6, 20)
+    held.add(Told(b"", (Head(Kind.SET, 0, one, 0, 0, 0),)))
+    held.begin_at(0, other)
+    held.add(Told(b"", ()))
+    assert (held.front, held.lost) == (1, [other])
 
 
 def test_a_teller_that_is_behind_tells_of_a_gap(make_telling: MakeTelling, engine_factory: EngineFactory) -> None:
