@@ -98,6 +98,7 @@ class NodeFeed:
             self._take(connection)
             if connection.epoch > self._router.table.epoch:
                 self._refresh()
+            self._subscription.follow_newest()
 
     def _claim(self, connection: Connection) -> None:
         """Have this node tell of what is its own and nobody's."""

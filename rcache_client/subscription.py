@@ -69,6 +69,7 @@ class Subscription:
         self._feeds: dict[Door, NodeFeed] = {}
         self._owners: dict[int, NodeFeed] = {}
         self._ever: set[int] = set()
+        self._followed: Table | None = None
         self._failure: Exception | None = None
         self._closed = False
         self._has_begun = False  # from then on what was not told of before is told with a gap
@@ -143,6 +144,7 @@ class Subscription:
         from rcache_client.node_feed import NodeFeed  # noqa: PLC0415  the two know each other
 
         with self._lock:
+            self._followed = table
             if self._closed:
                 return
             for door in {table.doors[bucket] for bucket in self._buckets} - {None, *self._feeds}:
@@ -150,9 +152,15 @@ class Subscription:
                 feed = self._feeds[door] = NodeFeed(self, door)
                 feed.start()
 
+    def follow_newest(self) -> None:
+        """The view may have been fetched for somebody else."""
+        if self.router.table is not self._followed:
+            self.follow(self.router.table)
+
     def is_done_with(self, feed: NodeFeed) -> bool:
         """Whether nothing is asked of that node any more; then it is forgotten."""
         table = self.router.table
+        self.follow(table)  # or the last feed would end, and nobody would make another one
         with self._lock:
             done = all(table.doors[bucket] is not feed.door for bucket in self._buckets)
             if done:

@@ -91,7 +91,8 @@ class Teller:
         self._proofs: deque[Proof] = deque(maxlen=PROOFS)
         self._wanted_at = 0.0
         self._looked = (0, 0.0)  # the epoch, and when it was looked what has ended
-        self._is_behind = False
+        self._missed: dict[int, int] | None = None  # after a loss: how far each bucket was, and up to where that is made up for
+        self._missed_to = 0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="feeds")
 
@@ -156,14 +157,16 @@ class Teller:
         began = time.monotonic()
         head = self.engine.stream.head
         batch = self._reader.take(TAKE_BYTES, LOOK_S)
-        self._is_behind = self._is_behind or batch.lost
+        if batch.lost:
+            self._missed = {bucket: self.engine.sequence(bucket) for bucket in range(self.engine.config.buckets)}
+            self._missed_to = self.engine.stream.head  # behind what was looked at
         if batch.count:
             self._take(batch)
         self._position = batch.position
         self._look_for_ends()
-        if self._is_behind and not batch.count:
-            self._tell_what_was_lost()
-        if self._position >= head and self._wanted_at > self._proven_at() and not self._is_behind:
+        if self._missed is not None and self._position >= self._missed_to:
+            self._make_up_for(self._missed)
+        if self._position >= head and self._wanted_at > self._proven_at() and self._missed is None:
             self._prove(began, head)
 
     def _look_for_ends(self) -> None:
@@ -253,21 +256,21 @@ class Teller:
         before = _continues_from(body, head) if head.kind == Kind.OPEN else head.sequence - 1
         return Notice(NoticeKind.GAP, head.bucket, last, before) if before != last else None
 
-    def _tell_what_was_lost(self) -> None:
-        """This thread was behind, and the stream went on without it: buckets of which nothing came since are behind, too. Done
-        once there is nothing before it any more."""
-        position = self._position
-        sequences = {bucket: self.engine.sequence(bucket) for bucket in self._tenures.present()}
-        if self.engine.stream.head != position:
-            return
-        behind = {bucket: sequence for bucket, sequence in sequences.items() if sequence != self.last[bucket]}
-        committed = self._await_commitment(behind, position)
+    def _make_up_for(self, missed: dict[int, int]) -> None:
+        """This thread was behind, and the stream went on without it: buckets of which nothing came since are behind, too; one
+        whose OPEN was among what is lost is told of from here on."""
+        self._missed = None
+        behind = {bucket: missed[bucket] for bucket in self._tenures.present() if missed[bucket] > self.last[bucket]}
+        committed = self._await_commitment(behind, self._missed_to)
         with self.lock:
             for bucket in committed:
                 self._add_notice_locked(Notice(NoticeKind.GAP, bucket, self.last[bucket], behind[bucket]))
                 self.last[bucket] = behind[bucket]
+            for bucket in missed:
+                if not self._tenures.has(bucket) and self._tenures.begin(bucket):
+                    self.last[bucket] = self.engine.sequence(bucket)
+                    self.held.begin_at(bucket, self.last[bucket])
             self.changed.notify_all()
-        self._is_behind = False
 
     def _end_buckets(self, buckets: Collection[int]) -> None:
         if not buckets:

@@ -42,6 +42,11 @@ class Tenures:
         self._since[bucket] = since if epoch_of(self._engine.sequence(bucket)) == epoch else NONE
         return self._since[bucket] != NONE
 
+    def begin(self, bucket: int) -> bool:
+        """From what it is now, where its OPEN was not read: whether it is primary here."""
+        self._since[bucket] = self._of_now(bucket)
+        return self._since[bucket] != NONE
+
     def lasts(self, bucket: int) -> bool:
         """Whether the bucket is told of, and was not let go of since its tenure began."""
         return self._since[bucket] != NONE and self._engine.times_let_go(bucket) == self._since[bucket]

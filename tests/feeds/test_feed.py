@@ -337,6 +337,35 @@ def test_a_teller_that_is_behind_tells_of_a_gap(make_telling: MakeTelling, engin
     assert {gap.bucket for gap in subscriber.gaps} >= {3}
 
 
+def test_a_loss_is_made_up_for_while_others_go_on_writing(make_telling: MakeTelling, engine_factory: EngineFactory) -> None:
+    """There is no moment in which nothing comes. The quiet bucket has its gap, the new one is told of, and proofs come."""
+    telling = make_telling(engine_factory(opened=0, stream_bytes=64 << 10))
+    telling.engine.open_buckets(range(4), 1, 1, "n1")
+    subscriber = telling.subscribe()
+    teller = telling.hub._teller
+    assert teller is not None
+    with teller.lock:
+        telling.set(2, b"never told")
+        telling.engine.open_buckets([5], 1, 1, "n1")
+        for number in range(400):
+            telling.set(3, b"%d" % number * 300)
+    stopping = threading.Event()
+
+    def write() -> None:
+        caller = Caller(telling.engine)
+        while not stopping.wait(0.001):
+            caller.set(key_of(3), b"on and on")
+
+    writing = Task(write)
+    try:
+        subscriber.until(lambda: subscriber.places[2] == telling.engine.sequence(2), "the quiet bucket")
+        until_proven(subscriber)
+        wait_until(lambda: 5 in subscriber.feed.add({5: FROM_NOW}), "the bucket whose OPEN is lost")
+    finally:
+        stopping.set()
+    writing.result()
+
+
 # --- what is selected
 
 
