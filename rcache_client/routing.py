@@ -55,7 +55,8 @@ SHARE_OF_FETCH = 0.125
 @dataclass(frozen=True, slots=True, eq=False)
 class Table:
     """For each bucket the door of its primary. `doors` has as many as there are buckets, `mask` is one less. `only`: the door,
-    where it is the same for all keys; `is_shared`: whether the view has several nodes, so that a key's primary may change."""
+    where it is the same for all keys; `is_shared`: whether the view has several nodes, so that a key's primary may change;
+    `every`: the doors of all nodes that are not lost."""
 
     view: View | None = None
     epoch: int = 0
@@ -63,6 +64,7 @@ class Table:
     mask: int = 0
     only: Door | None = None
     is_shared: bool = False
+    every: tuple[Door, ...] = ()
 
     def door_of(self, key: bytes) -> Door | None:
         """The door of the primary of that key's bucket; None where nobody is, or nothing is known."""
@@ -162,7 +164,7 @@ class Router:
             return
         doors = [found.get(bucket.primary) if bucket.primary is not None else None for bucket in view.buckets]
         only = doors[0] if all(door is doors[0] for door in doors) else None
-        self.table = Table(view, view.epoch, doors, len(doors) - 1, only, len(present) > 1)
+        self.table = Table(view, view.epoch, doors, len(doors) - 1, only, len(present) > 1, tuple(found.values()))
 
     def _fetch_alone(self, used: int, wanted: int, deadline: float, door: Door | None, *, is_first: bool) -> bool:
         """One thread fetches, the others wait for what it finds (invariant 2)."""

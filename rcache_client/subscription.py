@@ -140,15 +140,15 @@ class Subscription:
         return self._closed
 
     def follow(self, table: Table) -> None:
-        """There is a feed for every node of the view."""
+        """There is a feed for every node of the view, also where nothing is to be told yet: so a bucket's heir has begun to
+        hold what comes before it is asked for it."""
         from rcache_client.node_feed import NodeFeed  # noqa: PLC0415  the two know each other
 
         with self._lock:
             self._followed = table
             if self._closed:
                 return
-            for door in {table.doors[bucket] for bucket in self._buckets} - {None, *self._feeds}:
-                assert door is not None
+            for door in set(table.every) - set(self._feeds):
                 feed = self._feeds[door] = NodeFeed(self, door)
                 feed.start()
 
@@ -162,7 +162,7 @@ class Subscription:
         table = self.router.table
         self.follow(table)  # or the last feed would end, and nobody would make another one
         with self._lock:
-            done = all(table.doors[bucket] is not feed.door for bucket in self._buckets)
+            done = feed.door not in table.every
             if done:
                 self._feeds.pop(feed.door, None)
             return done
