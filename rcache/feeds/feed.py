@@ -43,7 +43,7 @@ class Events(NamedTuple):
 
 
 class FeedOver(Exception):
-    """This node stops, or the subscriber asks for something else than before."""
+    """This node stops: nobody is told anything any more."""
 
 
 class Feed:

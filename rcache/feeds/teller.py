@@ -3,8 +3,8 @@
 What it is: the thread that takes records from the stream, waits until the commit points of their buckets have them, and adds
 them to what is held (`told`), from where each feed has its own. It says, too, up to when all that was committed has been told.
 Which thread runs it: its own, `feeds`; what feeds read, any. Started by the hub for the first subscriber, ended with the last.
-What it owns: its reader, the tenures, what is held, until when that is proven. It may lock: its own lock, for moments; under
-that nothing else.
+What it owns: its reader, the tenures, what is held, until when that is proven. It may lock: its own lock, for moments;
+behind that one stripe (by the engine).
 What it must not know: sockets, payloads, who subscribed to what.
 
 Invariants:
@@ -148,6 +148,7 @@ class Teller:
                     self.counts.errors += 1
                     logger.exception("feeds: unhandled error; all subscribers begin anew")
                     self._end_buckets(self._tenures.present())
+                    self._note_loss()  # what is primary here is told of again from then on
                     self._stopping.wait(LOOK_S)
         finally:
             self._reader.close()
@@ -158,8 +159,7 @@ class Teller:
         head = self.engine.stream.head
         batch = self._reader.take(TAKE_BYTES, LOOK_S)
         if batch.lost:
-            self._missed = {bucket: self.engine.sequence(bucket) for bucket in range(self.engine.config.buckets)}
-            self._missed_to = self.engine.stream.head  # behind what was looked at
+            self._note_loss()
         if batch.count:
             self._take(batch)
         self._position = batch.position
@@ -168,6 +168,11 @@ class Teller:
             self._make_up_for(self._missed)
         if self._position >= head and self._wanted_at > self._proven_at() and self._missed is None:
             self._prove(began, head)
+
+    def _note_loss(self) -> None:
+        """How far buckets are, and up to where that is made up for: behind what was looked at."""
+        self._missed = {bucket: self.engine.sequence(bucket) for bucket in range(self.engine.config.buckets)}
+        self._missed_to = self.engine.stream.head
 
     def _look_for_ends(self) -> None:
         now = time.monotonic()
@@ -199,15 +204,15 @@ class Teller:
     def _note_opening(self, body: bytes, head: Head) -> bool:
         """A tenure begins, or goes on in a new epoch. Whether what lies before this OPEN is of none, or of one that is over."""
         bucket = head.bucket
+        before = _continues_from(body, head)
         was_told_of, lasted = self._tenures.has(bucket), self._tenures.lasts(bucket)
-        is_told_of = self._tenures.opened(bucket, epoch_of(head.sequence))
-        if was_told_of and not is_told_of:
-            self._end_buckets([bucket])
-        if is_told_of and not was_told_of:
-            before = _continues_from(body, head)
-            with self.lock:
+        with self.lock:  # both at once: whoever finds that it is told of goes on from where that begins
+            is_told_of = self._tenures.opened(bucket, epoch_of(head.sequence))
+            if is_told_of and not was_told_of:
                 self.last[bucket] = before
                 self.held.begin_at(bucket, before)
+        if was_told_of and not is_told_of:
+            self._end_buckets([bucket])
         return not lasted
 
     def _await_commitment(self, buckets: Collection[int], position: int) -> set[int]:

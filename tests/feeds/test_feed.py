@@ -366,6 +366,28 @@ def test_a_loss_is_made_up_for_while_others_go_on_writing(make_telling: MakeTell
     writing.result()
 
 
+def test_after_an_unforeseen_error_it_goes_on_behind_a_gap(telling: Telling, monkeypatch: pytest.MonkeyPatch) -> None:
+    subscriber = telling.subscribe()
+    teller = telling.hub._teller
+    assert teller is not None
+    take, places = teller._take, dict(subscriber.places)
+
+    def fail(_batch: object) -> None:
+        monkeypatch.setattr(teller, "_take", take)
+        raise RuntimeError("on purpose")
+
+    monkeypatch.setattr(teller, "_take", fail)
+    telling.set(3, b"never told")
+    subscriber.until(lambda: not subscriber.places, "the end of all buckets")
+    wait_until(lambda: 3 in subscriber.feed.add({3: places[3]}), "its being told of again")
+    subscriber.places[3] = places[3]
+    telling.set(3, b"after")
+    subscriber.until_told(1)
+    assert (subscriber.values, len(subscriber.gaps)) == ([b"after"], 1)
+    assert teller.counts.errors == 1
+    teller.counts.errors = 0
+
+
 # --- what is selected
 
 
