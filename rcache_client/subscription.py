@@ -18,6 +18,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -38,13 +39,13 @@ JOIN_S = 5.0
 """A feed's thread ends within one answer."""
 
 
+@dataclass(frozen=True, slots=True)
 class Selection:
     """What is asked for: `selects` and its `selector`, with values or without."""
 
-    def __init__(self, selects: Selects, selector: bytes, *, values: bool) -> None:
-        self.selects = selects
-        self.selector = selector
-        self.values = values
+    selects: Selects
+    selector: bytes
+    values: bool
 
 
 class Subscription:
@@ -63,7 +64,7 @@ class Subscription:
         self.router = router
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._events: deque[tuple[NodeFeed | None, Event]] = deque()
+        self._events: deque[Event] = deque()
         self._told: dict[int, int] = dict(places)  # up to where each bucket was told here
         self._taken: dict[int, int] = dict(places)  # and of that, what was taken
         self._feeds: dict[Door, NodeFeed] = {}
@@ -103,7 +104,7 @@ class Subscription:
                 if self._closed or (left is not None and left <= 0):
                     return None
                 self._changed.wait(left)
-            _, event = self._events.popleft()
+            event = self._events.popleft()
             self._taken[event.bucket] = event.sequence
             if len(self._events) == EVENTS_MAX - 1:
                 self._changed.notify_all()
@@ -113,7 +114,7 @@ class Subscription:
     def places(self) -> dict[int, int]:
         """Bucket: the sequence up to which its events were taken, or nothing was to be told."""
         with self._lock:
-            waiting = {event.bucket for _, event in self._events}
+            waiting = {event.bucket for event in self._events}
             return {**self._taken, **{bucket: at for bucket, at in self._told.items() if bucket not in waiting}}
 
     def close(self) -> None:
@@ -198,7 +199,7 @@ class Subscription:
                     self._changed.wait()
                 if self._owners.get(event.bucket) is feed:
                     self._told[event.bucket] = event.sequence
-                    self._events.append((feed, event))
+                    self._events.append(event)
             for bucket, at in places.items():
                 if self._owners.get(bucket) is feed:
                     self._told[bucket] = at

@@ -6,6 +6,8 @@ Which thread runs it: a feed's. What it owns: nothing. What it must not know: wh
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from rcache.records.record import HEADER, HEADER_BYTES, Head, Kind
 from rcache_client.wire.feeds import Selects
 
@@ -13,23 +15,13 @@ _KEY_BYTES_AT = 6
 _KEYED = (Kind.SET, Kind.REMOVE)
 
 
+@dataclass(frozen=True, slots=True)
 class Selection:
     """See the module. OPEN and FLUSH concern a whole bucket, so every subscriber of it is told of them."""
 
-    def __init__(self, selects: Selects, selector: bytes, *, values: bool) -> None:
-        self.selects = selects
-        self.selector = selector
-        self.values = values
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Selection) and self._facts == other._facts
-
-    def __hash__(self) -> int:
-        return hash(self._facts)
-
-    @property
-    def _facts(self) -> tuple[object, ...]:
-        return (self.selects, self.selector, self.values)
+    selects: Selects
+    selector: bytes
+    values: bool
 
     @property
     def is_everything(self) -> bool:
