@@ -14,8 +14,9 @@ from collections.abc import Callable, Mapping
 from rcache_client.arguments import Key, key_bytes
 from rcache_client.calls import Caller
 from rcache_client.events import Event
+from rcache_client.feed_set import Selection
 from rcache_client.routing import Router
-from rcache_client.subscription import Selection, Subscription, Watcher
+from rcache_client.subscription import Subscription, Watcher
 from rcache_client.wire.feeds import Selects
 
 
@@ -60,8 +61,9 @@ class EventCalls:
         deadline = self._caller.deadline(budget)
         self._caller.view(deadline)  # or it says why no node can be asked
         selection = Selection(selects, selector, values=bool(values))
-        subscription = Subscription(self._router, selection, bucket, places or {}, deadline)
-        self._subscriptions.add(subscription)
+        subscription = Subscription(self._router, selection, bucket, places or {})
+        self._subscriptions.add(subscription)  # before it begins: a client that is closed meanwhile ends it
+        subscription.begin(deadline)
         return subscription
 
     def watch(  # noqa: PLR0913  each by its name

@@ -173,7 +173,7 @@ def test_what_nobody_foresaw_is_told_to_whoever_listens(client: Client[bytes], m
         def fail(*_args: object, **_more: object) -> object:
             raise RuntimeError("on purpose")
 
-        monkeypatch.setattr("rcache_client.node_feed.read_records", fail)
+        monkeypatch.setattr("rcache_client.subscription.read_records", fail)
         client.set("k", b"v")
         with pytest.raises(RuntimeError, match="on purpose"):
             events.get(PATIENCE_S)
