@@ -64,8 +64,18 @@ def nodes(_options: CliOptions, door: Door) -> Answer:
         counts = (f"{each['primaries']:,}", f"{each['backups']:,}")
         incarnation, since = f"{each['incarnation']}", f"epoch {each['since']}"
         table.add_row(f"  {each['name']}", incarnation, str(each["address"]), str(each["state"]), since, *counts, keeps)
-    fields = {**_summary(door, where, view), "nodes": told}
+    loggers = _loggers(door)
+    for name, each in loggers.items():
+        table.add_row(f"  {name}", "", "", "logger", f"for {show_seconds(each['connected_s'])}", "", "", "")
+    fields = {**_summary(door, where, view), "nodes": told, "loggers": [{"name": n, **each} for n, each in loggers.items()]}
     return Answer(fields, Group(_heading(door, view), table, *_remarks(where, view)))
+
+
+def _loggers(door: Door) -> dict[str, Any]:
+    """Who records what is changed there: each has a feed at every node, and no part in the view."""
+    (text,) = door.ask(Opcode.STATS, "")
+    found: dict[str, Any] = json.loads(text).get("loggers", {})  # an older server knows of none
+    return found
 
 
 def _summary(door: Door, where: str, view: View) -> dict[str, Any]:

@@ -22,10 +22,11 @@ from loguru import logger
 
 from rcache.cluster.register import Register, RegisterFailed, Revised
 from rcache.cluster.view import View
-from rcache.engine.contract import RequestRefused
+from rcache.engine.contract import Engine, RequestRefused
 from rcache.feeds.hub import Hub
 from rcache.member.member import Member
 from rcache.server.housekeeper import Housekeeper, Task
+from rcache.server.loggers import Loggers
 from rcache.server.node_answers import NodeAnswers
 from rcache.server.notify import EXTEND_S
 from rcache.server.parts import Parts
@@ -63,6 +64,7 @@ class Service:
         self.parts = parts
         self._began = time.monotonic()
         self.saving = Saving(parts)
+        self.loggers = Loggers()
         self.recovery: dict[str, Any] = {}
         self.answers = NodeAnswers(parts.standing)
         self.keep_view: Callable[[View], None] = lambda _view: None
@@ -176,6 +178,10 @@ class Service:
         return removed
 
     @property
+    def engine(self) -> Engine:
+        return self.parts.engine
+
+    @property
     def hub(self) -> Hub:
         return self._serving.hub
 
@@ -215,6 +221,7 @@ class Service:
             "persist": self.saving.stats(),
             "recovery": self.recovery,
             "feeds": self.hub.stats(),
+            "loggers": self.loggers.stats(),
             "cluster": self.member.stats() if self.member is not None else {},
         }
 

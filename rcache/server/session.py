@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
-from rcache.engine.contract import EngineConnection, Gate, RequestRefused
+from rcache.engine.contract import Engine, EngineConnection, Gate, RequestRefused
 from rcache.feeds.hub import Hub
+from rcache.server.copy_answers import CopyAnswers
 from rcache.server.feed_answers import FeedAnswers
+from rcache.server.loggers import Loggers
 from rcache.server.node_answers import NodeAnswers, Refusal
 from rcache_client.wire import proof
 from rcache_client.wire.frames import BadFrame, Request, encode_reply
@@ -113,6 +115,12 @@ class Control(Protocol):
     @property
     def hub(self) -> Hub: ...
 
+    @property
+    def engine(self) -> Engine: ...
+
+    @property
+    def loggers(self) -> Loggers: ...
+
     def node_session(self, name: str, *, began: bool) -> None:
         """A connection from another node was opened, or is gone."""
         ...
@@ -144,6 +152,7 @@ class Session:
         self._secret = secret
         self.reserved = reserved
         self._feed = FeedAnswers(control.hub, welcome().frame_bytes_max)
+        self._copy = CopyAnswers(control.engine, welcome().frame_bytes_max)
         self._hello = b""
         self._nonce = b""
         self._answers: dict[int, Callable[[Request], Response]] = {
@@ -153,6 +162,7 @@ class Session:
             Opcode.GOODBYE: self._answer_goodbye,
             Opcode.SUBSCRIBE: self._answer_feed,
             Opcode.EVENTS: self._answer_feed,
+            Opcode.COPY: self._answer_feed,
             Opcode.FLUSH: self._answer_flush,
             Opcode.STATS: self._answer_stats,
             Opcode.PERSIST: self._answer_persist,
@@ -240,6 +250,8 @@ class Session:
         if self.role is Role.NODE:
             self.is_node = True
             self._control.node_session(self.name, began=True)
+        if self.role is Role.LOGGER:
+            self._control.loggers.began(self.name)
 
     # --- the rest
 
@@ -284,14 +296,16 @@ class Session:
     def _answer_feed(self, request: Request) -> Response:
         budget_s = min(request.budget_ms / 1000 or CONTROL_BUDGET_S, CONTROL_BUDGET_NS_MAX / 1e9)
         try:
+            if request.opcode == Opcode.COPY:
+                return self._ok(request, *self._copy.answer(request.payload, self.role, budget_s))
             return self._ok(request, *self._feed.answer(request.opcode, request.payload, self.role, budget_s))
         except Refusal as refusal:
             return self._refuse(request, refusal.status, str(refusal.values[0]))
 
     @property
     def may_wait(self) -> bool:
-        """Whether this connection has a thread of its own: a node's, or a feed's."""
-        return self.is_node or self._feed.is_open
+        """Whether this connection has a thread of its own: a node's, a logger's, or a feed's."""
+        return self.is_node or self.role is Role.LOGGER or self._feed.is_open
 
     @property
     def gate(self) -> Gate | None:
@@ -303,6 +317,8 @@ class Session:
         self._feed.close()
         if self.is_node:
             self._control.node_session(self.name, began=False)
+        if self.role is Role.LOGGER and self.stage is Stage.OPEN:
+            self._control.loggers.ended(self.name)
 
     # --- encoding
 

@@ -301,6 +301,7 @@ REQUESTS: dict[int, Layout | Group] = {
         "subscribe", u8("values", 0, 1), u8("selects", 0, 2), bytes16("selector", 0, KEY_BYTES_MAX), rest("places")
     ),
     Opcode.EVENTS: Layout("events", u32("bytes max", 1)),
+    Opcode.COPY: Layout("copy", u32("bucket"), u8("begins", 0, 1), u32("bytes max", 1)),
     Opcode.FLUSH: EMPTY,
     Opcode.STATS: Layout("stats", text16("section", 0, 64)),
     Opcode.PERSIST: Layout("persist", u8("mode", min(PersistMode), max(PersistMode))),
@@ -331,6 +332,7 @@ _OK_REPLIES: dict[int, Layout | Group] = {
     Opcode.DELETE_MANY: Group("delete many reply", CHANGE_ENTRY),
     Opcode.SUBSCRIBE: Layout("subscribe reply", rest("places")),
     Opcode.EVENTS: Layout("events reply", u32("behind, ms"), bytes32("notices", VALUE_BYTES_CEILING), rest("records")),
+    Opcode.COPY: Layout("copy reply", u8("whole", 0, 1), rest("records")),
     Opcode.FLUSH: Layout("flush reply", u64("items removed")),
     Opcode.STATS: Layout("stats reply", bytes32("JSON", VALUE_BYTES_CEILING)),
     Opcode.PERSIST: Layout("persist reply", u8("mode", PersistMode.OFF, PersistMode.ON), text16("savefile")),

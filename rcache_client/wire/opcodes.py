@@ -73,6 +73,7 @@ class Opcode(IntEnum):
 
     SUBSCRIBE = 0x30
     EVENTS = 0x31
+    COPY = 0x32
 
     FLUSH = 0x40
     STATS = 0x41

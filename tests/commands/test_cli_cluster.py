@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from rcache.commands.cli_steer import show_ranges
+from rcache_client import Client, Role
 from soak.server_process import ServerProcess
 
 WAIT_S = 60.0
@@ -129,6 +130,16 @@ def test_nodes_tells_who_is_in_it_and_who_has_what(pair: Cluster) -> None:
     assert first.split()[:6] == ["n1", "1", pair["n1"].address, "up", "epoch", "1"]
     assert first.endswith("keeps it")
     assert not second.endswith("keeps it")
+
+
+def test_nodes_tells_who_records_what_is_changed(pair: Cluster) -> None:
+    with Client(pair["n1"].address, role=Role.LOGGER, name="tape") as logger:
+        logger.ping()
+        (told,) = cli(pair["n1"], "nodes", "--json").json["loggers"]
+        assert (told["name"], told["connections"]) == ("tape", 1)
+        *_, shown = cli(pair["n1"], "nodes").out.splitlines()
+        assert shown.split()[:3] == ["tape", "logger", "for"]
+    assert cli(pair["n1"], "nodes", "--json").json["loggers"] == []
 
 
 def test_buckets_tells_which_lack_backups(pair: Cluster) -> None:

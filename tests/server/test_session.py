@@ -11,6 +11,7 @@ import pytest
 
 from rcache.engine.contract import RequestRefused
 from rcache.engine.sockets import Ended
+from rcache.server.loggers import Loggers
 from rcache.server.node_answers import NodeAnswers, Refusal, Standing
 from rcache.server.session import REASON_BYTES_MAX, Response, Session, Stage, Welcome
 from rcache_client.wire import proof
@@ -61,6 +62,8 @@ class FakeControl:
         self.answers: NodeAnswers | FakeAnswers = NodeAnswers(Standing())
         self.sessions: list[tuple[str, bool]] = []
         self.hub: Any = None
+        self.engine: Any = None
+        self.loggers = Loggers()
         self.on = False
         self.refusal: RequestRefused | None = None
         self.deadline_ns = 0
@@ -449,3 +452,21 @@ def test_on_a_reserved_place_the_secret_counts_as_well() -> None:
     _, (status, _, _) = answer_challenge(visitor, role=Role.ADMIN)
     assert status is Status.OK
     assert Visitor(SECRET, reserved=True).hello(Role.CLIENT)[::2] == (Status.TOO_MANY_CONNECTIONS, True)
+
+
+def test_a_logger_is_counted_while_it_is_connected() -> None:
+    visitor = Visitor()
+    assert not visitor.session.may_wait
+    visitor.hello(Role.LOGGER)
+    assert visitor.session.may_wait
+    assert visitor.control.loggers.stats()["me"]["connections"] == 1
+    visitor.session.ended()
+    assert visitor.control.loggers.stats() == {}
+
+
+def test_a_logger_that_does_not_prove_itself_is_none() -> None:
+    visitor = Visitor(b"a secret that is long enough")
+    visitor.hello(Role.LOGGER)
+    assert visitor.control.loggers.stats() == {}
+    visitor.session.ended()
+    assert visitor.control.loggers.stats() == {}

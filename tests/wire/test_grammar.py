@@ -76,6 +76,7 @@ def test_the_payloads_that_end_in_a_rest() -> None:
     assert set(WITH_REST) == {
         "request SUBSCRIBE",
         "reply SUBSCRIBE OK",
+        "reply COPY OK",
         "reply EVENTS OK",
         "request STEER",
         "request RECORDS",
