@@ -42,7 +42,7 @@ from rcache_client.errors import (
     WrongFormat,
 )
 from rcache_client.events import Event, Operation
-from rcache_client.key_calls import Inspection, ValueAndVersion
+from rcache_client.key_calls import Inspection, ValueAndTtl, ValueAndVersion
 from rcache_client.serializers import BytesSerializer, JsonSerializer, Serializer, StrSerializer
 from rcache_client.service_calls import Persistence
 from rcache_client.subscription import Subscription, Watcher
@@ -91,6 +91,7 @@ __all__ = [
     "TimedOut",
     "TooLarge",
     "UnknownOpcode",
+    "ValueAndTtl",
     "ValueAndVersion",
     "View",
     "Watcher",

@@ -34,6 +34,7 @@ CONDITIONS: dict[int, frozenset[Status]] = {
     Opcode.CAS_VERSION: _CHANGED,
     Opcode.CAS_HASH: _CHANGED,
     Opcode.INSPECT: _MISSING,
+    Opcode.GET_WITH_TTL: _MISSING,
 }
 """The answers beside OK that an opcode can have. Refusals and troubles can come to any."""
 
@@ -41,6 +42,7 @@ CONDITIONS: dict[int, frozenset[Status]] = {
 _QUICK: dict[int, Callable[[bytes], Any]] = {
     int(Opcode.GET): quick.decode_item,
     int(Opcode.GET_AND_TOUCH): quick.decode_item,
+    int(Opcode.GET_WITH_TTL): quick.decode_item_and_time_left,
     int(Opcode.SET): quick.decode_version,
     int(Opcode.ADD): quick.decode_version,
     int(Opcode.REPLACE): quick.decode_version,

@@ -50,6 +50,14 @@ class ValueAndVersion(NamedTuple, Generic[V]):
     version: int
 
 
+class ValueAndTtl(NamedTuple, Generic[V]):
+    """A value, its version and the seconds it has left, None for ever; (None, 0, None) where there is no value."""
+
+    value: V | None
+    version: int
+    ttl: float | None
+
+
 class Inspection(NamedTuple):
     """What the server knows of an item beside its value; `ttl` in seconds, None where it never expires."""
 
@@ -87,6 +95,19 @@ class KeyCalls(Generic[V]):
         if status:
             return ValueAndVersion(None, 0)
         return ValueAndVersion(self._value_in(key, values[2], values[0], None), values[1])
+
+    def get_with_ttl(self, key: Key, *, budget: float | None = None) -> ValueAndTtl[V]:
+        """The value, its version and the seconds it has left (None: for ever); (None, 0, None) if there is none.
+
+        Otherwise as `get_with_version`. The time is the item's, by the server's clock; at the end of it what `get_or_compute`
+        wrote may be stale. Raises `UnknownOpcode` where the server is older than this call.
+        """
+        name = key_bytes(key)
+        status, values = self._call(Opcode.GET_WITH_TTL, encode_key(name), name, budget)
+        if status:
+            return ValueAndTtl(None, 0, None)
+        flags, version, left_ms, data = values
+        return ValueAndTtl(self._value_in(key, data, flags, None), version, _seconds(left_ms))
 
     def get_and_touch(
         self, key: Key, ttl: float | None, default: D | None = None, *, budget: float | None = None
@@ -182,7 +203,7 @@ class KeyCalls(Generic[V]):
         if status:
             return None
         version, flags, left_ms, value_bytes = values
-        return Inspection(version, flags, left_ms / 1000 if left_ms else None, value_bytes)
+        return Inspection(version, flags, _seconds(left_ms), value_bytes)
 
     def _call(self, opcode: Opcode, payload: bytes, name: bytes, budget: float | None) -> tuple[int, tuple[Any, ...]]:
         return self._caller.call(opcode, payload, self._caller.deadline(budget), name)
@@ -234,6 +255,11 @@ class KeyCalls(Generic[V]):
         payload = COUNT_BY.encode(step, initial is not None, start, ttl_in_ms(ttl, TTL_MS_MAX), name)
         status, values = self._call(opcode, payload, name, budget)
         return None if status else int(values[0])
+
+
+def _seconds(left_ms: int) -> float | None:
+    """The time an item has left; None: it never expires."""
+    return left_ms / 1000 if left_ms else None
 
 
 def _value_hash(data: bytes) -> bytes:

@@ -236,6 +236,7 @@ VALUE = bytes32("value", VALUE_BYTES_CEILING)
 USER_FLAGS = u32("user flags")
 VERSION = u64("version")
 TTL = u64("time to live, ms", 0, TTL_MS_MAX)
+TIME_LEFT = u64("time left, ms")
 NAME = text16("name", 1, NODE_NAME_BYTES_MAX)
 _WELCOME = (
     u8("protocol version", 1),
@@ -260,12 +261,13 @@ KEY_AND_TTL = Layout("key and time to live", TTL, KEY)
 EXTEND = Layout("extend", KEY, VALUE)
 COUNT_BY = Layout("count", i64("delta"), u8("create", 0, 1), i64("initial"), TTL, KEY)
 ITEM = Layout("item", USER_FLAGS, VERSION, VALUE)
+ITEM_AND_TIME_LEFT = Layout("item and time left", USER_FLAGS, VERSION, TIME_LEFT, VALUE)
 ITEM_ENTRY = Layout("item entry", u8("status"), USER_FLAGS, VERSION, VALUE)
 CHANGE_ENTRY = Layout("change entry", u8("status"), VERSION)
 COUNTER = Layout("counter", i64("value"), VERSION)
 NEWER_VIEW = Layout("newer view", rest("view"))
 _FROM_TO = (u32("epoch"), u64("from incarnation"), u64("to incarnation"))
-INSPECTION = Layout("inspection", VERSION, USER_FLAGS, u64("time left, ms"), u32("value bytes"))
+INSPECTION = Layout("inspection", VERSION, USER_FLAGS, TIME_LEFT, u32("value bytes"))
 
 REQUESTS: dict[int, Layout | Group] = {
     Opcode.HELLO: Layout(
@@ -294,6 +296,7 @@ REQUESTS: dict[int, Layout | Group] = {
     Opcode.CAS_VERSION: Layout("check-and-set by version", VERSION, USER_FLAGS, TTL, KEY, VALUE),
     Opcode.CAS_HASH: Layout("check-and-set by hash", fixed("value hash", VALUE_HASH_BYTES), USER_FLAGS, TTL, KEY, VALUE),
     Opcode.INSPECT: KEY_ONLY,
+    Opcode.GET_WITH_TTL: KEY_ONLY,
     Opcode.GET_MANY: Group("get many", KEY_ONLY),
     Opcode.SET_MANY: Group("set many", STORE),
     Opcode.DELETE_MANY: Group("delete many", KEY_ONLY),
@@ -327,6 +330,7 @@ _OK_REPLIES: dict[int, Layout | Group] = {
     Opcode.INCREMENT: COUNTER,
     Opcode.DECREMENT: COUNTER,
     Opcode.INSPECT: INSPECTION,
+    Opcode.GET_WITH_TTL: ITEM_AND_TIME_LEFT,
     Opcode.GET_MANY: Group("get many reply", ITEM_ENTRY),
     Opcode.SET_MANY: Group("set many reply", CHANGE_ENTRY),
     Opcode.DELETE_MANY: Group("delete many reply", CHANGE_ENTRY),

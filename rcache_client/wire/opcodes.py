@@ -66,6 +66,7 @@ class Opcode(IntEnum):
     CAS_VERSION = 0x1B
     CAS_HASH = 0x1C
     INSPECT = 0x1D
+    GET_WITH_TTL = 0x1E
 
     GET_MANY = 0x20
     SET_MANY = 0x21
@@ -96,7 +97,9 @@ DATA_OPCODES = frozenset(op for op in Opcode if Opcode.GET <= op <= Opcode.DELET
 NODE_OPCODES = frozenset(op for op in Opcode if Opcode.HEARTBEAT <= op <= Opcode.REGISTER_PROMISE)
 """What nodes say to each other; refused to whoever did not say HELLO as a node."""
 
-READ_OPCODES = frozenset({Opcode.GET, Opcode.INSPECT, Opcode.GET_MANY, Opcode.PING, Opcode.STATS, Opcode.VIEW})
+READ_OPCODES = frozenset(
+    {Opcode.GET, Opcode.INSPECT, Opcode.GET_WITH_TTL, Opcode.GET_MANY, Opcode.PING, Opcode.STATS, Opcode.VIEW}
+)
 """Safe to send again whatever became of the first try."""
 
 

@@ -30,6 +30,10 @@ _ITEM = Struct(">IQI")
 _ITEM_BYTES = _ITEM.size
 _unpack_item = _ITEM.unpack_from
 
+_ITEM_AND_TIME_LEFT = Struct(">IQQI")
+_ITEM_AND_TIME_LEFT_BYTES = _ITEM_AND_TIME_LEFT.size
+_unpack_item_and_time_left = _ITEM_AND_TIME_LEFT.unpack_from
+
 _VERSION = Struct(">Q")
 _VERSION_BYTES = _VERSION.size
 _unpack_version = _VERSION.unpack
@@ -95,6 +99,16 @@ def decode_item(payload: bytes) -> tuple[int, int, bytes] | None:
     if length != len(payload) - _ITEM_BYTES or length > VALUE_BYTES_CEILING:  # invariants 1 and 3
         return None
     return flags, version, payload[_ITEM_BYTES:]
+
+
+def decode_item_and_time_left(payload: bytes) -> tuple[int, int, int, bytes] | None:
+    """As `grammar.ITEM_AND_TIME_LEFT.decode`: (flags, version, time left in ms, value)."""
+    if len(payload) < _ITEM_AND_TIME_LEFT_BYTES:
+        return None
+    flags, version, left_ms, length = _unpack_item_and_time_left(payload)
+    if length != len(payload) - _ITEM_AND_TIME_LEFT_BYTES or length > VALUE_BYTES_CEILING:  # invariants 1 and 3
+        return None
+    return flags, version, left_ms, payload[_ITEM_AND_TIME_LEFT_BYTES:]
 
 
 def decode_version(payload: bytes) -> tuple[int] | None:

@@ -60,6 +60,7 @@ class FakeService:
             Opcode.CAS_VERSION: self._cas_version,
             Opcode.CAS_HASH: self._cas_hash,
             Opcode.INSPECT: self._inspect,
+            Opcode.GET_WITH_TTL: self._get_with_ttl,
             Opcode.FLUSH: self._flush,
             Opcode.STATS: self._stats,
             Opcode.PERSIST: self._persist,
@@ -150,6 +151,12 @@ class FakeService:
         if item is None:
             return answer(Opcode.INSPECT, Status.NOT_FOUND)
         return answer(Opcode.INSPECT, Status.OK, item.version, item.flags, item.ttl_ms, len(item.value))
+
+    def _get_with_ttl(self, key: bytes) -> Answer:
+        item = self.items.get(key)
+        if item is None:
+            return answer(Opcode.GET_WITH_TTL, Status.NOT_FOUND)
+        return answer(Opcode.GET_WITH_TTL, Status.OK, item.flags, item.version, item.ttl_ms, item.value)
 
     def _get_many(self, entries: list[tuple[bytes]]) -> Answer:
         parts, room = [], self.frame_bytes_max - HEADER_BYTES - 2 - len(entries) * ITEM_ENTRY.bytes_min

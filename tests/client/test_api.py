@@ -6,7 +6,17 @@ from typing import Any
 
 import pytest
 
-from rcache_client import Client, Inspection, NotANumber, OutOfRange, Persistence, TooLarge, ValueAndVersion
+from rcache_client import (
+    Client,
+    Inspection,
+    JsonSerializer,
+    NotANumber,
+    OutOfRange,
+    Persistence,
+    TooLarge,
+    ValueAndTtl,
+    ValueAndVersion,
+)
 from rcache_client.wire.grammar import REQUESTS
 from rcache_client.wire.opcodes import Opcode
 
@@ -76,6 +86,21 @@ def test_get_with_version_gives_what_cas_takes(server: ScriptedServer, cache: Cl
     assert last_asked(server) == (Opcode.CAS_VERSION, (FIRST, 0, 4000, b"key", b"2"))
     assert cache.cas("key", b"3", version=version) == 0
     assert cache.get("key") == b"2"
+
+
+def test_get_with_ttl_gives_what_is_left_in_seconds(server: ScriptedServer, cache: Client[bytes]) -> None:
+    assert cache.get_with_ttl("key") == ValueAndTtl(None, 0, None)
+    cache.set("key", b"1", ttl=60)
+    assert last_asked(server)[0] == Opcode.SET
+    for left_ms, left in ((60_000, 60), (1500, 1.5), (1, 0.001)):
+        server.service.age(b"key", left_ms)
+        assert cache.get_with_ttl("key") == (b"1", FIRST, left)
+    assert last_asked(server) == (Opcode.GET_WITH_TTL, (b"key",))
+    cache.set("key", b"")
+    assert cache.get_with_ttl("key") == ValueAndTtl(b"", FIRST + 1, None)
+    with Client(server.address, serializer=JsonSerializer()) as other:
+        other.set("key", {"a": 1})
+        assert other.get_with_ttl("key").value == {"a": 1}
 
 
 def test_cas_with_version_0_demands_that_there_is_nothing(cache: Client[bytes]) -> None:

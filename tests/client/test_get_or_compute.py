@@ -429,6 +429,7 @@ def test_plain_reads_see_computed_values(server: ScriptedServer, cache: Client[b
     assert cache.get("key") == b"value"
     assert cache.get_and_touch("key", 10) == b"value"
     assert cache.get_with_version("key") == (b"value", server.service._version)
+    assert cache.get_with_ttl("key") == (b"value", server.service._version, 10)
     assert cache.get_many(["plain", "key", "missing"]) == {"plain": b"other", "key": b"value"}
     assert cache.cas("key", b"mine", version=cache.get_with_version("key").version)
     assert cache.get("key") == b"mine"
@@ -442,6 +443,7 @@ def test_plain_reads_do_not_see_a_lease(server: ScriptedServer, cache: Client[by
         assert cache.get_many(["key"]) == {}
         value, version = cache.get_with_version("key")
         assert value is None
+        assert cache.get_with_ttl("key")[:2] == (None, version)
         assert cache.cas("key", b"mine", version=version)
         fn.go_on.set()
     assert cache.get("key") == b"mine"
@@ -456,7 +458,7 @@ NO_ENVELOPES = [
 @pytest.mark.parametrize("data", NO_ENVELOPES)
 def test_an_envelope_that_is_none_is_refused_by_all(server: ScriptedServer, cache: Client[bytes], data: bytes) -> None:
     server.service._put(b"key", data, COMPUTED_FLAGS, 0)
-    for read in (cache.get, cache.get_with_version, lambda key: cache.get_or_compute(key, no_call)):
+    for read in (cache.get, cache.get_with_version, cache.get_with_ttl, lambda key: cache.get_or_compute(key, no_call)):
         with pytest.raises(WrongFormat, match=r"the value of b?'key': it .* computed"):
             read("key")
     with pytest.raises(SomeKeysFailed, match="computed") as caught:

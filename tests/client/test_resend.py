@@ -176,10 +176,19 @@ def test_a_write_is_told_at_once_what_would_not_change(status: int, kind: type[E
         assert server.refused == 1
 
 
-def test_a_read_whose_outcome_is_unknown_is_asked_again() -> None:
-    with RefusingServer(Status.NOT_COMMITTED, times=1) as server, Client(server.address) as cache:
+def test_a_server_from_before_a_call_does_not_know_it_and_its_connection_lives() -> None:
+    with RefusingServer(Status.UNKNOWN_OPCODE, times=1) as server, Client(server.address) as cache:
+        with pytest.raises(UnknownOpcode, match="GET_WITH_TTL at"):
+            cache.get_with_ttl("key")
         assert cache.get("key") is None
-        assert server.refused == 1
+        assert (server.refused, server.connections) == (1, 1)
+
+
+def test_a_read_whose_outcome_is_unknown_is_asked_again() -> None:
+    for read in (lambda cache: cache.get("key"), lambda cache: cache.get_with_ttl("key").value):
+        with RefusingServer(Status.NOT_COMMITTED, times=1) as server, Client(server.address) as cache:
+            assert read(cache) is None
+            assert server.refused == 1
     with RefusingServer(Status.INTERNAL_ERROR, times=100) as server, Client(server.address) as cache:
         with pytest.raises(NotExecuted, match="INTERNAL_ERROR"):
             cache.get("key")

@@ -66,6 +66,7 @@ def test_every_call_on_a_key_goes_to_its_primary(cluster: FakeCluster, cache: Cl
     (key,) = cluster.keys_of("n2")
     cache.set(key, b"1")
     cache.get_with_version(key)
+    cache.get_with_ttl(key)
     cache.get_and_touch(key, 1)
     cache.add(key, b"1")
     cache.replace(key, b"1")
@@ -78,7 +79,7 @@ def test_every_call_on_a_key_goes_to_its_primary(cluster: FakeCluster, cache: Cl
     cache.touch(key)
     cache.inspect(key)
     cache.delete(key)
-    assert len(cluster["n2"].opcodes()) == 14
+    assert len(cluster["n2"].opcodes()) == 15
     assert cluster["n1"].opcodes() == cluster["n3"].opcodes() == []
 
 

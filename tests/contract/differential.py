@@ -76,7 +76,7 @@ class Workload:
 
     def request(self) -> tuple[Opcode, tuple[Any, ...]]:
         chosen, opcode = self.chosen, self.chosen.choice(sorted(DATA_OPCODES))
-        if opcode in (Opcode.GET, Opcode.DELETE, Opcode.INSPECT):
+        if opcode in (Opcode.GET, Opcode.DELETE, Opcode.INSPECT, Opcode.GET_WITH_TTL):
             return opcode, (self.key(),)
         if opcode in (Opcode.TOUCH, Opcode.GET_AND_TOUCH):
             return opcode, (self.ttl(), self.key())

@@ -60,6 +60,7 @@ def test_a_bucket_begins_absent_and_refuses_everything(backup: Engine) -> None:
     for opcode, values in (
         (Opcode.GET, (b"key",)),
         (Opcode.INSPECT, (b"key",)),
+        (Opcode.GET_WITH_TTL, (b"key",)),
         (Opcode.SET, (0, 0, b"key", b"value")),
         (Opcode.ADD, (0, 0, b"key", b"value")),
         (Opcode.DELETE, (b"key",)),

@@ -87,6 +87,7 @@ def test_a_change_leaves_one_record_with_its_result(
     ("opcode", "values"),
     [
         (Opcode.GET, (b"key",)),
+        (Opcode.GET_WITH_TTL, (b"key",)),
         (Opcode.ADD, (0, 0, b"key", b"9")),
         (Opcode.REPLACE, (0, 0, b"none", b"9")),
         (Opcode.DELETE, (b"none",)),

@@ -76,6 +76,7 @@ def test_a_change_that_is_not_on_disk_in_time_has_an_unknown_outcome(
     [
         (Opcode.GET, (b"key",)),
         (Opcode.INSPECT, (b"key",)),
+        (Opcode.GET_WITH_TTL, (b"key",)),
         (Opcode.GET_MANY, ((b"key",),)),
         (Opcode.ADD, (0, 0, b"key", b"9")),
         (Opcode.CAS_VERSION, (1, 0, 0, b"key", b"9")),
@@ -111,6 +112,7 @@ def test_a_miss_waits_for_the_newest_removal(engine: Engine, caller: Caller) -> 
     for opcode, values in (
         (Opcode.GET, (b"key",)),
         (Opcode.GET, (b"none",)),
+        (Opcode.GET_WITH_TTL, (b"none",)),
         (Opcode.DELETE, (b"key",)),
         (Opcode.REPLACE, (0, 0, b"key", b"new")),
         (Opcode.CAS_VERSION, (7, 0, 0, b"key", b"new")),

@@ -277,6 +277,8 @@ ASKS: list[tuple[tuple[Any, ...], Status]] = [
     ((Opcode.GET, b"there"), Status.OK),
     ((Opcode.GET, b"not there"), Status.NOT_FOUND),
     ((Opcode.INSPECT, b"there"), Status.OK),
+    ((Opcode.GET_WITH_TTL, b"there"), Status.OK),
+    ((Opcode.GET_WITH_TTL, b"not there"), Status.NOT_FOUND),
     ((Opcode.ADD, 0, 0, b"there", b"value"), Status.EXISTS),
     ((Opcode.DELETE, b"not there"), Status.NOT_FOUND),
     ((Opcode.CAS_VERSION, 0, 0, 1, b"there", b"value"), Status.CHANGED),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from rcache.cluster.bucket_state import BucketState
 from rcache.engine.contract import Engine
 from rcache.records.record import Cause, Kind
@@ -10,14 +12,17 @@ from tests.contract.conftest import EngineFactory
 from tests.contract.harness import Caller, FakeTime, assert_whole_history, drain, stat
 
 
-def test_a_read_that_finds_an_expired_item_removes_it_with_a_record(engine_factory: EngineFactory, fake_time: FakeTime) -> None:
+@pytest.mark.parametrize("opcode", [Opcode.GET, Opcode.GET_WITH_TTL])
+def test_a_read_that_finds_an_expired_item_removes_it_with_a_record(
+    engine_factory: EngineFactory, fake_time: FakeTime, opcode: Opcode
+) -> None:
     engine = engine_factory(opened=0)
     caller, reader = Caller(engine), engine.stream.open_reader("test", holds=True)
     engine.open_buckets(range(8), 1, 1, "n1")
     version = caller.set(b"key", b"value", ttl_ms=50)
     fake_time.advance(50)
-    assert caller.value(b"key") is None
-    assert caller.value(b"key") is None
+    assert caller.ask(opcode, b"key").status is Status.NOT_FOUND
+    assert caller.ask(opcode, b"key").status is Status.NOT_FOUND
     records = drain(reader)
     assert_whole_history(records)
     removal = records[-1]

@@ -97,8 +97,8 @@ def test_a_hot_key_survives(engine_factory: EngineFactory) -> None:
 def test_the_least_recently_used_go_first(engine_factory: EngineFactory) -> None:
     caller = Caller(engine_factory(memory_bytes=500 * KIB))
     keys = fill(caller)
-    for key in keys[: len(keys) // 2]:
-        caller.value(key)
+    for number, key in enumerate(keys[: len(keys) // 2]):
+        caller.ask((Opcode.GET, Opcode.GET_WITH_TTL)[number % 2], key)
     for number in range(len(keys) // 4):
         caller.set(b"more %06d" % number, bytes(100))
     read = sum(caller.ask(Opcode.INSPECT, key).status is Status.OK for key in keys[: len(keys) // 2])
@@ -126,8 +126,9 @@ def test_one_huge_item_evicts_many_small_ones(engine_factory: EngineFactory) -> 
     engine = engine_factory(memory_bytes=500 * KIB, value_bytes_max=400 * KIB)
     caller = Caller(engine)
     count = len(fill(caller, 10))
-    caller.set(b"huge", bytes(300 * KIB))
+    caller.set(b"huge", b"huge" * (75 * KIB))
     assert caller.ask(Opcode.INSPECT, b"huge").values[3] == 300 * KIB
+    assert caller.ask(Opcode.GET_WITH_TTL, b"huge").values[3] == caller.value(b"huge") == b"huge" * (75 * KIB)
     left = stat(engine, "items", "items")
     assert 1 < left < count * 0.6
     assert used(engine) <= 500 * KIB

@@ -45,6 +45,7 @@ class Model:
         handler = {
             Opcode.GET: self._get,
             Opcode.INSPECT: self._inspect,
+            Opcode.GET_WITH_TTL: self._get_with_ttl,
             Opcode.DELETE: self._delete,
             Opcode.TOUCH: self._touch,
             Opcode.GET_AND_TOUCH: self._touch,
@@ -63,7 +64,14 @@ class Model:
         item = self.live(values[0])
         if item is None:
             return Status.NOT_FOUND, ()
-        return Status.OK, (item[3], item[1], item[2] - self.now_ms if item[2] else 0, len(item[0]))
+        return Status.OK, (item[3], item[1], self._left_ms(item), len(item[0]))
+
+    def _get_with_ttl(self, _opcode: Opcode, values: tuple[Any, ...], _answer: Answer) -> tuple[Status, tuple[Any, ...]]:
+        item = self.live(values[0])
+        return (Status.NOT_FOUND, ()) if item is None else (Status.OK, (item[1], item[3], self._left_ms(item), item[0]))
+
+    def _left_ms(self, item: list[Any]) -> int:
+        return item[2] - self.now_ms if item[2] else 0
 
     def _delete(self, _opcode: Opcode, values: tuple[Any, ...], _answer: Answer) -> tuple[Status, tuple[Any, ...] | None]:
         if self.live(values[0]) is None:
@@ -148,8 +156,8 @@ def random_request(chosen: random.Random, model: Model) -> tuple[Opcode, tuple[A
     value = chosen.choice([b"", b"%d" % chosen.randrange(-50, 50), b"%d" % INT_MAX, b"x" * 60, b"x" * 101, b"007"])
     stored = (flags, ttl_ms, key, value)
     value_hash = blake2b(chosen.choice([item[0], b"?"]), digest_size=16).digest()
-    opcode = chosen.choice([opcode for opcode in Opcode if Opcode.GET <= opcode <= Opcode.INSPECT])
-    if opcode in (Opcode.GET, Opcode.DELETE, Opcode.INSPECT):
+    opcode = chosen.choice([opcode for opcode in Opcode if Opcode.GET <= opcode <= Opcode.GET_WITH_TTL])
+    if opcode in (Opcode.GET, Opcode.DELETE, Opcode.INSPECT, Opcode.GET_WITH_TTL):
         return opcode, (key,)
     if opcode in (Opcode.TOUCH, Opcode.GET_AND_TOUCH):
         return opcode, (ttl_ms, key)

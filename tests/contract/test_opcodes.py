@@ -26,6 +26,7 @@ def hash_of(value: bytes) -> bytes:
 def test_a_missing_key_is_not_found(caller: Caller) -> None:
     assert caller.ask(Opcode.GET, b"key") == (Status.NOT_FOUND, ())
     assert caller.ask(Opcode.INSPECT, b"key") == (Status.NOT_FOUND, ())
+    assert caller.ask(Opcode.GET_WITH_TTL, b"key") == (Status.NOT_FOUND, ())
     assert caller.ask(Opcode.DELETE, b"key") == (Status.NOT_FOUND, ())
     assert caller.ask(Opcode.TOUCH, 1000, b"key") == (Status.NOT_FOUND, ())
     assert caller.ask(Opcode.GET_AND_TOUCH, 1000, b"key") == (Status.NOT_FOUND, ())
@@ -41,6 +42,7 @@ def test_what_is_set_is_got(caller: Caller, key: bytes, value: bytes) -> None:
     version = caller.set(key, value, flags=0xFFFF_FFFF)
     assert caller.ask(Opcode.GET, key) == (Status.OK, (0xFFFF_FFFF, version, value))
     assert caller.ask(Opcode.INSPECT, key) == (Status.OK, (version, 0xFFFF_FFFF, 0, len(value)))
+    assert caller.ask(Opcode.GET_WITH_TTL, key) == (Status.OK, (0xFFFF_FFFF, version, 0, value))
 
 
 def test_a_set_replaces_value_flags_and_expiry(caller: Caller) -> None:
@@ -93,10 +95,22 @@ def test_inspect_is_no_use_and_get_is(engine: Engine, caller: Caller) -> None:
     before = engine.stats()["items"]
     caller.ask(Opcode.INSPECT, b"key")
     assert engine.stats()["items"] == before
-    caller.ask(Opcode.GET, b"key")
-    caller.ask(Opcode.GET, b"none")
-    after = engine.stats()["items"]
-    assert (after["hits"], after["misses"]) == (before["hits"] + 1, before["misses"] + 1)
+    for number, opcode in enumerate((Opcode.GET, Opcode.GET_WITH_TTL), 1):
+        caller.ask(opcode, b"key")
+        caller.ask(opcode, b"none")
+        after = engine.stats()["items"]
+        assert (after["hits"], after["misses"]) == (before["hits"] + number, before["misses"] + number)
+
+
+def test_get_with_ttl_tells_what_is_left_to_the_last_millisecond(caller: Caller, fake_time: FakeTime) -> None:
+    version = caller.set(b"key", b"value", flags=5, ttl_ms=7000)
+    for passed, left_ms in ((0, 7000), (3000, 4000), (3999, 1)):
+        fake_time.advance(passed)
+        assert caller.ask(Opcode.GET_WITH_TTL, b"key") == (Status.OK, (5, version, left_ms, b"value"))
+    fake_time.advance(1)
+    assert caller.ask(Opcode.GET_WITH_TTL, b"key") == (Status.NOT_FOUND, ())
+    version = caller.set(b"key", b"")
+    assert caller.ask(Opcode.GET_WITH_TTL, b"key") == (Status.OK, (0, version, 0, b"")), "0: for ever"
 
 
 # --- touch
@@ -121,6 +135,7 @@ def test_get_and_touch_gives_the_item_under_its_new_version(caller: Caller) -> N
 def test_the_longest_time_to_live_is_taken(caller: Caller) -> None:
     version = caller.set(b"key", b"value", ttl_ms=TTL_MS_MAX)
     assert caller.ask(Opcode.INSPECT, b"key") == (Status.OK, (version, 0, TTL_MS_MAX, 5))
+    assert caller.ask(Opcode.GET_WITH_TTL, b"key") == (Status.OK, (0, version, TTL_MS_MAX, b"value"))
 
 
 # --- counters
@@ -283,6 +298,7 @@ def test_check_and_set_heeds_the_limit(caller: Caller, opcode: Opcode) -> None:
     [
         (Opcode.GET, (b"key",), Status.NOT_FOUND),
         (Opcode.INSPECT, (b"key",), Status.NOT_FOUND),
+        (Opcode.GET_WITH_TTL, (b"key",), Status.NOT_FOUND),
         (Opcode.GET_AND_TOUCH, (9000, b"key"), Status.NOT_FOUND),
         (Opcode.TOUCH, (9000, b"key"), Status.NOT_FOUND),
         (Opcode.REPLACE, (0, 0, b"key", b"new"), Status.NOT_FOUND),

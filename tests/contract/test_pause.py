@@ -67,6 +67,7 @@ def test_reads_go_on(engine: Engine, caller: Caller) -> None:
     assert caller.value(b"key") == b"value"
     assert caller.value(b"none") is None
     assert caller.ask(Opcode.INSPECT, b"key").status is Status.OK
+    assert caller.ask(Opcode.GET_WITH_TTL, b"key").values[3] == b"value"
     assert caller.ask(Opcode.GET_MANY, (b"key",)).values[0][3] == b"value"
 
 
@@ -126,8 +127,9 @@ def test_an_expired_item_is_a_miss_that_stays(engine: Engine, caller: Caller, fa
     misses = stat(engine, "items", "misses")
     assert caller.value(b"key") is None
     assert caller.ask(Opcode.INSPECT, b"key").status is Status.NOT_FOUND
+    assert caller.ask(Opcode.GET_WITH_TTL, b"key").status is Status.NOT_FOUND
     assert caller.ask(Opcode.GET_MANY, (b"key",)).values[0][0] == Status.NOT_FOUND
-    assert stat(engine, "items", "misses") == misses + 2
+    assert stat(engine, "items", "misses") == misses + 3
     assert engine.expire_due(1000) == 0
     assert (stat(engine, "items", "items"), engine.stream.head) == (1, head)
     engine.set_paused(False)

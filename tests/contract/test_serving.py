@@ -36,6 +36,7 @@ def random_requests(chosen: random.Random, count: int) -> list[tuple[Opcode, tup
                     (Opcode.INCREMENT, (chosen.randrange(-9, 9), 1, 5, 0, key)),
                     (Opcode.DELETE, (key,)),
                     (Opcode.INSPECT, (key,)),
+                    (Opcode.GET_WITH_TTL, (key,)),
                     (Opcode.GET_MANY, tuple(many)),
                     (Opcode.DELETE_MANY, tuple(many[:2])),
                 ]

@@ -317,6 +317,7 @@ MAKERS: dict[Opcode, Callable[[Campaign], bytes]] = {
     Opcode.CAS_VERSION: lambda campaign: struct.pack(">Q", campaign.random.choice([0, 1 << 40 | 5])) + _store(campaign),
     Opcode.CAS_HASH: lambda campaign: campaign.random.randbytes(16) + _store(campaign),
     Opcode.INSPECT: _key,
+    Opcode.GET_WITH_TTL: _key,
     Opcode.GET_MANY: _many(_key),
     Opcode.SET_MANY: _many(_store),
     Opcode.DELETE_MANY: _many(_key),

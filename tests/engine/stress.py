@@ -632,6 +632,7 @@ REQUESTS_OF: dict[Opcode, Callable[[bytes, int, bytes], tuple[object, ...]]] = {
     Opcode.REPLACE: lambda key, ttl, value: (1, ttl, key, value),
     Opcode.GET: lambda key, ttl, value: (key,),
     Opcode.INSPECT: lambda key, ttl, value: (key,),
+    Opcode.GET_WITH_TTL: lambda key, ttl, value: (key,),
     Opcode.DELETE: lambda key, ttl, value: (key,),
     Opcode.TOUCH: lambda key, ttl, value: (ttl, key),
     Opcode.GET_AND_TOUCH: lambda key, ttl, value: (ttl, key),

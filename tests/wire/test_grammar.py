@@ -206,7 +206,7 @@ def test_every_opcode_has_a_request_and_a_reply() -> None:
     assert set(REQUESTS) == set(Opcode)
     for opcode in Opcode:
         reply_layout(opcode, Status.OK)
-    assert {Opcode.GET, Opcode.INSPECT, Opcode.GET_MANY} == READ_OPCODES & DATA_OPCODES
+    assert {Opcode.GET, Opcode.INSPECT, Opcode.GET_WITH_TTL, Opcode.GET_MANY} == READ_OPCODES & DATA_OPCODES
     assert Opcode.GET_MANY in DATA_OPCODES
     assert Opcode.PING not in DATA_OPCODES
     assert Opcode.FLUSH not in DATA_OPCODES
@@ -258,7 +258,7 @@ def test_a_status_from_the_future_is_known_by_its_class(status: int, expected: S
     assert status_class(status) is expected
 
 
-@pytest.mark.parametrize("opcode", [0x00, 0x05, 0x0F, 0x1E, 0x23, 0x3F, 0x45, 0x4F, 0x57, 0xFF])
+@pytest.mark.parametrize("opcode", [0x00, 0x05, 0x0F, 0x1F, 0x23, 0x3F, 0x45, 0x4F, 0x57, 0xFF])
 def test_an_ok_to_an_opcode_that_does_not_exist_is_refused(opcode: int) -> None:
     with pytest.raises(BadPayload, match="does not exist"):
         reply_layout(opcode, Status.OK)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rcache_client.wire import quick
 from rcache_client.wire.grammar import (
     ITEM,
+    ITEM_AND_TIME_LEFT,
     ITEM_ENTRY,
     KEY_ONLY,
     STORE,
@@ -62,6 +63,7 @@ def by_grammar(opcode: Opcode, payload: bytes) -> Any:
 
 READERS: dict[Opcode, tuple[Reader, st.SearchStrategy[bytes]]] = {
     Opcode.GET: (quick.decode_item, st.builds(ITEM.encode, U32, U64, VALUES)),
+    Opcode.GET_WITH_TTL: (quick.decode_item_and_time_left, st.builds(ITEM_AND_TIME_LEFT.encode, U32, U64, U64, VALUES)),
     Opcode.SET: (quick.decode_version, st.builds(VERSION_REPLY.encode, U64)),
     Opcode.GET_MANY: (read_items, MANY_ITEMS),
     Opcode.SET_MANY: (
@@ -99,6 +101,7 @@ def test_every_cut_is_refused(opcode: Opcode) -> None:
     reader, _ = READERS[opcode]
     payload = {
         Opcode.GET: ITEM.encode(1, 2, b"value"),
+        Opcode.GET_WITH_TTL: ITEM_AND_TIME_LEFT.encode(1, 2, 3, b"value"),
         Opcode.SET: VERSION_REPLY.encode(3),
         Opcode.GET_MANY: Group("many", ITEM_ENTRY).encode((0, 0, 1, b"one"), (0, 0, 2, b"two")),
         Opcode.SET_MANY: reply_layout(Opcode.SET_MANY, Status.OK).encode((0, 1), (1, 0)),
@@ -152,6 +155,8 @@ def test_a_value_above_the_ceiling_is_refused(lengths: tuple[int, int], monkeypa
     assert quick.decode_items(items(10, 3)) is not None
     assert quick.decode_item(ITEM.encode(0, 0, bytes(lengths[0]))) is None
     assert quick.decode_item(ITEM.encode(0, 0, bytes(10))) is not None
+    assert quick.decode_item_and_time_left(ITEM_AND_TIME_LEFT.encode(0, 0, 0, bytes(lengths[0]))) is None
+    assert quick.decode_item_and_time_left(ITEM_AND_TIME_LEFT.encode(0, 0, 0, bytes(10))) is not None
 
 
 @given(key=st.binary(min_size=1, max_size=300), value=VALUES, flags=U32, ttl_ms=st.integers(0, TTL_MS_MAX))

@@ -117,8 +117,8 @@ cdef void compare_numbers() except *:
         op.REPLACE: protocol.OP_REPLACE, op.DELETE: protocol.OP_DELETE, op.TOUCH: protocol.OP_TOUCH,
         op.INCREMENT: protocol.OP_INCREMENT, op.DECREMENT: protocol.OP_DECREMENT, op.APPEND: protocol.OP_APPEND,
         op.PREPEND: protocol.OP_PREPEND, op.CAS_VERSION: protocol.OP_CAS_VERSION, op.CAS_HASH: protocol.OP_CAS_HASH,
-        op.INSPECT: protocol.OP_INSPECT, op.GET_MANY: protocol.OP_GET_MANY, op.SET_MANY: protocol.OP_SET_MANY,
-        op.DELETE_MANY: protocol.OP_DELETE_MANY,
+        op.INSPECT: protocol.OP_INSPECT, op.GET_WITH_TTL: protocol.OP_GET_WITH_TTL, op.GET_MANY: protocol.OP_GET_MANY,
+        op.SET_MANY: protocol.OP_SET_MANY, op.DELETE_MANY: protocol.OP_DELETE_MANY,
     }
     if set(ours) != _opcodes.DATA_OPCODES:
         raise ImportError("the native engine does not know all data opcodes")

@@ -555,11 +555,16 @@ cdef inline void tell_item(const Store *store, const Change *change, Item *item)
 cdef inline void put_item(const Memory *memory, uint8_t *at, Item *item) noexcept nogil:
     put32(at, item.flags)
     put64(at + 4, item.version)
-    put32(at + 12, item.value_bytes)
+    put_value(memory, at + 12, item)
+
+
+cdef inline void put_value(const Memory *memory, uint8_t *at, Item *item) noexcept nogil:
+    """The value's length, the value."""
+    put32(at, item.value_bytes)
     if item.state & LARGE:
-        body_read(memory, item, item.key_bytes, at + 16, item.value_bytes)
+        body_read(memory, item, item.key_bytes, at + 4, item.value_bytes)
     else:
-        memcpy(at + 16, body_of(item) + item.key_bytes, item.value_bytes)
+        memcpy(at + 4, body_of(item) + item.key_bytes, item.value_bytes)
 
 
 cdef inline bint put_locked(

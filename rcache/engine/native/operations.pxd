@@ -15,15 +15,16 @@ from libc.string cimport memcmp, memset
 from rcache.engine.native.answers cimport Worker, begin_reply, end_reply, reply_refused, reply_version
 from rcache.engine.native.change cimport (
     RULE_ADD, RULE_APPEND, RULE_CAS, RULE_CAS_SEEN, RULE_COUNT, RULE_DELETE, RULE_PREPEND, RULE_PUT, RULE_REPLACE,
-    RULE_TOUCH, Buffer, Change, Key, buffer_free, buffer_need, end_batch, make_change, put_item, read_locked, set_key,
+    RULE_TOUCH, Buffer, Change, Key, buffer_free, buffer_need, end_batch, make_change, put_item, put_value, read_locked,
+    set_key,
 )
 from rcache.engine.native.commitment cimport Wait, wait_join
 from rcache.records._countdown cimport Countdown, countdown, is_even, take, take8, take16, take32, take64
 from rcache.engine.native.items cimport Item, body_read, expires_at
 from rcache.engine.native.protocol cimport (
     HEADER_BYTES, OP_ADD, OP_APPEND, OP_CAS_HASH, OP_CAS_VERSION, OP_DECREMENT, OP_DELETE, OP_GET, OP_GET_AND_TOUCH,
-    OP_GET_MANY, OP_INCREMENT, OP_INSPECT, OP_PREPEND, OP_REPLACE, OP_SET, OP_SET_MANY, OP_TOUCH, ST_BUSY, ST_CHANGED,
-    ST_DEADLINE_PASSED, ST_NOT_FOUND, ST_OK, ST_REPLY_FULL, ST_TOO_LARGE, TTL_MS_MAX, VALUE_BYTES_CEILING,
+    OP_GET_MANY, OP_GET_WITH_TTL, OP_INCREMENT, OP_INSPECT, OP_PREPEND, OP_REPLACE, OP_SET, OP_SET_MANY, OP_TOUCH, ST_BUSY,
+    ST_CHANGED, ST_DEADLINE_PASSED, ST_NOT_FOUND, ST_OK, ST_REPLY_FULL, ST_TOO_LARGE, TTL_MS_MAX, VALUE_BYTES_CEILING,
     VALUE_HASH_BYTES,
 )
 from rcache.engine.native.removal cimport (
@@ -183,15 +184,20 @@ cdef inline Executed execute(
         refuse(&late, ST_DEADLINE_PASSED, WHY_LATE)
         reply_refused(store, worker, opcode, request_id, &late)
         return EXECUTED
-    if opcode == OP_GET:
-        return execute_get(store, worker, request_id, deadline_ns, &body)
+    if opcode == OP_GET or opcode == OP_GET_WITH_TTL:
+        return execute_get(store, worker, opcode, request_id, deadline_ns, &body)
     return execute_other(store, worker, opcode, request_id, deadline_ns, &body)
 
 
+cdef inline uint64_t time_left(Item *item, uint64_t now) noexcept nogil:
+    """What is left of a live item's time, in ms; 0: it never expires, which one about to expire must not be told as."""
+    return max(<uint64_t>1, expires_at(item) - now) if expires_at(item) else 0
+
+
 cdef inline Executed execute_get(
-    Store *store, Worker *worker, uint32_t request_id, int64_t deadline_ns, Countdown *body
+    Store *store, Worker *worker, uint8_t opcode, uint32_t request_id, int64_t deadline_ns, Countdown *body
 ) noexcept nogil:
-    """A GET by itself: it is what most requests are, and needs none of what a change does."""
+    """A GET, or GET_WITH_TTL, by itself: it is what most requests are, and needs none of what a change does."""
     cdef uint32_t count = take16(body)
     cdef const uint8_t *at = take(body, count)
     cdef uint64_t now, payload
@@ -204,16 +210,27 @@ cdef inline Executed execute_get(
     set_key(store, &key, at, count, worker.clock_ms)
     item = read_locked(store, &key, True, worker.used_ms, deadline_ns, &worker.batch, &now, &outcome)
     if item == NULL:
-        reply_refused(store, worker, OP_GET, request_id, &outcome)
+        reply_refused(store, worker, opcode, request_id, &outcome)
         return EXECUTED
-    payload = 16 + item.value_bytes
+    payload = (16 if opcode == OP_GET else 24) + <uint64_t>item.value_bytes
     to = begin_reply(worker, payload)
     if to != NULL:
-        put_item(&store.memory, to, item)
+        if opcode == OP_GET:
+            put_item(&store.memory, to, item)
+        else:
+            put_item_and_time_left(store, to, item, now)
     spin_unlock(&key.bucket.stripe.lock)
     if to != NULL:
-        end_reply(store, worker, OP_GET, ST_OK, request_id, payload, &outcome.wait)
+        end_reply(store, worker, opcode, ST_OK, request_id, payload, &outcome.wait)
     return EXECUTED
+
+
+cdef inline void put_item_and_time_left(const Store *store, uint8_t *at, Item *item, uint64_t now) noexcept nogil:
+    """The payload of a GET_WITH_TTL."""
+    put32(at, item.flags)
+    put64(at + 4, item.version)
+    put64(at + 12, time_left(item, now))
+    put_value(&store.memory, at + 20, item)
 
 
 cdef inline Executed execute_other(
@@ -239,7 +256,7 @@ cdef inline Executed execute_other(
 
 
 cdef inline void run_inspect(Store *store, Worker *worker, uint32_t request_id, Change *change) noexcept nogil:
-    cdef uint64_t now, left = 0
+    cdef uint64_t now
     cdef uint8_t *at
     cdef Item *item = read_locked(store, &change.key, False, 0, change.deadline_ns, change.batch, &now, &change.outcome)
     if item == NULL:
@@ -247,11 +264,9 @@ cdef inline void run_inspect(Store *store, Worker *worker, uint32_t request_id, 
         return
     at = begin_reply(worker, 24)
     if at != NULL:
-        if expires_at(item):
-            left = max(<uint64_t>1, expires_at(item) - now)
         put64(at, item.version)
         put32(at + 8, item.flags)
-        put64(at + 12, left)
+        put64(at + 12, time_left(item, now))
         put32(at + 20, item.value_bytes)
     spin_unlock(&change.key.bucket.stripe.lock)
     if at != NULL:

@@ -35,6 +35,7 @@ cdef enum Op:
     OP_CAS_VERSION = 0x1B
     OP_CAS_HASH = 0x1C
     OP_INSPECT = 0x1D
+    OP_GET_WITH_TTL = 0x1E
     OP_GET_MANY = 0x20
     OP_SET_MANY = 0x21
     OP_DELETE_MANY = 0x22

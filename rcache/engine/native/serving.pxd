@@ -24,7 +24,7 @@ from rcache.engine.native.change cimport Buffer, buffer_free, end_batch
 from rcache.engine.native.commitment cimport Wait
 from rcache.engine.native.operations cimport BAD_PAYLOAD, begin_batch, execute
 from rcache.engine.native.protocol cimport (
-    HEADER_BYTES, OP_DELETE_MANY, OP_GET, OP_GET_MANY, OP_INSPECT, PROTOCOL_VERSION, REQUEST_MAGIC, ST_BAD_FLAGS,
+    HEADER_BYTES, OP_DELETE_MANY, OP_GET, OP_GET_MANY, OP_GET_WITH_TTL, PROTOCOL_VERSION, REQUEST_MAGIC, ST_BAD_FLAGS,
     ST_BAD_MAGIC, ST_BAD_PAYLOAD, ST_BAD_VERSION, ST_FRAME_TOO_LONG,
 )
 from rcache.engine.native.store cimport Store
@@ -187,7 +187,7 @@ cdef inline void worker_rest(Store *store, Worker *worker) noexcept nogil:
 # --- from bytes to replies
 
 cdef inline bint is_data(uint8_t opcode) noexcept nogil:
-    return OP_GET <= opcode <= OP_INSPECT or OP_GET_MANY <= opcode <= OP_DELETE_MANY
+    return OP_GET <= opcode <= OP_GET_WITH_TTL or OP_GET_MANY <= opcode <= OP_DELETE_MANY
 
 
 cdef inline uint8_t bad_header(const Store *store, const Conn *conn, const uint8_t *head, uint64_t count) noexcept nogil:

@@ -26,6 +26,7 @@ from rcache_client.wire.grammar import (
     EMPTY,
     INSPECTION,
     ITEM,
+    ITEM_AND_TIME_LEFT,
     ITEM_ENTRY,
     REASON,
     REQUESTS,
@@ -98,6 +99,7 @@ class Operations:
             Opcode.CAS_VERSION: self._cas_version,
             Opcode.CAS_HASH: self._cas_hash,
             Opcode.INSPECT: self._inspect,
+            Opcode.GET_WITH_TTL: self._get_with_ttl,
             Opcode.GET_MANY: self._get_many,
             Opcode.SET_MANY: self._set_many,
             Opcode.DELETE_MANY: self._delete_many,
@@ -126,12 +128,20 @@ class Operations:
             return Answer(Status.NOT_FOUND, b"", wait)
         return Answer(Status.OK, ITEM.encode(item.flags, item.version, item.value), wait)
 
+    def _get_with_ttl(self, call: Call) -> Answer:
+        (key,) = _decode(call)
+        item, wait, now_ms = self._changes.read(key, call.deadline_ns)
+        if item is None:
+            return Answer(Status.NOT_FOUND, b"", wait)
+        left_ms = _left_ms(item, now_ms)
+        return Answer(Status.OK, ITEM_AND_TIME_LEFT.encode(item.flags, item.version, left_ms, item.value), wait)
+
     def _inspect(self, call: Call) -> Answer:
         (key,) = _decode(call)
         item, wait, now_ms = self._changes.read(key, call.deadline_ns, use=False)
         if item is None:
             return Answer(Status.NOT_FOUND, b"", wait)
-        left_ms = max(1, item.expires_at_ms - now_ms) if item.expires_at_ms else 0
+        left_ms = _left_ms(item, now_ms)
         return Answer(Status.OK, INSPECTION.encode(item.version, item.flags, left_ms, len(item.value)), wait)
 
     def _get_and_touch(self, call: Call) -> Answer:
@@ -339,6 +349,11 @@ def _decide_delete(item: Item | None, _now_ms: int) -> Decision:
 def _expiry(now_ms: int, ttl_ms: int) -> int:
     """A relative time to live made absolute; 0 stays 0: never."""
     return now_ms + ttl_ms if ttl_ms else 0
+
+
+def _left_ms(item: Item, now_ms: int) -> int:
+    """What is left of a live item's time; 0: it never expires, which one about to expire must not be told as."""
+    return max(1, item.expires_at_ms - now_ms) if item.expires_at_ms else 0
 
 
 def _version(changed: Changed) -> Answer:
