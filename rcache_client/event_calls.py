@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from rcache_client.arguments import Key, key_bytes
 from rcache_client.calls import Caller
 from rcache_client.events import Event
-from rcache_client.feed_set import Selection
+from rcache_client.feed_set import FeedSet, Listener, Selection
 from rcache_client.routing import Router
 from rcache_client.subscription import Subscription, Watcher
 from rcache_client.wire.feeds import Selects
@@ -25,7 +25,7 @@ class EventCalls:
 
     _caller: Caller
     _router: Router
-    _subscriptions: weakref.WeakSet[Subscription]
+    _subscriptions: weakref.WeakSet[Subscription | FeedSet]
 
     def subscribe(
         self,
@@ -81,3 +81,13 @@ class EventCalls:
         """As `subscribe`; `callback` is called with each event, by a thread of that name, until the watcher is closed."""
         subscription = self.subscribe(key=key, prefix=prefix, bucket=bucket, values=values, places=places, budget=budget)
         return Watcher(subscription, callback, name)
+
+    def listen(self, listener: Listener, *, values: bool = True, places: Mapping[int, int] | None = None) -> FeedSet:
+        """Have a `Listener` told of all changes as the nodes tell them: records (`docs/records.md`) instead of events, with
+        what begins, ends, is missing and is proven. For programs that record or mirror a cluster.
+
+        The feeds' own threads call it. Nothing begins before `begin` is called; `close`, or the client's, ends it.
+        """
+        feeds = FeedSet(self._router, Selection(Selects.EVERYTHING, b"", values=bool(values)), listener, places=places)
+        self._subscriptions.add(feeds)
+        return feeds

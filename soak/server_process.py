@@ -29,7 +29,8 @@ STOP_S = 30.0
 SAID_SHOWN = 2000
 """So much of what the server said last stands in an error."""
 
-_READY = re.compile(rb"^ready (\S+)\n", re.MULTILINE)
+_READY = re.compile(rb"^ready ?(\S*)\n", re.MULTILINE)
+"""A server names its address; a logger listens nowhere."""
 
 
 class ServerFailed(Exception):
@@ -47,6 +48,8 @@ class ServerProcess:
     `arguments`: further options of rcached. `environment`: put over the environment of this process, from which every
     RCACHE_* variable is taken away first.
     """
+
+    program = "rcached"
 
     def __init__(
         self,
@@ -81,7 +84,7 @@ class ServerProcess:
     def process(self) -> subprocess.Popen[bytes]:
         """The process of the last start."""
         if self._process is None:
-            raise ServerFailed("rcached was not started")
+            raise ServerFailed(f"{self.program} was not started")
         return self._process
 
     @property
@@ -101,7 +104,7 @@ class ServerProcess:
     def launch(self) -> None:
         """Start the process and return at once; `wait_ready` or `wait` comes next."""
         if self.running:
-            raise ServerFailed(f"rcached runs already, as process {self.pid}")
+            raise ServerFailed(f"{self.program} runs already, as process {self.pid}")
         self._close_pipe()
         self.address = ""
         self._process = subprocess.Popen(
@@ -178,4 +181,4 @@ class ServerProcess:
 
     def _failure(self, what: str) -> ServerFailed:
         said = self.stderr_text[-SAID_SHOWN:].strip() or "it said nothing"
-        return ServerFailed(f"rcached {what}: {said}")
+        return ServerFailed(f"{self.program} {what}: {said}")

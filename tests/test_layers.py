@@ -27,6 +27,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "rcache.engine": (*CLIENT, "rcache", "rcache.records", "rcache.cluster"),
     "rcache.stream": (*CLIENT, "rcache", "rcache.records", "rcache.cluster", "rcache.engine"),
     "rcache.feeds": (*CLIENT, "rcache", "rcache.records", "rcache.cluster", "rcache.engine"),
+    "rcache.logger": (*CLIENT, "rcache", "rcache.records", "rcache.cluster", "rcache.engine", "rcache.stream"),
     "rcache.peers": (*CLIENT, "rcache", "rcache.records", "rcache.cluster", "rcache.engine", "rcache.stream"),
     "rcache.agreement": (
         *(*CLIENT, "rcache", "rcache.records", "rcache.cluster", "rcache.engine", "rcache.stream"),
@@ -42,7 +43,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     ),
     "rcache.commands": (
         *(*CLIENT, "rcache", "rcache.records", "rcache.cluster", "rcache.engine", "rcache.stream"),
-        *("rcache.peers", "rcache.agreement", "rcache.member", "rcache.server"),
+        *("rcache.peers", "rcache.agreement", "rcache.member", "rcache.server", "rcache.logger"),
     ),
     "soak": (
         *(*CLIENT, "rcache", "rcache.records", "rcache.cluster", "rcache.engine", "rcache.stream"),
@@ -54,7 +55,10 @@ FLOORS: dict[str, tuple[str, ...]] = {
 PACKAGES: dict[str, tuple[str, ...]] = {
     "sortedcontainers": ("rcache.cluster", "rcache.engine", "rcache.stream", "rcache.server", "rcache.commands"),
     "configargparse": ("rcache.server", "rcache.commands"),
-    "loguru": ("rcache.feeds", "rcache.peers", "rcache.agreement", "rcache.member", "rcache.server", "rcache.commands"),
+    "loguru": (
+        *("rcache.feeds", "rcache.logger", "rcache.peers", "rcache.agreement", "rcache.member"),
+        *("rcache.server", "rcache.commands"),
+    ),
     "rich": ("rcache.commands", "soak"),
     "matplotlib": ("soak",),
 }

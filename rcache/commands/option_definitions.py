@@ -10,18 +10,15 @@ with one.
 from __future__ import annotations
 
 import os
-import sys
-from argparse import BooleanOptionalAction, RawDescriptionHelpFormatter
+from argparse import BooleanOptionalAction
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any, NoReturn, TextIO
-
-import configargparse
+from typing import Any
 
 from rcache.commands import option_values as values
 from rcache.commands.bodies_here import bodies_text
-from rcache.commands.exit_codes import ExitCode
-from rcache.commands.option_file import option_file_format
+from rcache.commands.option_parser import Parser, new_parser
+from rcache.commands.option_parser import add_option as _add
 from rcache.commands.option_values import GIB, KIB, MIB, TIB
 from rcache.engine.bodies import NATIVE, REFERENCE
 from rcache.stream.policy import FsyncPolicy
@@ -82,37 +79,10 @@ exit codes:
   7  the append log could not be written"""
 
 
-class Parser(configargparse.ArgumentParser):  # type: ignore[misc]  # configargparse has no types
-    """A parser whose errors are one message, not a page of usage with a message below."""
-
-    def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message.removeprefix('argument ')}\nTry '{self.prog} --help'.", file=sys.stderr)
-        raise SystemExit(ExitCode.WRONG_USE)
-
-
 def build_parser(names: Sequence[str]) -> Parser:
     """A parser of all options, of which a configuration file may give `names`."""
-    parser: Parser = Parser(
-        prog=PROGRAM,
-        usage=f"{PROGRAM} [options]",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        auto_env_var_prefix=VARIABLE_PREFIX,
-        add_env_var_help=False,
-        add_config_file_help=False,
-        config_file_parser_class=option_file_format(names),
-        config_file_open_func=lambda name: _open_option_file(parser, name),
-    )
+    parser = new_parser(PROGRAM, VARIABLE_PREFIX, names, _DESCRIPTION, _EPILOG)
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {version('rcache')} ({bodies_text()})")
-    parser.add_argument(
-        "--config",
-        is_config_file=True,
-        env_var=VARIABLE_PREFIX + "CONFIG",
-        metavar="FILE",
-        help="read options from this file, one `option = value` a line (default: no file is read)",
-    )
     _add_network(parser.add_argument_group("network"))
     _add_cluster(parser.add_argument_group("cluster"))
     _add_files(parser.add_argument_group("files"))
@@ -120,19 +90,6 @@ def build_parser(names: Sequence[str]) -> Parser:
     _add_limits(parser.add_argument_group("connections and times"))
     _add_running(parser.add_argument_group("running"))
     return parser
-
-
-def _open_option_file(parser: Parser, name: str) -> TextIO:
-    try:
-        return open(name, encoding="utf-8")
-    except OSError as error:
-        parser.error(f"--config: {name!r} cannot be read: {error.strerror}")
-
-
-def _add(group: Any, flag: str, kind: Any, default: str | None, metavar: str, text: str) -> None:
-    """Define an option that takes a value. One without a default says in its text what holds in its place."""
-    text += "" if default is None else " (default: %(default)s)"
-    group.add_argument(flag, type=kind, default=default, metavar=metavar, help=text)
 
 
 def _add_network(group: Any) -> None:

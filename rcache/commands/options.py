@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from rcache.commands import option_values as values
-from rcache.commands.option_definitions import Parser, build_parser
+from rcache.commands.option_definitions import build_parser
+from rcache.commands.option_parser import Parser
 from rcache.commands.option_values import size_text
 from rcache.engine.bodies import NATIVE, best_body, why_not_native
 from rcache.records.record import HEADER_BYTES as RECORD_HEADER_BYTES

@@ -21,6 +21,7 @@ from rcache.commands.exit_codes import ExitCode
 from rcache.commands.options import ServerOptions, parse
 from rcache.commands.start_failed import StartFailed
 from rcache.commands.startup import boot, writers
+from rcache.commands.text_log import set_up_text_log
 from rcache.records import walk
 from rcache.server.notify import Notifier
 from rcache.server.service import Service
@@ -28,8 +29,6 @@ from rcache.server.stopping import Stopped
 from rcache.server.stops import Stops
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-_LOG_FORMAT = "{time:YYYY-MM-DD HH:mm:ss.SSS} {level: <7} {thread.name}: {message}"
 
 _HOW_IT_ENDED = {
     ExitCode.STOPPED: "in order",
@@ -39,17 +38,13 @@ _HOW_IT_ENDED = {
     ExitCode.APPEND_LOG_FAILED: "the append log failed",
 }
 
-TEXT_LOG_ROTATION = "100 MB"
-TEXT_LOG_RETENTION = 10
-"""Files of the text log that are kept beside the current one: a gigabyte in all."""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a node until it is told to stop. Returns the exit code."""
     options = parse(sys.argv[1:] if argv is None else argv, os.environ)
     notifier = Notifier()
     try:
-        _set_up_log(options)
+        set_up_text_log(options.log_level, options.log_file)
         return _run(options, notifier)
     except StartFailed as error:
         logger.log("INFO" if error.code is ExitCode.STOPPED else "ERROR", "{}", error)
@@ -60,26 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if writers():  # one that hangs in the disk would keep the process for ever
         _leave(code)
     return code
-
-
-def _set_up_log(options: ServerOptions) -> None:
-    """Standard error first, so that a --log-file that cannot be opened is told there. Raises `StartFailed`."""
-    logger.remove()
-    logger.add(sys.stderr, level=options.log_level, format=_LOG_FORMAT, diagnose=False)
-    if options.log_file is None:
-        return
-    try:
-        logger.add(
-            options.log_file,
-            level=options.log_level,
-            format=_LOG_FORMAT,
-            rotation=TEXT_LOG_ROTATION,
-            retention=TEXT_LOG_RETENTION,
-            diagnose=False,
-        )
-    except OSError as error:
-        why = f"--log-file: {str(options.log_file)!r} cannot be written: {error.strerror}"
-        raise StartFailed(ExitCode.WRONG_USE, why) from None
 
 
 def _run(options: ServerOptions, notifier: Notifier) -> int:

@@ -19,6 +19,7 @@ Invariants:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rcache.records.holdings import Holdings
@@ -36,13 +37,16 @@ from rcache.records.record import (
     show_sequence,
 )
 
+ELSEWHERE = -1
+"""The source of a base that is in none of the files that are read."""
+
 NO_LIMIT = (1 << 64) - 1
 """`until` for all of history, and the end of an epoch that no later one cut."""
 
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A whole copy of a bucket: the `ordinal`-th import of that bucket in `source`."""
+    """A whole copy of a bucket: the `ordinal`-th import of that bucket in `source`, or ELSEWHERE."""
 
     source: int
     ordinal: int
@@ -188,6 +192,16 @@ class History:
                 if head.sequence > BORN_EMPTY:
                     self.holdings.note_turn(source, head.bucket, head.time_ms, has_it=True)
                     self.holdings.note_end(source, head.bucket, head.sequence)
+
+    def note_known(self, bucket: int, sequence: int, time_ms: int) -> None:
+        """All of the bucket up to this sequence is in files that are not read."""
+        self._notes(bucket).bases.append(Base(ELSEWHERE, 0, sequence, sequence, time_ms))
+
+    def newest_change(self, bucket: int, chain: Mapping[int, int]) -> int:
+        """The last change of the bucket that was seen on this chain; 0 where none was."""
+        runs = self._notes(bucket).runs
+        seen = (min(run.last, last) for epoch, last in chain.items() for run in runs.get(epoch, ()) if run.first <= last)
+        return max(seen, default=0)
 
     def plan(self, *, until_ms: int = NO_LIMIT) -> dict[int, BucketPlan]:
         """One plan for each bucket that any source speaks of."""

@@ -13,13 +13,13 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rcache.records import walk
 from rcache.records.files import FileHeader, FileKind
-from rcache.records.history import NO_LIMIT, BucketPlan, History
+from rcache.records.history import ELSEWHERE, NO_LIMIT, BucketPlan, History
 from rcache.records.holdings import Holdings
 from rcache.records.links import Links
 from rcache.records.reader import DataDamaged, Findings, RecordFile, Tail
@@ -48,7 +48,8 @@ class Survey:
     """What the first walk found. `findings` holds what was wrong with each file, in the order read.
 
     `missing` says what is missing from the logs, a line each; only where it puts a bucket in doubt is it a problem of its plan.
-    `span_ms`: the times of the oldest and newest change.
+    `span_ms`: the times of the oldest and newest change; `newest_changes`: of each bucket the last change on its chain, beyond
+    which its base may go.
     """
 
     plans: dict[int, BucketPlan]
@@ -58,6 +59,7 @@ class Survey:
     total_bytes: int
     missing: list[str] = field(default_factory=list)
     span_ms: tuple[int, int] = (0, 0)
+    newest_changes: dict[int, int] = field(default_factory=dict)
 
     @property
     def problems(self) -> list[str]:
@@ -79,9 +81,13 @@ def survey(
     until_ms: int = NO_LIMIT,
     skip_damaged: bool = False,
     progress: Progress = no_progress,
+    known: Mapping[int, tuple[int, int]] | None = None,
 ) -> Survey:
-    """The first walk: read every head, resolve every bucket. Raises `DataDamaged` (unless skipped) and OSError."""
+    """The first walk: read every head, resolve every bucket. `known`: buckets of which files that are not read hold everything
+    up to a sequence, of that time (ms). Raises `DataDamaged` (unless skipped) and OSError."""
     history, links = History(), Links()
+    for bucket, (sequence, time_ms) in (known or {}).items():
+        history.note_known(bucket, sequence, time_ms)
     surveyor = walk.chosen.surveyor(history, links)
     findings: list[tuple[Path, Findings]] = []
     headers: list[FileHeader | None] = [None] * len(sources)
@@ -95,7 +101,8 @@ def survey(
 
     _walk_all(surveyor, sources, note_file, skip_damaged=skip_damaged, progress=progress, begin=history.begin_source)
     plans = _add_doubts(history.plan(until_ms=until_ms), links, history.holdings, headers, until_ms)
-    return Survey(plans, history.newest_epoch(), findings, surveyor.records, total, links.missing(), history.span_ms())
+    changes = {bucket: history.newest_change(bucket, plan.chain) for bucket, plan in plans.items()}
+    return Survey(plans, history.newest_epoch(), findings, surveyor.records, total, links.missing(), history.span_ms(), changes)
 
 
 def _walk_all(
@@ -147,7 +154,8 @@ def _add_doubts(
     its files'."""
     doubted = {}
     for bucket, plan in plans.items():
-        missing = links.doubt(bucket, headers[plan.base.source] if plan.base else None, until_ms)
+        base = plan.base if plan.base is not None and plan.base.source != ELSEWHERE else None
+        missing = links.doubt(bucket, headers[base.source] if base else None, until_ms)
         let_go = holdings.doubt(bucket, plan.end, headers, until_ms)
         doubts = tuple(doubt for doubt in (missing, let_go) if doubt)
         doubted[bucket] = replace(plan, problems=(*plan.problems, *doubts), let_go=let_go) if doubts else plan

@@ -60,6 +60,11 @@ class AppliedStream:
         """The position up to which it is on disk."""
         return self._durable
 
+    @property
+    def written(self) -> int:
+        """The position up to which it is in a file, on disk or not."""
+        return self._written
+
     def set_always(self, always: bool) -> None:
         """Whether somebody waits for the disk with every batch."""
         self._always = always

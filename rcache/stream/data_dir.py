@@ -28,6 +28,7 @@ from rcache.stream.disk import Disk, replace_file
 IDENTITY_FILE = "node.json"
 LOCK_FILE = "lock"
 IDENTITY_FORMAT = 1
+NODE, LOGGER = "node", "logger"
 SEGMENT_SUFFIX = ".rcl"
 CHECKPOINT_SUFFIX = ".rcc"
 SAVEFILE_SUFFIX = ".rcs"
@@ -45,7 +46,7 @@ class Identity:
     `epoch` is the highest ever used, so that none is used twice. `start_epoch` is the one in which the last start began to
     serve: a history on disk that ends before it is not the present. `restoring`: a --restore has begun and not ended. `joined`:
     the cluster was not born here, so no other may be. `logged`: whoever served last kept a log, so what is on disk is the
-    present, however old the epochs of its buckets are.
+    present, however old the epochs of its buckets are. `role`: whose directory it is, a node's or a logger's.
     """
 
     cluster_id: str
@@ -58,6 +59,7 @@ class Identity:
     restoring: bool = False
     joined: bool = False
     logged: bool = False
+    role: str = NODE
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +107,16 @@ class DataDir:
         except (ValueError, TypeError, KeyError) as error:
             raise DataDamaged(path, 0, f"not a node's identity: {error}") from None
 
-    def be(self, node: str, buckets: int, cluster_id: str | None = None) -> Identity:
+    def be(self, node: str, buckets: int, cluster_id: str | None = None, role: str = NODE) -> Identity:
         """This directory's identity; a new one, on disk, where there was none yet (`cluster_id` None: of a cluster that is
         born). Raises ValueError where it is another's."""
         if self.identity is None:
             own_id, joined = os.urandom(16).hex(), cluster_id is not None
-            self.write(Identity(cluster_id or os.urandom(16).hex(), own_id, node, buckets, joined=joined))
+            self.write(Identity(cluster_id or os.urandom(16).hex(), own_id, node, buckets, joined=joined, role=role))
         identity = self.identity
         assert identity is not None
+        if identity.role != role:
+            raise ValueError(f"{self.path} is the directory of a {identity.role} ({identity.node!r}), not of a {role}")
         if cluster_id not in (None, identity.cluster_id):
             raise ValueError(f"{self.path} is of cluster {identity.cluster_id}, not {cluster_id}")
         if identity.node != node:
