@@ -94,6 +94,7 @@ def read_command(argv: Sequence[str]) -> Command:
         budget_s=given.budget,
         history=given.history,
         keep=given.report,
+        listens=given.listeners,
     )
     return Command(settings, given.report, _text(argv, given.seed, seed))
 
@@ -117,6 +118,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--backups", type=_from_to(1, NODES_MAX - 1), default=1, metavar="N", help="of each bucket (default: %(default)s)")
     add("--fsync", choices=("always", "interval", "never"), default="interval", help="of the append log (default: %(default)s)")
     add("--budget", type=_seconds, default=BUDGET_S, metavar="S", help="of a client's call (default: %(default)g)")
+    text = "subscribers, and a logger, that must be told of every change (default: on)"
+    add("--listeners", action=argparse.BooleanOptionalAction, default=True, help=text)
     add("--quick", action="store_true", help=f"short rounds, and {QUICK_SECONDS:g} s unless told otherwise")
     return parser
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from soak.cluster.clients import Counts, Spec, history_file
 from soak.cluster.errors import SoakFailed
+from soak.cluster.listeners import SUBSCRIBERS, ListenSpec, listener_of
 from soak.cluster.stayers import Orders, StaySpec, stayer_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,12 +33,13 @@ END_S = 60.0
 
 class Crew:
     """Close it, or use it in a `with`, and no process is left. `spec`: of all clients; each process is given its part. `stay`:
-    the same for the stayers, which are a process of their own."""
+    the same for the stayers, which are a process of their own; so are the listeners, where there are any (`listen`)."""
 
-    def __init__(self, spec: Spec, stay: StaySpec) -> None:
+    def __init__(self, spec: Spec, stay: StaySpec, listen: ListenSpec | None = None) -> None:
         self.directory = Path(spec.directory)
         self.clients = [f"c{spec.first + index}" for index in range(spec.count)]
         self.names = self.clients + [stayer_of(node) for node in stay.ports]
+        self.listeners = [listener_of(name) for name in SUBSCRIBERS] if listen is not None else []
         self.counts: dict[str, Counts] = {}
         self._done = dict.fromkeys(self.names, -1)
         self._changed = threading.Condition()
@@ -47,6 +49,8 @@ class Crew:
             part = replace(spec, first=spec.first + first, count=min(CLIENTS_A_PROCESS, spec.count - first))
             self._start("clients", part.to_json())
         self._stayers = self._start("stayers", stay.to_json())
+        if listen is not None:
+            self._start("listeners", listen.to_json())
 
     def _start(self, module: str, spec: str) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
@@ -113,7 +117,7 @@ class Crew:
                 raise SoakFailed(f"a client process ended with code {code}")
         for listener in self._listeners:
             listener.join(END_S)
-        if missing := set(self.names) - set(self.counts):
+        if missing := {*self.names, *self.listeners} - set(self.counts):
             raise SoakFailed(f"clients did not say what they counted: {', '.join(sorted(missing))}")
         return self.counts
 

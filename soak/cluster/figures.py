@@ -75,6 +75,8 @@ def figures_of(outcome: Outcome, settings: Settings, about: About) -> dict[str, 
         "calls": {name: outcome.called(name) for name in ("ok", "fail", "unknown")},
         "errors": dict(errors.most_common()),
         "failed_first": sorted(each for counts in outcome.counts.values() for each in counts.failed)[:20],
+        "told": {name: dict(counts.outcomes) for name, counts in outcome.told.items()},
+        "tape": asdict(outcome.tape) if outcome.tape is not None else None,
         "stayed": sum(sum(counts.outcomes.values()) for counts in outcome.stayed.values()),
         "checked": {
             "operations": outcome.operations,

@@ -146,6 +146,10 @@ class Judge:
                     self._findings.add(f"before anything was broken: {key}: {done.error}")
                     return
 
+    @property
+    def base_keys(self) -> list[str]:
+        return list(self._base)
+
     def _read_base(self, keys: Sequence[str]) -> None:
         caller = self._caller(BASE, self._base_writer)
         for key in keys:

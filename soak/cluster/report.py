@@ -104,11 +104,28 @@ def _calls(figures: dict[str, Any]) -> Iterator[str]:
         f"{checked['keys']} keys were checked, in {checked['rounds']} rounds, with the last look at each key."
     )
     yield ""
+    yield from _told(figures)
     if figures["errors"]:
         yield "| error of a call | times |"
         yield "| --- | ---: |"
         yield from (f"| {name} | {count} |" for name, count in figures["errors"].items())
         yield ""
+
+
+def _told(figures: dict[str, Any]) -> Iterator[str]:
+    if not figures["told"]:
+        return
+    tape = figures["tape"]
+    for name, counts in figures["told"].items():
+        yield (
+            f"Subscriber {name.removeprefix('told-')}: {counts['events']} events of {counts['writes']} acknowledged writes, "
+            f"{counts['gaps']} gaps."
+        )
+    yield (
+        f"The logger was killed {tape['restarts']} times; its {tape['segments']} files ({tape['bytes'] / (1 << 20):.1f} MiB) "
+        f"were rebuilt and held {tape['items']} items, as the cluster did."
+    )
+    yield ""
 
 
 def _kinds(figures: dict[str, Any]) -> Iterator[str]:

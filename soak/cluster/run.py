@@ -24,10 +24,12 @@ from soak.cluster.errors import SoakFailed, Violated
 from soak.cluster.faults import Fault, fault_for
 from soak.cluster.findings import Findings
 from soak.cluster.judge import Judge, Verdict
+from soak.cluster.listeners import ListenSpec
 from soak.cluster.nodes import Birth
 from soak.cluster.schedule import NEEDS_SHIM, ORDERLY, Kind, Planned, schedule
 from soak.cluster.shim import NoShim, built_shim
 from soak.cluster.stayers import Orders, StaySpec
+from soak.cluster.tape import Tape, TapeFigures
 from soak.cluster.timeline import Broken, false_suspicions, measure_gaps
 from soak.cluster.watch import Suspicion, Watcher
 from soak.cluster.workload import Load
@@ -44,7 +46,7 @@ BASE_KEYS = 500
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a run is told. `kinds` empty: whatever can be done here."""
+    """What a run is told. `kinds` empty: whatever can be done here; `listens`: subscribers and a logger follow it."""
 
     nodes: int
     seconds: float
@@ -56,6 +58,7 @@ class Settings:
     budget_s: float
     history: Path | None = None
     keep: Path | None = None
+    listens: bool = True
 
 
 @dataclass(slots=True)
@@ -68,6 +71,9 @@ class Outcome:
     counts: dict[str, Counts] = field(default_factory=dict)
     stayed: dict[str, Counts] = field(default_factory=dict)
     """The same of those who kept to their nodes."""
+    told: dict[str, Counts] = field(default_factory=dict)
+    """The same of subscribers."""
+    tape: TapeFigures | None = None
     bins: dict[int, Bin] = field(default_factory=dict)
     waits: list[tuple[float, float]] = field(default_factory=list)
     suspicions: list[Suspicion] = field(default_factory=list)
@@ -106,6 +112,7 @@ class Run:
         self._findings = Findings()
         self._began = time.monotonic()
         self._tell = say
+        self._tape: Tape | None = None
         self._is_whole = False
         """All nodes run, and every bucket has its backups: all can be read, and all nodes stopped in order."""
 
@@ -179,7 +186,7 @@ class Run:
         )
         ports = {name: node.port for name, node in cluster.nodes.items()}
         stay = StaySpec(ports, start_ns, settings.load.round_s, str(calls))
-        crew = closing.enter_context(Crew(spec, stay))
+        crew = closing.enter_context(Crew(spec, stay, self._listen_to(cluster, closing)))
         judge = Judge(crew, cache, settings.load, self._findings, settings.history)
         closing.callback(judge.close)
         judge.start_ns, judge.keep, judge.say = start_ns, settings.keep, self.say
@@ -191,13 +198,40 @@ class Run:
         outcome.seconds = time.monotonic() - outcome.started
         counts = crew.end()
         outcome.counts = {name: counts[name] for name in crew.clients}
-        outcome.stayed = {name: counts[name] for name in counts if name not in crew.clients}
+        outcome.stayed = {name: counts[name] for name in crew.names if name not in crew.clients}
+        outcome.told = {name: counts[name] for name in crew.listeners}
         self.say("the clients have ended; looking at all that is left")
         judge.finish(readable=self._is_whole)
+        self._look_at_tape(cache, judge)
         outcome.verdicts = judge.verdicts
         outcome.bins = merged(verdict.bins for verdict in judge.verdicts if verdict.round != "base")
         outcome.waits = list(_waits(calls, crew.clients))
         self._look_at_counts()
+
+    def _listen_to(self, cluster: Cluster, closing: ExitStack) -> ListenSpec | None:
+        """Who follows what is changed. Raises `SoakFailed`."""
+        if not self.settings.listens:
+            return None
+        self._tape = Tape(self._directory / "tape", cluster.addresses)
+        closing.callback(self._tape.close)
+        try:
+            self._tape.start()
+        except Violated as violation:
+            raise SoakFailed(f"before anything was broken: {violation}") from None
+        self.outcome.tape = self._tape.figures
+        return ListenSpec(cluster.addresses, self.settings.seed, self.settings.budget_s)
+
+    def _look_at_tape(self, cache: Client[bytes], judge: Judge) -> None:
+        if self._tape is None:
+            return
+        if self._is_whole:
+            for wrong in self._tape.finish(cache, judge.base_keys):
+                self._findings.add(wrong)
+        for line in self._tape.said.splitlines():
+            if "unhandled" in line or "Traceback" in line:
+                self._findings.add(f"the logger: {line}")
+        figures = self._tape.figures
+        self.say(f"the logger recorded {figures.items} items in {figures.segments} files, through {figures.restarts} kills")
 
     def _break_on(self, cluster: Cluster, crew: Crew) -> bool:
         """One fault after the other, until the time is over or something was violated. False if the cluster is not whole."""
@@ -227,12 +261,16 @@ class Run:
         record.began = time.monotonic()
         record.ended = record.whole = record.began + RECOVERY_S  # until it is known better
         crew.tell_stayers(Orders(busy=True, spared=tuple(fault.spared)))
+        if self._tape is not None:
+            self._tape.before(planned.number)
         try:
             for wait_s in fault.course():
                 self._wait(wait_s, crew)
             self._end(fault, record)
             cluster.recover()
             crew.tell_stayers(Orders())
+            if self._tape is not None:
+                self._tape.after()
         finally:
             record.whole = time.monotonic()
             record.ended = min(record.ended, record.whole)
@@ -260,7 +298,7 @@ class Run:
 
     def _look_at_counts(self) -> None:
         """What the clients counted: nothing strange ever, and no failure at all where everything was stopped in order."""
-        for name, counts in {**self.outcome.counts, **self.outcome.stayed}.items():
+        for name, counts in {**self.outcome.counts, **self.outcome.stayed, **self.outcome.told}.items():
             for strange in counts.strange:
                 self._findings.add(f"client {name}: {strange}")
         failed = self.outcome.called("fail") + self.outcome.called("unknown")
