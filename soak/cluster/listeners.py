@@ -160,7 +160,7 @@ class Listeners:
             if event is not None:
                 hearing.told(event)
             if rests is not None and rests.random() < REST_CHANCE:
-                self._told.wait(rests.uniform(*REST_S))
+                self._over.wait(rests.uniform(*REST_S))  # at the end it takes all that waits
 
     # --- the end
 
