@@ -160,7 +160,7 @@ def _add_cluster(group: Any) -> None:
 def _add_files(group: Any) -> None:
     days = values.whole(1, KEEP_DAYS_MAX, "days")
     mebibytes = values.whole(1, SEGMENT_MIB_MAX, "MiB")
-    _add(group, "--data-dir", values.path, "./rcache-data", "DIR", "where this node keeps its files; locked while in use")
+    _add(group, "--data-dir", values.path, values.DATA_DIR, "DIR", "where this node keeps its files; locked while in use")
     _add(
         group,
         "--buckets",

@@ -27,6 +27,9 @@ from rcache_client.wire.proof import SECRET_BYTES_MIN
 SECRET_BYTES_MAX = 4096
 """Longer than any key in use; a file beyond it is another file, given by mistake."""
 
+DATA_DIR = "./rcache-data"
+"""Where rcached keeps its files if nothing else is said, and where rcache-replay looks for them then."""
+
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 
 _SIZE = re.compile(r"(\d{1,20})([KMGT]?)", re.ASCII | re.IGNORECASE)

@@ -17,14 +17,16 @@ import sys
 from collections.abc import Callable, Sequence
 
 from rcache.commands.progress_bar import progress
+from rcache.commands.replay_evictions import evicted_at, evicted_between
 from rcache.commands.replay_exit import INTERRUPTED, ReplayExit, ReplayStopped
 from rcache.commands.replay_files import Loaded, find_files, load
+from rcache.commands.replay_history import key_history, show_change
 from rcache.commands.replay_inject import Injected, chosen_rows, inject, open_client, terms_between
 from rcache.commands.replay_options import PROGRAM, ReplayOptions, parse
-from rcache.commands.replay_print import Listing, Shown, key_history, show_record
+from rcache.commands.replay_print import Listing, show_record
 from rcache.commands.replay_report import SKIP_HINT, Summary, advice, show_summary, summarise, verdict
 from rcache.commands.replay_savefile import write_savefile
-from rcache.commands.show import show_size
+from rcache.commands.show import show_bytes, show_count, show_size
 from rcache.records.reader import DataDamaged, Tail
 from rcache.records.rebuild import RebuiltBucket, rebuild
 
@@ -39,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ReplayExit.DONE
     except KeyboardInterrupt:
+        if options.command == "inject":
+            print(f"{PROGRAM}: stopped. What is in stays in; the same command again does the rest", file=sys.stderr)
         return INTERRUPTED
     except ReplayStopped as stopped:
         return _stop(options, stopped.code, str(stopped))
@@ -115,8 +119,10 @@ def _inject(options: ReplayOptions) -> ReplayExit:
         total = sum(1 for _ in chosen_rows(buckets, options.prefix))
         files = loaded.found.newest.cluster_id
         terms = terms_between(files, client.cluster_id, overwrite=options.overwrite, rate=options.rate)
+        before = evicted_at(client, options.secret)
         with progress("injecting") as report:
             injected = inject(chosen_rows(buckets, options.prefix), total, client, terms, report)
+        evicted = evicted_between(before, evicted_at(client, options.secret))
     summary["injected"] = {
         "into": str(options.into),
         "same_cluster": files == client.cluster_id,
@@ -124,22 +130,35 @@ def _inject(options: ReplayOptions) -> ReplayExit:
         "kept": injected.kept,
         "expired": injected.expired,
         "failed": injected.failed,
+        "not_sent": injected.unsent,
         "failures": injected.failures,
+        "evicted": evicted,
     }
     done = ReplayExit.NOT_WRITTEN if injected.failed else ReplayExit.DONE
     return _finish(options, summary, _show_injected(options, injected, summary), done)
 
 
 def _show_injected(options: ReplayOptions, injected: Injected, summary: Summary) -> list[str]:
-    lines = [f"injected   {injected.done:,} items into {options.into}"]
+    into = summary["injected"]
+    lines = [f"injected   {show_count(injected.done, 'item')} into {options.into}"]
+    if not any((injected.done, injected.kept, injected.expired, injected.failed)):
+        which = f" that begins with {show_bytes(options.prefix)}" if options.prefix else ""
+        lines.append(f"           the files hold no key{which}{'' if summary['until_ms'] is None else ' at that moment'}")
     if injected.kept:
-        what = "a newer value" if summary["injected"]["same_cluster"] else "a value"
-        lines.append(f"kept       {injected.kept:,} keys of which the server had {what} (--overwrite replaces them)")
+        what = "a newer value" if into["same_cluster"] else "a value"
+        keys = show_count(injected.kept, "key")
+        lines.append(f"kept       {keys} of which the server had {what} (--overwrite replaces them)")
     if injected.expired:
-        lines.append(f"expired    {injected.expired:,} items left out")
-    if injected.failed:
-        lines.append(f"failed     {injected.failed:,} keys; the first of them:")
+        lines.append(f"expired    {show_count(injected.expired, 'item')} left out")
+    if injected.failed > injected.unsent:
+        lines.append(f"failed     {show_count(injected.failed - injected.unsent, 'key')}; the first of them:")
         lines += [f"           {failure}" for failure in injected.failures]
+    if injected.unsent:
+        unsent = show_count(injected.unsent, "key")
+        lines.append(f"not sent   {unsent}: nothing was taken any more; the same command does the rest")
+    if into["evicted"]:
+        evicted = show_count(into["evicted"], "item")
+        lines.append(f"evicted    {evicted} by the nodes meanwhile: there is no room for all (rcached --memory-limit)")
     return lines
 
 
@@ -168,7 +187,7 @@ def _history(options: ReplayOptions) -> ReplayExit:
         raise loaded.damage[0]
     records = key_history(loaded, options)
     for each in records[: options.limit or None]:
-        print(show_record(Shown(each.record, ", ".join(sorted(each.nodes)), ""), options, each.state))
+        print(show_change(each, options))
     for problem in loaded.survey.problems if records else []:
         if problem.startswith(f"bucket {records[0].record.bucket}:"):
             print(f"{PROGRAM}: {problem}", file=sys.stderr)

@@ -113,12 +113,14 @@ class Target(Protocol):
 
 @dataclass(slots=True)
 class Injected:
-    """What came of it. `kept`: keys that the server had, and keeps as they are. `failures`: the first few, for people."""
+    """What came of it. `kept`: keys that the server had, and keeps as they are. `failed`: all that are not in; `unsent`: those
+    of them that were not tried any more. `failures`: the first few of the others, for people."""
 
     done: int = 0
     kept: int = 0
     expired: int = 0
     failed: int = 0
+    unsent: int = 0
     failures: list[str] = field(default_factory=list)
 
     def add(self, other: Injected) -> None:
@@ -126,11 +128,15 @@ class Injected:
         self.kept += other.kept
         self.expired += other.expired
         self.failed += other.failed
+        self.unsent += other.unsent
         self.failures = (self.failures + other.failures)[:FAILURES_SHOWN]
 
     def fail(self, key: bytes, why: object) -> None:
+        """Take in that this key is not in. `why` None: it was not sent."""
         self.failed += 1
-        if len(self.failures) < FAILURES_SHOWN:
+        if why is None:
+            self.unsent += 1
+        elif len(self.failures) < FAILURES_SHOWN:
             self.failures.append(f"{show_bytes(key)}: {why}")
 
 
@@ -235,7 +241,8 @@ def _batches(rows: Iterable[Pair], rows_max: int) -> Iterator[list[Pair]]:
 
 
 class _Putter:
-    """Puts batches of rows into the server, on several threads at once. `gone`: it was away too long, so nothing more is sent.
+    """Puts batches of rows into the server, on several threads at once. `gone`: it took nothing for too long (it is away, or
+    paused, or cannot commit), so nothing more is sent.
 
     A request whose outcome is unknown is sent again: the value is the same, and an ADD or a check-and-set that was executed
     keeps it.
@@ -281,7 +288,8 @@ class _Putter:
 
     def _put_one(self, result: Injected, key: bytes, value: Value, left_ms: int | None, version: int = 0) -> None:
         ttl = None if left_ms is None else min(left_ms, TTL_MS_MAX) / 1000
-        why: object = "not sent: the server is gone"
+        why: object = None
+        began = time.monotonic()
         for _ in range(TRIES_MAX):
             if self.gone.is_set():
                 break
@@ -299,6 +307,8 @@ class _Putter:
                 result.done += stored > 0
                 result.kept += stored == 0
                 return
+        if isinstance(why, OutcomeUnknown) and time.monotonic() - began >= CALL_SECONDS:
+            self.gone.set()  # every key would wait as long
         result.fail(key, why)
 
     def _store(self, key: bytes, value: Value, ttl: float | None, version: int) -> int:

@@ -37,7 +37,7 @@ BUCKET_MAX = 65_535
 COMMANDS = {
     "verify": "read everything and say whether it is whole",
     "print": "one line for each record",
-    "history": "all records of one key, over all files",
+    "history": "what happened to a key, when, and through which node",
     "rebuild": "write a savefile of what the files amount to",
     "inject": "put what the files amount to into a running server",
 }
@@ -48,6 +48,7 @@ Rebuild state from append logs, checkpoints and savefiles.
 A PATH is a file, or a directory with such files in it, at any depth: a data
 directory, or a folder of logs copied from several nodes. Logs of several
 nodes are merged; files are only read. A running server's may be read too.
+'history' alone does without a PATH: it reads {data_dir}.
 
 commands:
 {commands}
@@ -56,6 +57,15 @@ Without a command word, --into injects, --output rebuilds, and otherwise the
 files are verified. '{program} COMMAND --help' shows the options of each."""
 
 _TIMES = "\n\nTIME is ISO 8601 (UTC where no zone is given), seconds since 1970, or like '10m ago' (s, m, h, d, w)."
+
+
+_HISTORY = """
+
+A line is: when, through which node (the primary at that time), bucket,
+EPOCH.COUNTER, what, and whose files it is in. OPEN: that node became primary
+and went on from there. dead: written by a primary of before, beyond the place
+that its successor went on from; it is no part of the history. Name the
+directories of all nodes, or some changes may be missing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +98,7 @@ def parse(argv: Sequence[str]) -> ReplayOptions:
     command, rest = (argv[0], argv[1:]) if argv[0] in COMMANDS else (_implied_command(argv), argv)
     parser = _parser_of(command)
     given = vars(parser.parse_intermixed_args(list(rest)))
-    given["paths"] = tuple(_existing(parser, text) for text in given["paths"])
+    given["paths"] = tuple(_existing(parser, text) for text in given["paths"]) or (_usual_place(parser),)
     secret_file = given.pop("secret_file", None)
     if secret_file is not None:
         given["secret"] = _secret(parser, secret_file)
@@ -97,7 +107,7 @@ def parse(argv: Sequence[str]) -> ReplayOptions:
 
 def _implied_command(argv: Sequence[str]) -> str:
     names = {argument.split("=", 1)[0] for argument in argv}
-    if "--into" in names:
+    if names & {"--into", "--overwrite", "--rate", "--prefix"}:  # without --into it says that it needs that
         return "inject"
     return "rebuild" if names & {"--output", "-o"} else "verify"
 
@@ -126,18 +136,21 @@ def _new_parser(prog: str, usage: str, description: str) -> _Parser:
 def _parse_alone(argv: Sequence[str]) -> NoReturn:
     """--help and --version without a command; anything else is wrong use."""
     commands = "\n".join(f"  {name:8} {text}" for name, text in COMMANDS.items())
-    description = _DESCRIPTION.format(commands=commands, program=PROGRAM)
+    description = _DESCRIPTION.format(commands=commands, program=PROGRAM, data_dir=values.DATA_DIR)
     parser = _new_parser(PROGRAM, f"{PROGRAM} [COMMAND] PATH... [options]", description)
     parser.parse_known_args(list(argv))
     parser.error("a PATH is needed: a file of records, or a directory with such files in it")
 
 
 def _parser_of(command: str) -> _Parser:
-    usage = f"{PROGRAM} {command} {'KEY ' if command == 'history' else ''}PATH... [options]"
-    parser = _new_parser(f"{PROGRAM} {command}", usage, f"{COMMANDS[command].capitalize()}.{_TIMES}")
+    usage = f"{PROGRAM} {command} {'KEY [PATH...]' if command == 'history' else 'PATH...'} [options]"
+    more = _HISTORY if command == "history" else ""
+    parser = _new_parser(f"{PROGRAM} {command}", usage, f"{COMMANDS[command].capitalize()}.{more}{_TIMES}")
+    help_text = "a file, or a directory that is searched for files"
     if command == "history":
         parser.add_argument("key", type=values.key, metavar="KEY", help="the key, byte for byte")
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="a file, or a directory that is searched for files")
+        help_text += f" (default: {values.DATA_DIR})"
+    parser.add_argument("paths", nargs="*" if command == "history" else "+", metavar="PATH", help=help_text)
     _add_common(parser)
     _ADD[command](parser)
     return parser
@@ -218,6 +231,13 @@ def _server(text: str) -> Address:
     if address.port == 0:
         raise ArgumentTypeError(f"{text!r}: port 0 cannot be connected to")
     return address
+
+
+def _usual_place(parser: _Parser) -> Path:
+    """Where rcached keeps its files unless it is told otherwise."""
+    if not os.path.isdir(values.DATA_DIR):
+        parser.error(f"a PATH is needed: none was named, and {values.DATA_DIR}, which is read then, is not here")
+    return Path(values.DATA_DIR)
 
 
 def _existing(parser: _Parser, text: str) -> Path:

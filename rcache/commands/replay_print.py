@@ -1,11 +1,10 @@
-"""Records for people and for programs: one line each, and the history of one key.
+"""Records for people and for programs: one line each.
 
-What it is: the commands `print` and `history`, and how a record is shown.
+What it is: the command `print`, and how a record is shown.
 Which thread runs it: the main thread.
 What it owns: the file being read. What it must not know: how buckets are rebuilt.
 
-`print` shows what is in the files, in the order of the files, and reads each only once. `history` reads twice: what is live
-is only known once everything was seen.
+`print` shows what is in the files, in the order of the files, and reads each only once.
 """
 
 from __future__ import annotations
@@ -17,15 +16,13 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from zlib import crc32
 
-from rcache.commands.replay_files import FoundFiles, Loaded
+from rcache.commands.replay_files import FoundFiles
 from rcache.commands.replay_options import ReplayOptions
 from rcache.commands.replay_times import show_time
 from rcache.commands.show import show_bytes
 from rcache.records.files import FileHeader
-from rcache.records.history import BucketPlan
 from rcache.records.reader import Findings, RecordFile
 from rcache.records.record import (
-    HISTORY_KINDS,
     BadRecord,
     Cause,
     Head,
@@ -99,58 +96,17 @@ def bucket_of(key: bytes, header: FileHeader) -> int:
     return crc32(key) & (header.buckets - 1)
 
 
-@dataclass(slots=True)
-class KeyRecord:
-    """A record of a key's history: the nodes whose files hold it, and what became of it."""
-
-    record: Record
-    nodes: set[str]
-    state: str
-
-
-def key_history(loaded: Loaded, options: ReplayOptions) -> list[KeyRecord]:
-    """All records of `options.key`, and the flushes of its bucket, in the order of the bucket's history."""
-    if not loaded.found.files or options.key is None:
-        return []
-    bucket = bucket_of(options.key, loaded.found.newest)
-    plan = loaded.survey.plans.get(bucket)
-    found: dict[tuple[int, bool], KeyRecord] = {}
-    for file in loaded.found.files:
-        with RecordFile(file.path) as opened:
-            for block in opened.blocks(skip_damaged=True):
-                for record in _of_key(block.body, options, bucket):
-                    place = (record.sequence, record.kind == Kind.ROW)
-                    known = found.setdefault(place, KeyRecord(record, set(), _state(record, plan)))
-                    known.nodes.add(opened.header.node)
-    return [found[place] for place in sorted(found)]
-
-
-def _of_key(body: bytes, options: ReplayOptions, bucket: int) -> Iterator[Record]:
-    for head in heads(body):
-        if head.bucket == bucket and head.time_ms <= options.until:
-            record = decode(body, head.start, head.end)
-            if record.key == options.key or record.kind == Kind.FLUSH:
-                yield record
-
-
-def _state(record: Record, plan: BucketPlan | None) -> str:
-    """`dead`: off the chain. `live`: on it, as far back as it is known. `copy`: a row of a base."""
-    if plan is not None and plan.is_dead(record.sequence):
-        return "dead"
-    return "live" if record.kind in HISTORY_KINDS else "copy"
-
-
-def show_record(shown: Shown, options: ReplayOptions, state: str = "") -> str:
+def show_record(shown: Shown, options: ReplayOptions) -> str:
     """One line, without its end: for people, or JSON."""
     if options.json:
-        return json.dumps({**_as_json(shown.record, options), "node": shown.node, **({"state": state} if state else {})})
-    return "  ".join(part for part in (*_as_words(shown, options), state) if part)
+        return json.dumps({**record_fields(shown.record, options), "node": shown.node})
+    return "  ".join(record_words(shown.record, shown.node, options))
 
 
-def _as_words(shown: Shown, options: ReplayOptions) -> Iterable[str]:
-    record = shown.record
+def record_words(record: Record, node: str, options: ReplayOptions) -> Iterable[str]:
+    """What a line for people says of a record. `node`: what it says of a node."""
     yield show_time(record.time_ms)
-    yield shown.node
+    yield node
     yield f"bucket {record.bucket}"
     yield show_sequence(record.sequence)
     yield kind_name(record.kind) + (f" ({cause_name(record.cause).lower()})" if record.cause else "")
@@ -168,7 +124,8 @@ def _as_words(shown: Shown, options: ReplayOptions) -> Iterable[str]:
     yield from (f"{name} {value}" for name, value in _details(record).items())
 
 
-def _as_json(record: Record, options: ReplayOptions) -> dict[str, Any]:
+def record_fields(record: Record, options: ReplayOptions) -> dict[str, Any]:
+    """What JSON says of a record."""
     fields: dict[str, Any] = {
         "kind": kind_name(record.kind),
         "cause": cause_name(record.cause),
@@ -201,7 +158,8 @@ def _details(record: Record) -> dict[str, Any]:
     try:
         if record.kind == Kind.OPEN:
             opening = decode_opening(record.value)
-            return {"continues_from": show_sequence(opening.continues_from), "incarnation": opening.incarnation}
+            continues_from = show_sequence(opening.continues_from)
+            return {"primary": opening.node, "incarnation": opening.incarnation, "continues_from": continues_from}
         if record.kind == Kind.IMPORT_END:
             end = decode_import_end(record.value)
             return {"begin": show_sequence(end.begin), "rows": end.rows}

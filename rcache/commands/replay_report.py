@@ -96,7 +96,7 @@ def show_summary(summary: Summary) -> list[str]:
     if read["last_ms"]:
         lines.append(f"changes    from {show_time(read['first_ms'])} to {show_time(read['last_ms'])}")
     if summary["until_ms"] is not None:
-        lines.append(f"until      {show_time(summary['until_ms'])}")
+        lines.append(f"until      {show_time(summary['until_ms'])}{_place(summary['until_ms'], read)}")
     if read["copies_left_out"]:
         lines.append(
             f"copies     {show_count(read['copies_left_out'], 'copy', 'copies')} of files that are here twice left out"
@@ -110,6 +110,15 @@ def show_summary(summary: Summary) -> list[str]:
     if summary["buckets"] < summary["buckets_of_cluster"]:
         lines[-1] += f"; the cluster has {summary['buckets_of_cluster']:,}"
     return lines
+
+
+def _place(until_ms: int, read: Summary) -> str:
+    """What is odd about a moment at which history is cut: most often a time zone was forgotten."""
+    if not read["last_ms"]:
+        return ""
+    if until_ms < read["first_ms"]:
+        return ", before the first change (times without a zone are UTC)"
+    return ", after the last change: nothing is cut off (times without a zone are UTC)" if until_ms >= read["last_ms"] else ""
 
 
 def _show_torn(summary: Summary) -> list[str]:

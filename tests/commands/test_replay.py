@@ -11,14 +11,15 @@ import time
 from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
+from threading import Event
 from typing import Any, NamedTuple
 
 import pytest
 
-from rcache.commands import replay_inject
+from rcache.commands import progress_bar, rcache_replay, replay_inject
 from rcache.commands.progress_bar import progress
 from rcache.commands.rcache_replay import main
-from rcache.commands.replay_exit import EPILOG, ReplayExit
+from rcache.commands.replay_exit import EPILOG, INTERRUPTED, ReplayExit
 from rcache.commands.replay_options import parse
 from rcache.commands.replay_times import parse_time, show_time
 from rcache.records.files import BLOCK_HEADER_BYTES, FileHeader, FileKind, encode_header
@@ -392,7 +393,7 @@ def test_print_is_a_line_for_each_record(replay: Replay, logs: Path) -> None:
     ended = replay("print", logs)
     lines = ended.out.splitlines()
     assert (ended.code, len(lines)) == (0, 7)
-    assert lines[0] == "2024-05-01T12:10:00.000Z  n1  bucket 0  1.0  OPEN  continues_from 0.0  incarnation 1"
+    assert lines[0] == "2024-05-01T12:10:00.000Z  n1  bucket 0  1.0  OPEN  primary n1  incarnation 1  continues_from 0.0"
     assert lines[2] == "2024-05-01T12:10:02.000Z  n1  bucket 0  1.2  SET (set)  'b'  1 bytes  flags 5"
     assert lines[4] == "2024-05-01T12:10:04.000Z  n1  bucket 0  1.4  REMOVE (deleted)  'b'"
     assert lines[5].endswith("expires " + show_time(FAR))
@@ -475,27 +476,76 @@ def test_history_of_a_key_over_all_nodes(replay: Replay, logs: Path) -> None:
         [
             change(1, b"a"),
             change(2, b"b"),
-            opened(2, seq(1, 2), time_ms=T0 + 9000),
+            opened(2, seq(1, 2), time_ms=T0 + 9000, node="n2"),
             stored(seq(2, 1), b"a", b"9", time_ms=T0 + 9000),
         ],
     )
     write_file(
         logs, header_of(9, kind=FileKind.SAVEFILE, node="n3"), imported(seq(1, 1), seq(1, 1), [row(seq(1, 1), b"a", b"1")])
     )
-    lines = replay("history", "a", logs, "--json").lines
-    assert [(line["kind"], line["epoch"], line["counter"], line["node"], line["state"]) for line in lines] == [
-        ("SET", 1, 1, "n1, n2", "live"),
-        ("ROW", 1, 1, "n3", "copy"),
-        ("SET", 1, 3, "n1", "dead"),
-        ("SET", 2, 1, "n2", "live"),
+    told = [
+        (line["kind"], line["epoch"], line["counter"], line["through"], line["files_of"], line["state"])
+        for line in replay("history", "a", logs, "--json").lines
     ]
-    text = replay("history", "a", logs, "--limit", 1)
-    assert text.out == "2024-05-01T12:10:01.000Z  n1, n2  bucket 0  1.1  SET (set)  'a'  1 bytes  live\n"
+    assert told == [
+        ("OPEN", 1, 0, "n1", ["n1"], "live"),
+        ("SET", 1, 1, "n1", ["n1", "n2", "n3"], "live"),
+        ("SET", 1, 3, "n1", ["n1"], "dead"),
+        ("OPEN", 2, 0, "n2", ["n2"], "live"),
+        ("SET", 2, 1, "n2", ["n2"], "live"),
+    ]
+    text = replay("history", "a", logs)
+    assert text.out.splitlines()[1] == (
+        "2024-05-01T12:10:01.000Z  through n1  bucket 0  1.1  SET (set)  'a'  1 bytes  live  (files of n1, n2, n3)"
+    )
+    assert text.out.splitlines()[3].endswith("2.0  OPEN  primary n2  incarnation 1  continues_from 1.2  live  (files of n2)")
+    assert replay("history", "a", logs, "--limit", 1).out.splitlines() == text.out.splitlines()[:1]
+
+
+def test_history_shows_who_was_primary_where_that_says_something_of_the_key(replay: Replay, tmp_path: Path) -> None:
+    """Of epochs in which it did not change only the one that cut off what is dead, and the newest."""
+    primary = {2: "n2", 3: "n3", 4: "n4", 5: "n1", 6: "n2"}
+    opens = {n: opened(n, seq(1, 1) if n == 2 else seq(n - 1, 0), node=node, time_ms=T0) for n, node in primary.items()}
+    records = [opened(1), stored(seq(1, 1), b"a", b"1"), stored(seq(1, 2), b"a", b"cut off"), *opens.values()]
+    write_file(tmp_path, header_of(1), [*records, stored(seq(6, 1), b"other", b"1", time_ms=T0 + 1)])
+    told = [(line["kind"], line["epoch"], line["through"], line["state"]) for line in _history(replay, tmp_path)]
+    assert told == [
+        ("OPEN", 1, "n1", "live"),
+        ("SET", 1, "n1", "live"),
+        ("SET", 1, "n1", "dead"),
+        ("OPEN", 2, "n2", "live"),
+        ("OPEN", 6, "n2", "live"),
+    ]
+    assert [(line["kind"], line["epoch"]) for line in _history(replay, tmp_path, "--until", "1")][-1] == ("SET", 1)
+
+
+def _history(replay: Replay, *more: object) -> list[dict[str, Any]]:
+    return replay("history", "a", *more, "--json").lines
+
+
+def test_history_of_a_key_of_which_only_a_copy_is_left(replay: Replay, tmp_path: Path) -> None:
+    """Who made it is in no file any more, and nobody is named in their place."""
+    write_file(
+        tmp_path, header_of(9, kind=FileKind.SAVEFILE, node="n3"), imported(seq(1, 1), seq(1, 1), [row(seq(1, 1), b"a", b"1")])
+    )
+    assert [(line["kind"], line["through"], line["state"]) for line in _history(replay, tmp_path)] == [("ROW", None, "copy")]
+    assert "  through ?  " in replay("history", "a", tmp_path).out
+
+
+def test_history_reads_where_rcached_keeps_its_files_unless_told_otherwise(
+    replay: Replay, logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = replay("history", "a", "--json")
+    assert ended.code == ReplayExit.WRONG_USE
+    assert "./rcache-data, which is read then, is not here" in ended.err
+    logs.rename(tmp_path / "rcache-data")
+    assert [line["kind"] for line in replay("history", "a", "--json").lines] == ["OPEN", "SET", "SET"]
 
 
 def test_history_tells_causes_and_removals(replay: Replay, logs: Path) -> None:
     lines = replay("history", "b", logs, "--json").lines
-    assert [(line["kind"], line["cause"]) for line in lines] == [("SET", "SET"), ("REMOVE", "DELETED")]
+    assert [(line["kind"], line["cause"]) for line in lines] == [("OPEN", "NONE"), ("SET", "SET"), ("REMOVE", "DELETED")]
 
 
 def test_history_of_a_key_that_never_was(replay: Replay, logs: Path) -> None:
@@ -533,7 +583,7 @@ def test_inject_puts_everything_in_with_flags_and_the_time_left(replay: Replay, 
     ended = replay("inject", tmp_path, "--into", server.address)
     assert (ended.code, ended.err) == (0, "")
     assert f"injected   3 items into {server.address}" in ended.out
-    assert "expired    1 items left out" in ended.out
+    assert "expired    1 item left out" in ended.out
     assert items(server) == {b"plain": b"1", b"soon": b"2", b"empty": b""}
     found = server.service.items
     assert (found[b"plain"].flags, found[b"plain"].ttl_ms) == (7, 0)
@@ -575,6 +625,16 @@ def test_only_keys_with_a_prefix(replay: Replay, tmp_path: Path, server: Scripte
 def test_up_to_a_time(replay: Replay, logs: Path, server: ScriptedServer) -> None:
     assert replay("inject", logs, "--into", server.address, "--until", "1714565402").code == 0
     assert items(server) == {b"a": b"1", b"b": b"2"}
+
+
+def test_a_moment_outside_of_the_files_is_told(replay: Replay, logs: Path, server: ScriptedServer) -> None:
+    """It is most often one in the wrong zone."""
+    said = replay("inject", logs, "--into", server.address, "--until", "2024-05-01T12:09", "--prefix", "a")
+    assert said.code == 0
+    assert "before the first change (times without a zone are UTC)" in said.out
+    assert "the files hold no key that begins with 'a' at that moment" in said.out
+    assert "after the last change: nothing is cut off" in replay("verify", logs, "--until", "2024-05-02").out
+    assert "change" not in replay("verify", logs, "--until", "1714565402").out.split("until ")[1]
 
 
 def test_a_rate_is_kept(replay: Replay, tmp_path: Path, server: ScriptedServer) -> None:
@@ -631,7 +691,52 @@ def test_a_server_that_goes_away_ends_it_soon_and_every_key_is_accounted_for(
     told = ended.json["injected"]
     assert ended.code == ReplayExit.NOT_WRITTEN
     assert told["items"] + told["kept"] + told["failed"] == 3000
-    assert told["failed"] >= 2990
+    assert told["failed"] >= told["not_sent"] >= 2990
+    assert 1 <= len(told["failures"]) <= told["failed"] - told["not_sent"], "each says what happened, none that it was not sent"
+
+
+def test_a_server_that_takes_nothing_ends_it_with_its_reason(
+    replay: Replay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were every key tried for as long, a large injection would take weeks to fail."""
+    monkeypatch.setattr(replay_inject, "CALL_SECONDS", 0.2)
+    write_file(tmp_path, header_of(1), [opened(1), *(change(n, b"key-%d" % n) for n in range(1, 1001))])
+
+    class StuckService(FakeService):
+        def answer(self, request: Any) -> tuple[int, bytes]:
+            if request.opcode in (Opcode.PING, Opcode.STATS):
+                return super().answer(request)
+            Event().wait(0.1)
+            return Status.NOT_COMMITTED, reply_layout(request.opcode, Status.NOT_COMMITTED).encode("no backup answers")
+
+    with ScriptedServer(service=StuckService()) as server:
+        ended = replay("inject", tmp_path, "--into", server.address)
+    assert ended.code == ReplayExit.NOT_WRITTEN
+    assert "no backup answers" in ended.out
+    failed, unsent = (int(number) for number in re.findall(r"(?:failed|not sent) +(\d+) key", ended.out))
+    assert failed <= replay_inject.WORKERS
+    assert failed + unsent == 1000
+
+
+def test_what_was_evicted_meanwhile_is_told(replay: Replay, logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = [{("n1", 1): 5, ("n2", 1): 7}, {("n1", 1): 9, ("n2", 2): 3, ("n3", 1): 1}]
+    monkeypatch.setattr(rcache_replay, "evicted_at", lambda _client, _secret: looks.pop(0))
+    with ScriptedServer() as server:
+        ended = replay("inject", logs, "--into", server.address)
+    assert (ended.code, looks) == (0, [])
+    assert "evicted    8 items by the nodes meanwhile: there is no room for all (rcached --memory-limit)" in ended.out
+
+
+def test_an_injection_that_is_stopped_says_what_to_do(
+    replay: Replay, logs: Path, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rcache_replay, "inject", stop)
+    ended = replay("inject", logs, "--into", server.address)
+    assert ended.code == INTERRUPTED
+    assert "the same command again does the rest" in ended.err
 
 
 def test_a_server_that_cannot_be_reached(replay: Replay, logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -693,6 +798,7 @@ def test_the_answer_of_a_full_server_is_a_failure(replay: Replay, logs: Path) ->
         (["--into=localhost:1", "."], "inject"),
         ([".", "--output", "x"], "rebuild"),
         (["--until", "5", ".", "-o", "x"], "rebuild"),
+        ([".", "--into", "localhost:1", "--prefix", "p", "--rate", "5", "--overwrite"], "inject"),
         (["print", "."], "print"),
         (["history", "key", "."], "history"),
         (["verify", ".", "--json", "."], "verify"),
@@ -714,6 +820,7 @@ def test_the_command_word_may_be_left_out(argv: list[str], command: str) -> None
         (["verify", ".", "--into", "localhost:1"], "--into"),
         (["rebuild", "."], "--output"),
         (["inject", "."], "--into"),
+        ([".", "--prefix", "p"], "--into"),
         (["inject", ".", "--into", "nowhere"], "'nowhere' is not HOST:PORT"),
         (["inject", ".", "--into", "localhost:0"], "port 0"),
         (["inject", ".", "--into", "localhost:1", "--rate", "0"], "--rate"),
@@ -824,6 +931,16 @@ def test_progress_is_shown_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -
         assert ("reading" in screen.getvalue()) is shown
 
 
+def test_elsewhere_progress_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(progress_bar, "monotonic", lambda: now[0])
+    monkeypatch.setattr(sys, "stderr", StringIO())
+    with progress("injecting") as report:
+        for done, now[0] in ((1, 100.1), (5, 109.9), (10, 110.0), (11, 119.9), (40, 125.0)):
+            report(done, 200)
+    assert sys.stderr.getvalue() == "injecting: 5 % after 10 s\ninjecting: 20 % after 25 s\n"
+
+
 # as a process
 
 
@@ -854,4 +971,4 @@ def test_a_reader_that_has_seen_enough(tmp_path: Path) -> None:
 def test_a_key_of_any_bytes_can_be_asked_for(tmp_path: Path) -> None:
     write_file(tmp_path, header_of(1), [opened(1), change(1, b"\xff\xfe")])
     ended = run("history", os.fsdecode(b"\xff\xfe"), tmp_path, "--json")
-    assert (ended.returncode, json.loads(ended.stdout)["key_base64"]) == (0, "//4=")
+    assert (ended.returncode, json.loads(ended.stdout.splitlines()[-1])["key_base64"]) == (0, "//4=")
