@@ -137,11 +137,6 @@ def test_the_logs_of_all_nodes_merge_after_all_were_killed(
     for names in ("ab", "ac", "bc"):
         code, found = replayed(cluster, names, tmp_path / names / "some.rcs")
         assert code == 8 or (code, writers.wrong(found)) == (0, {}), (names, told())
-    other = cluster_of()
-    other.grow("x", "y")
-    directories = [str(cluster.directory / name) for name in NAMES]
-    assert rcache_replay.main([*directories, "--into", other.nodes["x"].address]) == 0
-    assert not writers.wrong(live(other, list(writers.may_be)))
 
 
 # --- restored into a cluster that a node joins

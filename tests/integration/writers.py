@@ -65,9 +65,9 @@ class Writer(threading.Thread):
 class Writers:
     """Several, from the `with` on until `stop`, or its end."""
 
-    def __init__(self, count: int, servers: Iterable[str]) -> None:
+    def __init__(self, count: int, servers: Iterable[str], budget_s: float = 5.0) -> None:
         addresses = list(servers)
-        self._writers = [Writer(number, addresses) for number in range(count)]
+        self._writers = [Writer(number, addresses, budget_s=budget_s) for number in range(count)]
 
     def __enter__(self) -> Writers:
         for writer in self._writers:
