@@ -480,23 +480,23 @@ def test_history_of_a_key_over_all_nodes(replay: Replay, logs: Path) -> None:
             stored(seq(2, 1), b"a", b"9", time_ms=T0 + 9000),
         ],
     )
-    write_file(
-        logs, header_of(9, kind=FileKind.SAVEFILE, node="n3"), imported(seq(1, 1), seq(1, 1), [row(seq(1, 1), b"a", b"1")])
-    )
+    copy = imported(seq(1, 1), seq(1, 1), [row(seq(1, 1), b"a", b"1")])
+    write_file(logs, header_of(1, node="n0"), copy)
+    write_file(logs, header_of(9, kind=FileKind.SAVEFILE, node="n3"), copy)
     told = [
         (line["kind"], line["epoch"], line["counter"], line["through"], line["files_of"], line["state"])
         for line in replay("history", "a", logs, "--json").lines
     ]
     assert told == [
         ("OPEN", 1, 0, "n1", ["n1"], "live"),
-        ("SET", 1, 1, "n1", ["n1", "n2", "n3"], "live"),
+        ("SET", 1, 1, "n1", ["n0", "n1", "n2", "n3"], "live"),
         ("SET", 1, 3, "n1", ["n1"], "dead"),
         ("OPEN", 2, 0, "n2", ["n2"], "live"),
         ("SET", 2, 1, "n2", ["n2"], "live"),
     ]
     text = replay("history", "a", logs)
     assert text.out.splitlines()[1] == (
-        "2024-05-01T12:10:01.000Z  through n1  bucket 0  1.1  SET (set)  'a'  1 bytes  live  (files of n1, n2, n3)"
+        "2024-05-01T12:10:01.000Z  through n1  bucket 0  1.1  SET (set)  'a'  1 bytes  live  (files of n0, n1, n2, n3)"
     )
     assert text.out.splitlines()[3].endswith("2.0  OPEN  primary n2  incarnation 1  continues_from 1.2  live  (files of n2)")
     assert replay("history", "a", logs, "--limit", 1).out.splitlines() == text.out.splitlines()[:1]
