@@ -15,7 +15,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,8 +63,10 @@ def begin(cluster: Cluster) -> None:
     cluster.grow("b")
 
 
-def lose(cluster: Cluster) -> Lost:
-    """Write; let a third node join, so that buckets move while clients write; change, delete, let expire; kill all at once."""
+def lose(cluster: Cluster, catch_up: Callable[[list[bytes]], None] | None = None) -> Lost:
+    """Write; let a third node join, so that buckets move while clients write; change, delete, let expire; kill all at once.
+    `catch_up`: called with all keys once the writers have stopped, before it is over: for whoever writes down what was changed
+    and is told of it a little later."""
     then = values_of(KEYS, "then")
     keys = list(then)
     cluster.write(then)
@@ -83,6 +85,9 @@ def lose(cluster: Cluster) -> Lost:
             client.delete_many(keys[CHANGED:DELETED])
             until("it expires", lambda: client.get(b"short") is None)
         _go_on(writers)
+        if catch_up is not None:
+            writers.stop()
+            catch_up([*then, *new, b"long", b"short", *writers.may_be])
         for node in cluster.nodes.values():
             node.process.kill()
         writers.stop()

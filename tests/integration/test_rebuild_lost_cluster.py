@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rcache.records.rebuild import rebuild, survey
+from rcache.stream.data_dir import list_files, sources
 from rcache_client import Client
+from soak.logger_process import LoggerProcess
+from tests.integration.cluster import until
 from tests.integration.conftest import MakeCluster, Serve
 from tests.integration.lost_cluster import CHANGED, Lost, assert_rebuilt_from, begin, lose, replay, tear
 from tests.records.making import header_of, opened, seq, stored, write_file
@@ -21,6 +25,39 @@ def test_a_lost_cluster_of_three_is_rebuilt_onto_two_from_append_logs(cluster_of
     assert (code, len(told["torn"])) == (0, 3), told
     assert_history_names_the_primaries(lost)
     assert_rebuilt_from(lost.directories, lost, cluster_of())
+
+
+def test_a_lost_cluster_of_three_is_rebuilt_onto_two_from_a_loggers_files(cluster_of: MakeCluster, tmp_path: Path) -> None:
+    """The same from what a logger recorded, who is killed with the others."""
+    cluster = cluster_of()
+    begin(cluster)
+    addresses = [node.address for node in cluster.running()]
+    with LoggerProcess(tmp_path / "tape", addresses, "--fsync", "always") as logger:
+
+        def catch_up(keys: list[bytes]) -> None:
+            with Client(addresses, budget=10.0) as client:
+                there = {key: client.get_with_version(key).version for key in keys}
+            until("the logger has it", lambda: versions_recorded(logger.data_dir) == {k: v for k, v in there.items() if v})
+            logger.process.kill()
+
+        lost = lose(cluster, catch_up)
+    tear([logger.data_dir])
+    moved = next(key for key in list(lost.then)[:CHANGED] if lost.primaries_then[key] != lost.primaries_now[key])
+    code, lines = replay("history", moved.decode(), logger.data_dir)
+    changes = [(line["through"], line["state"]) for line in lines if line["kind"] == "SET"]
+    # It was not there when the first primary opened the bucket, and nothing else names that one.
+    assert (code, changes) == (0, [(None, "live"), (lost.primaries_now[moved], "live")])
+    assert_rebuilt_from([logger.data_dir], lost, cluster_of())
+
+
+def versions_recorded(directory: Path) -> dict[bytes, int]:
+    """Each key that is there by the files, which may be written meanwhile; nothing while they are not whole."""
+    read = sources(list_files(directory))
+    surveyed = survey(read, skip_damaged=True)
+    if surveyed.problems:
+        return {}
+    rebuilt = rebuild(read, surveyed.plans, skip_damaged=True)
+    return {key: row.version for bucket in rebuilt.values() for key, row in bucket.live_rows()}
 
 
 def assert_history_names_the_primaries(lost: Lost) -> None:
