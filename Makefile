@@ -8,6 +8,8 @@ STAMP := $(VENV)/.installed
 COMPILED := $(shell find rcache rcache_client -name "*.pyx" -o -name "*.pxd")
 # Options for `make serve`, `make cluster`, `make bench`, `make soak`, `make test`: make serve ARGS="--memory-limit 2G"
 ARGS ?=
+# Test processes. Most of the tests wait for processes and timers, so two at a time take little more than half as long.
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run serve cluster test check format bench soak prove soak-loops sanitize clean
@@ -26,8 +28,8 @@ serve: $(STAMP) ## A server in the foreground (ARGS="--listen 127.0.0.1:0 ...")
 cluster: $(STAMP) ## Three nodes in ./cluster-data on ports 13600 to 13602, in the foreground, to play with
 	$(BIN)/python -m soak.play $(ARGS)
 
-test: $(STAMP) ## Run all tests (ARGS="-k name")
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP) ## Run all tests, two files at a time (ARGS="-k name"; WORKERS=0: one after the other)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 check: $(STAMP) ## Style, types, and the direction of the imports
 	$(BIN)/ruff check .
