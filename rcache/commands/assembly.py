@@ -145,7 +145,7 @@ class Assembly:
         self._clock = NodeClock()
         self._engine = _make_engine(self._options, self._identity, self._clock, view)
         cleanup.callback(self._engine.close)
-        self._applied: AppliedStream | None = None
+        self._applied = AppliedStream(0, is_kept=False)
         self._log: AppendLog | None = None
         self._checkpointer: Checkpointer | None = None
         if self._options.append_log:
@@ -174,6 +174,7 @@ class Assembly:
             version=given.version,
             data_dir=given.data_dir,
             engine=self._engine,
+            applied=self._applied,
             clock=self._clock,
             sock=given.sock,
             log=self._log,
@@ -263,7 +264,7 @@ class Assembly:
         load(options, recovered, engine, watch)
         if log is not None:
             _start_log(log, recovered, view.epoch)
-        if self._applied is not None and self._begun_empty and recovered.place.number > 1:
+        if log is not None and self._begun_empty and recovered.place.number > 1:
             let_go(self._applied, self._begun_empty, self._clock.now_ms())
         self._service.saving.next_segment = recovered.place.number
         for bucket in view.primaries_of(options.name):  # the view may be later than the one that this node joined by

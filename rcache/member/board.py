@@ -48,7 +48,7 @@ class MemberParts:
     own_register: Register
     greeter: Greeter
     log: AppendLog | None
-    applied: AppliedStream | None
+    applied: AppliedStream
     next_incarnation: Callable[[], Node]
     terms: Terms | None = None
 

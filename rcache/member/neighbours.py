@@ -58,12 +58,12 @@ class Neighbour:
 
 
 class Neighbours:
-    """See the module. `applied` None: no log is kept."""
+    """See the module."""
 
     def __init__(
         self,
         engine: Engine,
-        applied: AppliedStream | None,
+        applied: AppliedStream,
         books: LeaseBooks,
         greeter: Greeter,
         host: Host,

@@ -68,9 +68,9 @@ class Turn:
 
 
 class Roles:
-    """See the module. `log` and `applied` None: no log is kept."""
+    """See the module. `log` None: none is kept."""
 
-    def __init__(self, engine: Engine, name: str, log: AppendLog | None, applied: AppliedStream | None) -> None:
+    def __init__(self, engine: Engine, name: str, log: AppendLog | None, applied: AppliedStream) -> None:
         self.engine = engine
         self.name = name
         self._log = log
@@ -145,7 +145,7 @@ class Roles:
 
     def _record_drops(self, buckets: Collection[int]) -> None:
         """The log says that these buckets are not here any more."""
-        if self._applied is None or not buckets:
+        if not buckets:
             return
         marks = [encode_drop(bucket, self.engine.clock.now_ms()) for bucket in buckets]
         try:

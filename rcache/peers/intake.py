@@ -66,15 +66,15 @@ class Heading(NamedTuple):
 
 
 class Intake:
-    """See the module. `source` is the number that buckets follow this peer by; `applied` None: no log is kept; `is_holder`:
-    whether this node has a whole copy of a bucket in the view."""
+    """See the module. `source` is the number that buckets follow this peer by; `is_holder`: whether this node has a whole copy
+    of a bucket in the view."""
 
     def __init__(
         self,
         peer: Peer,
         source: int,
         engine: Engine,
-        applied: AppliedStream | None,
+        applied: AppliedStream,
         is_holder: Callable[[int], bool],
         *,
         durable: bool,
@@ -87,7 +87,7 @@ class Intake:
         self._engine = engine
         self._applied = applied
         self._is_holder = is_holder
-        self.gate = engine.open_gate(source, self._record_counted if applied is not None else None)
+        self.gate = engine.open_gate(source, self._record_counted)
         self._generation = 0
         self._refused_generation = 0
         self._repeats = False  # records may come that were taken in before
@@ -266,7 +266,7 @@ class Intake:
 
     def _record(self, body: bytes) -> int | None:
         """Give what was applied its place in the log's stream, however long that takes."""
-        if self._applied is None or not body:
+        if not body:
             return None
         count = sum(1 for _ in heads(body))
         self._records += count
@@ -274,7 +274,6 @@ class Intake:
 
     def _record_counted(self, body: bytes, count: int) -> int | None:
         """The same for what the engine applied by itself. On the connection's worker, under the gate's lock too."""
-        assert self._applied is not None
         while not self._stopping:
             try:
                 return self._applied.append(body, count, time.monotonic_ns() + int(APPEND_S * 1e9))
@@ -286,7 +285,7 @@ class Intake:
 
     def _await_disk(self, position: int | None) -> Taken:
         """Invariant 4. A frame that brought nothing new is on the disk with what came before it."""
-        if self._applied is None or (position is None and (self._stopping or self._applied.failure)):
+        if not self._applied.is_kept or (position is None and (self._stopping or self._applied.failure)):
             return Taken(Status.APPEND_LOG_FAILED, "this node's log does not take it in")
         position = self._applied.head if position is None else position
         end = self._applied.wait_durable(position, time.monotonic_ns() + int(DURABLE_S * 1e9))

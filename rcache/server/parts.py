@@ -16,17 +16,19 @@ from rcache.server.node_answers import Standing
 from rcache.server.notify import Notifier
 from rcache.server.stops import Stops
 from rcache.stream.append_log import AppendLog
+from rcache.stream.applied import AppliedStream
 from rcache.stream.checkpoints import Checkpointer
 from rcache.stream.data_dir import DataDir
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """`log` and `checkpointer` are None where no append log is kept."""
+    """`log` and `checkpointer` are None where no append log is kept; `applied` is there all the same."""
 
     version: str
     data_dir: DataDir
     engine: Engine
+    applied: AppliedStream
     clock: NodeClock
     sock: socket.socket
     log: AppendLog | None

@@ -2,14 +2,16 @@
 
 What it is: a bounded queue of batches as they came in, with positions (bytes since it began) as the change stream has them. The
 log writes both; links never read this one, so that applying a peer's records never waits for a peer (two nodes that back each
-other up would wait for each other in a circle, each with a full ring).
+other up would wait for each other in a circle, each with a full ring). Who wants to see all that comes by taps it; that is so
+where no log is kept, too, and then nothing is queued.
 Which thread runs it: whoever applies (`append`), in the order in which it applied; the append log's own (`take`, `set_written`,
 `set_durable`); `wait_*` any.
 What it owns: the batches, until they are written. It may lock: its own lock, for moments, under nothing.
 What it must not know: what a record says.
 
 It guarantees: batches come out in the order in which they went in, and no more than `bytes_max` are held (one batch at least).
-After `fail` nothing is taken in and no wait lasts.
+After `fail` nothing is taken in and no wait lasts. A tap is given each batch that was taken in, by the thread that applied it,
+before `append` comes back.
 """
 
 from __future__ import annotations
@@ -31,10 +33,13 @@ class AppliedFailed(Exception):
 
 class AppliedStream:
     """See the module. `hurry` wakes the log's thread; `always`: it is called for every batch, because somebody waits for the
-    disk."""
+    disk; `is_kept`: there is a log that takes what comes in."""
 
-    def __init__(self, bytes_max: int, hurry: Callable[[], None] = lambda: None, *, always: bool = False) -> None:
+    def __init__(
+        self, bytes_max: int, hurry: Callable[[], None] = lambda: None, *, always: bool = False, is_kept: bool = True
+    ) -> None:
         self.bytes_max = bytes_max
+        self.is_kept = is_kept
         self._hurry = hurry
         self._always = always
         self._lock = threading.Lock()
@@ -45,6 +50,16 @@ class AppliedStream:
         self._written = 0
         self._durable = 0
         self._failure = ""
+        self._taps: tuple[Callable[[bytes], object], ...] = ()
+
+    def tap(self, take: Callable[[bytes], object]) -> None:
+        """From now on have each batch given to this as well, which must not block."""
+        with self._lock:
+            self._taps = (*self._taps, take)
+
+    def untap(self, take: Callable[[bytes], object]) -> None:
+        with self._lock:
+            self._taps = tuple(tap for tap in self._taps if tap != take)
 
     @property
     def head(self) -> int:
@@ -82,10 +97,15 @@ class AppliedStream:
             if self._failure:
                 raise AppliedFailed(self._failure)
             before = self._head - self._taken
-            self._held.append((body, count))
             self._head += len(body)
             position = self._head
-        if self._always or before < HURRY_BYTES <= position - self._taken:
+            if self.is_kept:
+                self._held.append((body, count))
+            else:
+                self._taken = position
+        for take in self._taps:
+            take(body)
+        if self.is_kept and (self._always or before < HURRY_BYTES <= position - self._taken):
             self._hurry()
         return position
 

@@ -34,6 +34,7 @@ from rcache.peers.intake import Heading, Intake
 from rcache.peers.line import PeerUnreachable
 from rcache.peers.link import Link
 from rcache.records.record import Kind, decode, heads
+from rcache.stream.applied import AppliedStream
 from rcache_client.wire.frames import Request, encode_reply
 from rcache_client.wire.grammar import REQUESTS, Layout, reply_layout
 from rcache_client.wire.opcodes import Opcode, Status
@@ -85,7 +86,7 @@ class Side(Traffic):
         peer = Peer(other.name, other.incarnation)
         for bucket in other.own:
             self.engine.follow(bucket, SOURCE)
-        self.intake = Intake(peer, SOURCE, self.engine, None, self.holds.__contains__, durable=False)
+        self.intake = Intake(peer, SOURCE, self.engine, AppliedStream(0, is_kept=False), self.holds.__contains__, durable=False)
         self.link = Link(peer, self.incarnation, Line(other), self.engine, self)  # type: ignore[arg-type]
         self.link.point.lease(HELD_FOR_EVER)
 

@@ -22,6 +22,7 @@ from rcache.engine.reference import ReferenceEngine
 from rcache.member.board import Board, MemberParts
 from rcache.member.neighbours import Neighbour
 from rcache.peers.books import boot_ns
+from rcache.stream.applied import AppliedStream
 from rcache.stream.policy import FsyncPolicy
 from rcache_client.handshake import Greeter
 from rcache_client.wire.opcodes import Role
@@ -318,7 +319,13 @@ class FakeRegister:
 
 def parts_of(view: View, engine: Engine, name: str = "n1", **more: Any) -> MemberParts:
     register: Any = FakeRegister()
-    given = {"log": None, "applied": None, "own_register": register, "next_incarnation": lambda: view.nodes[name], **more}
+    given = {
+        "log": None,
+        "applied": AppliedStream(0, is_kept=False),
+        "own_register": register,
+        "next_incarnation": lambda: view.nodes[name],
+        **more,
+    }
     return MemberParts(
         name=name, node=view.nodes[name], engine=engine, register=register, greeter=Greeter(name, Role.NODE, None), **given
     )

@@ -13,6 +13,7 @@ from rcache.engine.contract import Engine
 from rcache.member import neighbours as neighbours_module
 from rcache.member.neighbours import Neighbours
 from rcache.peers.books import LeaseBooks
+from rcache.stream.applied import AppliedStream
 from rcache_client.wire.opcodes import Opcode, Status
 from tests.contract.conftest import EngineFactory, engine_factory, fake_time  # noqa: F401  fixtures
 from tests.contract.harness import PATIENCE_S, Caller, wait_until
@@ -48,7 +49,7 @@ class Beside:
         self.without = view_of(7, *[("n1", "", 6)] * engine.config.buckets, nodes={"n1": n1})
         host: Any = FakeHost()
         books = LeaseBooks(self.view.settings)
-        self.neighbours = Neighbours(engine, None, books, greeter(), host, lambda _bucket: True)
+        self.neighbours = Neighbours(engine, AppliedStream(0, is_kept=False), books, greeter(), host, lambda _bucket: True)
 
     def come(self) -> Any:
         """n2 is in the view. Its link."""

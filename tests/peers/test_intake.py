@@ -268,9 +268,15 @@ def test_neither_a_whole_copy_nor_anothers_is_let_go_of(taking: Taking) -> None:
 def test_without_a_log_it_is_applied_all_the_same(engine_factory: EngineFactory) -> None:
     taking = Taking(engine_factory(), engine_factory(opened=0))
     taking.fill()
-    intake = Intake(PEER, SOURCE, taking.backup, None, lambda _bucket: True, durable=False)
-    assert intake.take(Heading(1, PEER.incarnation, 1, 1), taking.set(1), lambda _bucket: SOURCE) == TAKEN
+    applied, seen = AppliedStream(0, is_kept=False), list[bytes]()
+    applied.tap(seen.append)
+    intake = Intake(PEER, SOURCE, taking.backup, applied, lambda _bucket: True, durable=False)
+    body = taking.set(1)
+    assert intake.take(Heading(1, PEER.incarnation, 1, 1), body, lambda _bucket: SOURCE) == TAKEN
     assert state_of(taking.backup) == state_of(taking.primary)
+    assert seen == [body], "whoever wants to see it does"
+    intake.durable = True
+    assert intake.take(Heading(1, PEER.incarnation, 1, 1), taking.set(1), lambda _bucket: SOURCE).status is not Status.OK
     taking.reader.close()
 
 

@@ -213,3 +213,33 @@ def test_taking_never_blocks() -> None:
     done = threading.Event()
     Task(lambda: (stream.take(1), done.set()))
     assert done.wait(PATIENCE_S)
+
+
+# --- taps
+
+
+def test_a_tap_is_given_what_was_taken_in_and_only_that() -> None:
+    """By the time `append` comes back: what leads to an OPEN is there when the OPEN is placed."""
+    stream, seen, other = AppliedStream(100), list[bytes](), list[bytes]()
+    stream.append(b"before", 1, AT_ONCE_NS)
+    stream.tap(seen.append)
+    stream.tap(other.append)
+    stream.append(b"one", 1, AT_ONCE_NS)
+    with pytest.raises(TimeoutError):
+        stream.append(bytes(100), 1, AT_ONCE_NS)
+    stream.untap(other.append)
+    stream.append(b"two", 1, AT_ONCE_NS)
+    stream.fail("no space")
+    with pytest.raises(AppliedFailed):
+        stream.append(b"never", 1, AT_ONCE_NS)
+    assert (seen, other) == ([b"one", b"two"], [b"one"])
+    assert stream.take(EVERYTHING).body == b"beforeonetwo"
+
+
+def test_where_no_log_is_kept_it_never_fills_up_and_taps_are_given_all_the_same() -> None:
+    hurries, seen = Hurries(), list[bytes]()
+    stream = AppliedStream(10, hurries, always=True, is_kept=False)
+    stream.tap(seen.append)
+    positions = [stream.append(bytes(100), 1, AT_ONCE_NS) for _ in range(3)]
+    assert (positions, len(seen), hurries.count) == ([100, 200, 300], 3, 0)
+    assert stream.take(EVERYTHING).count == 0
