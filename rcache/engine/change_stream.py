@@ -312,6 +312,11 @@ class ChangeStream(Protocol):
         ...
 
     @property
+    def failure(self) -> str:
+        """Why the log that reads the stream failed; "" while it has not. Then no `take` waits any more."""
+        ...
+
+    @property
     def disk(self) -> CommitPoint:
         """The point that is the append log on disk; the log's to advance, never closed."""
         ...

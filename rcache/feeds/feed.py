@@ -15,8 +15,7 @@ Invariants:
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from rcache.feeds.hub import Hub
@@ -31,6 +30,11 @@ PLACES_S = 1.0
 
 WAIT_S = 0.25
 """How long one wait for events lasts before it is looked whether this node stops."""
+
+NOTHING = Told(b"", ())
+
+LOOKS_MAX = 1000
+"""So many entries are looked at under the teller's lock at a time: a millisecond."""
 
 
 class Events(NamedTuple):
@@ -47,7 +51,7 @@ class FeedOver(Exception):
 
 
 class Feed:
-    """See the module. Ended by `close`, whatever came of it. Raises `FeedOver` where this node stops."""
+    """See the module. Ended by `close`, whatever came of it. Raises `FeedOver` where this node stops, `NoTeller`."""
 
     def __init__(self, hub: Hub, selection: Selection) -> None:
         teller = hub.join()
@@ -57,8 +61,11 @@ class Feed:
         self._hub = hub
         self._teller: Teller = teller
         self._after: dict[int, int] = {}
+        self._joined: dict[int, int] = {}  # how far what is held was by then
         self._passed: dict[int, int] = {}  # what a bucket is further by than was told, because nothing was asked for
-        self._first: deque[Told] = deque()  # of buckets that joined, what was told before
+        self._gaps: dict[int, Notice] = {}  # of buckets that joined, what is told first
+        self._again: dict[int, int] = {}  # and of those, from which place on what was told before is told again
+        self._again_place = 0
         self._places_at = 0.0
         with teller.lock:
             self._place = teller.held.end
@@ -70,29 +77,34 @@ class Feed:
 
     def add(self, places: Mapping[int, int]) -> dict[int, int]:
         """Tell of these buckets from behind these sequences on, too; no places: of all that this node is primary of, from now.
-        Returns, for each that is told of, from behind which sequence on; the others are not this node's."""
-        teller, taken, again = self._teller, dict[int, int](), set[int]()
+        Returns, for each that is told of, from behind which sequence on; the others are not this node's, or not yet."""
+        teller, taken = self._teller, dict[int, int]()
         with teller.lock:
             for bucket, after in (places or dict.fromkeys(teller.present(), FROM_NOW)).items():
                 if bucket < len(teller.last) and teller.tells_of(bucket):
-                    taken[bucket] = self._add_locked(bucket, after, again)
-            if again:
-                self._first += _only(again, teller.held.entries(teller.held.front, self._place))
+                    self._add_locked(bucket, after, taken)
+            if self._again:
+                self._again_place = min(self._again.values())
         return taken
 
-    def _add_locked(self, bucket: int, after: int, again: set[int]) -> int:
-        """From behind which sequence on it is told of; what was told before and comes after that is told `again`."""
-        held, last = self._teller.held, self._teller.last[bucket]
-        after = last if after == FROM_NOW else self._teller.same_place(bucket, after)
-        lost = held.lost[bucket]
-        if after > last:  # of a history that is none any more
-            self._first.append(Told(b"", (), Notice(NoticeKind.GAP, bucket, after, last)))
+    def _add_locked(self, bucket: int, after: int, taken: dict[int, int]) -> None:
+        """What it was asked for before is forgotten."""
+        teller = self._teller
+        last, lost = teller.last[bucket], teller.held.lost[bucket]
+        reach = max(last, teller.reach[bucket])
+        after = reach if after == FROM_NOW else teller.same_place(bucket, after)
+        if reach < after <= teller.engine.sequence(bucket):
+            return  # it was another's meanwhile, and the teller has not come to that yet
+        for earlier in (self._gaps, self._again, self._passed):
+            earlier.pop(bucket, None)
+        if after > reach:  # of a history that is none any more
+            self._gaps[bucket] = Notice(NoticeKind.GAP, bucket, after, reach)
         elif after < lost:
-            self._first.append(Told(b"", (), Notice(NoticeKind.GAP, bucket, after, lost)))
+            self._gaps[bucket] = Notice(NoticeKind.GAP, bucket, after, lost)
         if after < last:
-            again.add(bucket)
-        self._after[bucket] = after
-        return after
+            self._again[bucket] = teller.held.first_of(bucket)
+        self._after[bucket] = taken[bucket] = after
+        self._joined[bucket] = teller.held.end
 
     # --- what is next
 
@@ -105,7 +117,7 @@ class Feed:
             with teller.lock:
                 if teller.is_stopping:
                     raise FeedOver("this node stops")
-                teller.want_proof(asked_at)
+                teller.proofs.want(asked_at)
                 entries = self._entries_locked(found)
                 left_s = deadline - time.monotonic()
                 if not entries and not found.has_any:
@@ -117,37 +129,57 @@ class Feed:
             if time.monotonic() >= deadline:
                 break  # also where all that comes is not asked for
         with teller.lock:
-            proven_at = teller.proven_at(self._place) if not self._first else None
+            proven_at = None if self._gaps or self._again else teller.proofs.before(self._place)
         behind_ms = UNPROVEN if proven_at is None else min(UNPROVEN - 1, int(max(0.0, asked_at - proven_at) * 1000 + 0.999))
         self._tell_places(found)
         return found.events(behind_ms)
 
     def _entries_locked(self, found: _Found) -> list[Told]:
         """The next entries, of so many bytes; and what was lost before them."""
-        if self._first:
-            return [self._first.popleft()]
         held = self._teller.held
+        if self._gaps:
+            gaps, self._gaps = self._gaps, {}
+            return [Told(b"", (), notice) for notice in gaps.values()]
         if self._place < held.front:
-            self._skip_locked(found)
-        taken, size = list[Told](), 0
-        for told in held.entries(self._place):
-            if taken and (told.notice is not None or size + len(told.body) > found.bytes_max):
-                break  # a gap lies before the records of an answer
-            taken.append(told)
-            size += len(told.body)
+            self._skip_locked(self._after, found)
+            self._place = held.front
+            self._again.clear()
+        if self._again and (taken := self._again_locked(found)):
+            return taken
+        taken = _some(held.entries(self._place), found.bytes_max)
+        if taken and self._is_of_old(taken[0].notice):
+            taken[0] = NOTHING
         self._place += len(taken)
         return taken
 
-    def _skip_locked(self, found: _Found) -> None:
-        """This feed is behind what is held. (An ENDED may have been among what it missed.)"""
+    def _is_of_old(self, notice: Notice | None) -> bool:
+        """Whether this, which comes next, is the end of a bucket that is back, and joined after that."""
+        return notice is not None and notice.kind == NoticeKind.ENDED and self._place < self._joined.get(notice.bucket, 0)
+
+    def _again_locked(self, found: _Found) -> list[Told]:
+        """What was told before, of the buckets that joined. Until they are here, too, nothing else is told."""
         held = self._teller.held
-        self._place = held.front
-        for bucket, after in list(self._after.items()):
-            if not self._teller.tells_of(bucket):
-                self._pass_notice_on(Notice(NoticeKind.ENDED, bucket, 0, 0), found)
-            elif after < held.lost[bucket]:
-                found.notices.append(Notice(NoticeKind.GAP, bucket, after, held.lost[bucket]))
-                self._after[bucket] = held.lost[bucket]
+        if self._again_place < held.front:
+            self._skip_locked(self._again, found)
+            self._again_place = held.front
+        begun = sorted(place for place in set(self._again.values()) if place > self._again_place)
+        until = min([self._place, self._again_place + LOOKS_MAX, *begun[:1]])
+        buckets = {bucket for bucket, place in self._again.items() if place <= self._again_place}
+        taken = _some((_only(buckets, told) for told in held.entries(self._again_place, until)), found.bytes_max)
+        self._again_place += len(taken)
+        if self._again_place >= self._place:
+            self._again.clear()
+        return taken
+
+    def _skip_locked(self, buckets: Iterable[int], found: _Found) -> None:
+        """Of these this feed is behind what is held. (An ENDED may have been among what it missed.)"""
+        held = self._teller.held
+        for bucket in list(buckets):
+            after = self._after.get(bucket)
+            if after is not None and not self._teller.tells_of(bucket):
+                self._pass_notice_on(Notice(NoticeKind.ENDED, bucket, after, after), found)
+            elif after is not None and after < held.lost[bucket]:
+                self._pass_notice_on(Notice(NoticeKind.GAP, bucket, after, held.lost[bucket]), found)
 
     def _pass_on(self, told: Told, found: _Found) -> None:
         if told.notice is not None:
@@ -183,7 +215,7 @@ class Feed:
             found.notices.append(notice._replace(after=after, upto=after))
             del self._after[notice.bucket]
             self._passed.pop(notice.bucket, None)
-        elif notice.upto != after:
+        elif notice.upto > after or (notice.after == after != notice.upto):  # else this is further than what was missing then
             found.notices.append(notice._replace(after=after))
             self._after[notice.bucket] = notice.upto
             self._passed.pop(notice.bucket, None)
@@ -220,14 +252,22 @@ class _Found:
         return Events(behind_ms, notices, b"".join(self._bodies))
 
 
-def _only(buckets: set[int], entries: Iterable[Told]) -> list[Told]:
-    """What concerns these buckets."""
-    kept = []
+def _some(entries: Iterable[Told], bytes_max: int) -> list[Told]:
+    """The first of these, of so many bytes."""
+    taken, size = list[Told](), 0
     for told in entries:
-        if told.notice is not None:
-            kept += [told] if told.notice.bucket in buckets and told.notice.kind == NoticeKind.GAP else []
-            continue
+        if taken and (told.notice is not None or size + len(told.body) > bytes_max):
+            break  # a gap lies before the records of an answer
+        taken.append(told)
+        size += len(told.body)
+    return taken
+
+
+def _only(buckets: Collection[int], told: Told) -> Told:
+    """What of an entry concerns these buckets; it may be nothing."""
+    if told.notice is None:
         here = tuple(head for head in told.heads if head.bucket in buckets)
-        if here:
-            kept.append(Told(told.body, here))
-    return kept
+        return Told(told.body, here) if here else NOTHING
+    if told.notice.bucket in buckets and told.notice.kind == NoticeKind.GAP:
+        return told
+    return NOTHING

@@ -1,65 +1,62 @@
 """The teller: reads this node's change stream once for all subscribers, and tells what is committed.
 
 What it is: the thread that takes records from the stream, waits until the commit points of their buckets have them, and adds
-them to what is held (`told`), from where each feed has its own. It says, too, up to when all that was committed has been told.
-Which thread runs it: its own, `feeds`; what feeds read, any. Started by the hub for the first subscriber, ended with the last.
-What it owns: its reader, the tenures, what is held, until when that is proven. It may lock: its own lock, for moments;
-behind that one stripe (by the engine).
+them to what is held (`told`), from where each feed has its own. What was committed under the primary before, and may not have
+been told by it any more, it tells before the OPEN that follows on it, from what was applied here (`applied_tail`). It says,
+too, up to when all that was committed has been told (`proofs`).
+Which thread runs it: its own, `feeds`; what feeds read, any. Started by the hub for the first subscriber, ended a while after
+the last.
+What it owns: its reader, the tenures, what is held, what waits, the proofs. It may lock: its own lock, for moments; behind that
+one stripe (by the engine).
 What it must not know: sockets, payloads, who subscribed to what.
 
 Invariants:
 1. A record is told only once every point that its bucket waited for, at a moment at which this node was its primary, has the
-   stream up to behind it; and only in the tenure in which it was placed (`tenures`). So it is on the chain of every node that
-   will ever be primary of its bucket.
+   stream up to behind it (`commitment`); and only in the tenure in which it was placed (`tenures`). So it is on the chain of
+   every node that will ever be primary of its bucket. What was applied here is told only once the OPEN is committed that the
+   chain of it leads to.
 2. Of a bucket records are told in the order of their sequences, each once; what is missing in between is told as a gap.
 3. No subscriber holds the stream up: the reader does not hold, and what is held has a limit in bytes. Who is behind loses its
    oldest part, and is told.
-4. A proof says: everything that was committed before a moment has been told. It is made of a position of the stream that was
-   read after that moment, all of it told, and after that every lease held at a moment at which this node was primary of all
-   that it tells of. So nobody else had changed any of it before that moment.
+4. No bucket holds the others up for longer than COMMIT_S: what cannot be told yet waits (`waiting`), and what follows on it in
+   its bucket waits behind it.
+5. A proof is added only where nothing waits, and nothing was lost that has not been made up for.
 """
 
 from __future__ import annotations
 
-import functools
-import operator
 import threading
 import time
-from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from loguru import logger
 
-from rcache.engine.change_stream import Batch, StreamEnd, Wait
+from rcache.engine.change_stream import Batch
 from rcache.engine.contract import Engine
+from rcache.feeds.applied_tail import AppliedTail, Chain, Tapped
+from rcache.feeds.commitment import Commitment
+from rcache.feeds.proofs import Proofs
 from rcache.feeds.tenures import Tenures
-from rcache.feeds.told import Held, Told
-from rcache.records.record import HISTORY_KINDS, Head, Kind, counter_of, decode, decode_opening, epoch_of, heads
+from rcache.feeds.told import Held, Told, join, place_before
+from rcache.feeds.waiting import Due, Waiting
+from rcache.records.record import HISTORY_KINDS, Head, Kind, counter_of, epoch_of, heads
 from rcache_client.wire.feeds import Notice, NoticeKind
 
 TAKE_BYTES = 256 << 10
 LOOK_S = 0.02
-"""How often it is looked whether a bucket has gone, and whether a proof can be made, while nothing is changed."""
+"""How often it is looked whether a bucket has gone, what waits can be told, and whether a proof can be made, while nothing is
+changed."""
 
 COMMIT_S = 0.05
-"""How long one wait for commitment lasts before it is looked whether it can still be met."""
+"""How long what was read is waited for together: as long as a backup that is well takes at most."""
 
 ENDS_LOOK_S = 0.25
 """How often it is looked what has ended where no view came."""
 
-FROZEN_LOOK_S = 0.002
 
-PROOFS = 64
-"""So many are kept: who is behind by some entries counts on an older one."""
-
-
-class Proof(NamedTuple):
-    """All that was committed before `at` (time.monotonic, seconds) lies before the place `end`."""
-
-    at: float
-    end: int
+Led = dict[tuple[int, int], list[Told]]
+"""By the bucket and sequence of an OPEN: what was applied here and leads to it."""
 
 
 @dataclass(slots=True)
@@ -74,39 +71,63 @@ class TellerCounts:
 
 
 class Teller:
-    """See the module. `changed` is notified, under `lock`, when anything was told or proven. `last`: the sequence up to which
-    each bucket was told of."""
+    """See the module. `applied`: where all comes by that is applied here. `changed` is notified, under `lock`, when anything
+    was told. For each bucket, `last`: the sequence up to which it was told of; `reach`: up to where it is known to go beyond
+    that, because it was opened there."""
 
-    def __init__(self, engine: Engine, counts: TellerCounts, held_bytes: int) -> None:
+    def __init__(self, engine: Engine, applied: Tapped, counts: TellerCounts, held_bytes: int) -> None:
         self.engine = engine
         self.counts = counts
         self.lock = threading.Lock()
         self.changed = threading.Condition(self.lock)
         self._reader = engine.stream.open_reader("feeds", holds=False)  # first: an OPEN that it does not read is seen behind it
-        self._position = engine.stream.head
+        self._tail = AppliedTail()
+        self._applied = applied
+        applied.tap(self._tail.take_in)
         self._tenures = Tenures(engine)
+        self._commitment = Commitment(engine, self._tenures)
         self.last = [engine.sequence(bucket) for bucket in range(engine.config.buckets)]
-        self._opened = {bucket: (engine.opened_from(bucket), at) for bucket, at in enumerate(self.last) if not counter_of(at)}
+        self.reach = list(self.last)
+        self._opened = dict(self._just_opened())
         self.held = Held(held_bytes, self.last)
-        self._proofs: deque[Proof] = deque(maxlen=PROOFS)
-        self._wanted_at = 0.0
+        self.proofs = Proofs(engine, self._tenures)
+        self._waiting = Waiting(held_bytes)
         self._looked = (0, 0.0)  # the epoch, and when it was looked what has ended
         self._missed: dict[int, int] | None = None  # after a loss: how far each bucket was, and up to where that is made up for
         self._missed_to = 0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="feeds")
 
+    def _just_opened(self) -> Iterator[tuple[int, tuple[int, int]]]:
+        """The buckets whose newest record is this node's OPEN: where that continues from, and where it is."""
+        for bucket in self._tenures.present():
+            at, before = self.last[bucket], self.engine.opened_from(bucket)
+            if not counter_of(at) and before < at:
+                yield bucket, (before, at)
+
     def start(self) -> None:
-        self._thread.start()
+        """Raises RuntimeError where there can be no thread; nothing is left of it then."""
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._close()
+            raise
 
     def stop(self, timeout_s: float) -> bool:
         """Nobody is told anything any more. False if the thread took too long."""
-        self._stopping.set()
-        with self.lock:
-            self.changed.notify_all()
+        self._set_stopping()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
+
+    def _set_stopping(self) -> None:
+        self._stopping.set()
+        with self.lock:
+            self.changed.notify_all()
+
+    def _close(self) -> None:
+        self._applied.untap(self._tail.take_in)
+        self._reader.close()
 
     @property
     def is_stopping(self) -> bool:
@@ -115,7 +136,7 @@ class Teller:
     # --- for feeds, under the lock
 
     def tells_of(self, bucket: int) -> bool:
-        return self._tenures.has(bucket)
+        return self._tenures.lasts(bucket)
 
     def present(self) -> list[int]:
         """The buckets that are told of."""
@@ -126,14 +147,6 @@ class Teller:
         tell of the bucket right behind that."""
         before, at = self._opened.get(bucket, (None, 0))
         return at if sequence == before else sequence
-
-    def want_proof(self, at: float) -> None:
-        """Somebody wants to know that all before this moment was told."""
-        self._wanted_at = max(self._wanted_at, at)
-
-    def proven_at(self, place: int) -> float | None:
-        """The newest moment before which all that was committed lies before this place, if there is one."""
-        return next((proof.at for proof in reversed(self._proofs) if proof.end <= place), None)
 
     # --- the thread
 
@@ -151,7 +164,8 @@ class Teller:
                     self._note_loss()  # what is primary here is told of again from then on
                     self._stopping.wait(LOOK_S)
         finally:
-            self._reader.close()
+            self._set_stopping()
+            self._close()
 
     def _step(self) -> None:
         """What there is, or a look around."""
@@ -162,12 +176,17 @@ class Teller:
             self._note_loss()
         if batch.count:
             self._take(batch)
-        self._position = batch.position
+        elif self.engine.stream.failure:
+            self._stopping.wait(LOOK_S)  # then nothing waits for the stream any more
         self._look_for_ends()
-        if self._missed is not None and self._position >= self._missed_to:
+        if self._missed is not None and batch.position >= self._missed_to:
             self._make_up_for(self._missed)
-        if self._position >= head and self._wanted_at > self._proven_at() and self._missed is None:
-            self._prove(began, head)
+        self._tell_waiting()
+        is_all_told = batch.position >= head and not self._waiting and self._missed is None
+        if is_all_told and self.proofs.is_due(began) and self.proofs.holds(began, head):
+            with self.lock:
+                self.proofs.add(began, self.held.end)
+                self.counts.proofs += 1
 
     def _note_loss(self) -> None:
         """How far buckets are, and up to where that is made up for: behind what was looked at."""
@@ -179,103 +198,114 @@ class Teller:
         epoch, at = self._looked
         if epoch != self.engine.epoch or now - at > ENDS_LOOK_S:
             self._looked = (self.engine.epoch, now)
-            self._end_buckets([bucket for bucket in self._tenures.present() if self._tenures.is_over(bucket)])
+            self._end_those_over()
 
     # --- telling
 
     def _take(self, batch: Batch) -> None:
+        """Tell what is committed before long; the rest waits (invariant 4)."""
         body = bytes(batch.body)
-        found = [head for head in heads(body) if head.kind in HISTORY_KINDS]
+        found, led = self._note_openings(body, [head for head in heads(body) if head.kind in HISTORY_KINDS])
+        found = [head for head in found if head.sequence > self.last[head.bucket] and self._tenures.lasts(head.bucket)]
+        apart = {head.bucket for head in found if head.bucket in self._waiting or (head.bucket, head.sequence) in led}
+        together = {head.bucket for head in found} - apart
+        committed = self._commitment.of(together, batch.position, COMMIT_S)
+        told = [head for head in found if head.bucket in committed]
+        self._tell(body, told, whole=len(told) == batch.count)
+        for bucket in apart | (together - committed):
+            pieces = _pieces(body, [head for head in found if head.bucket == bucket], led)
+            self._waiting.add(bucket, Due(batch.position, pieces))
+
+    def _note_openings(self, body: bytes, found: list[Head]) -> tuple[list[Head], Led]:
+        """What was read, without what was of a tenure that was over by an OPEN among it; and what was applied here and leads to
+        an OPEN."""
+        opened = {head: place_before(body, head) for head in found if head.kind == Kind.OPEN and self._is_new(head)}
+        chains = self._tail.chains({(head.bucket, before) for head, before in opened.items()})
         begin: dict[int, int] = {}
-        for head in found:
-            if head.kind == Kind.OPEN and self._is_new(head) and self._note_opening(body, head):
+        for head, before in opened.items():
+            if self._note_opening(head, before, chains[head.bucket, before]):
                 begin[head.bucket] = head.start
-        found = [head for head in found if head.start >= begin.get(head.bucket, 0)]
-        committed = self._await_commitment({head.bucket for head in found}, batch.position)
-        told = [head for head in found if head.bucket in committed and head.sequence > self.last[head.bucket]]
-        if told:
-            self._tell(body, told, whole=len(told) == batch.count)
+        kept = [head for head in found if head.start >= begin.get(head.bucket, 0)]
+        led = {(head.bucket, head.sequence): chains[head.bucket, before].told for head, before in opened.items()}
+        return kept, {at: told for at, told in led.items() if told}
 
     def _is_new(self, head: Head) -> bool:
         """Whether an OPEN is to be noted. (One that was placed while this teller began may be what `last` says already, of a
         bucket that was not primary here a moment before.)"""
         return head.sequence > self.last[head.bucket] or not self._tenures.lasts(head.bucket)
 
-    def _note_opening(self, body: bytes, head: Head) -> bool:
+    def _note_opening(self, head: Head, before: int, chain: Chain) -> bool:
         """A tenure begins, or goes on in a new epoch. Whether what lies before this OPEN is of none, or of one that is over."""
         bucket = head.bucket
-        before = _continues_from(body, head)
-        was_told_of, lasted = self._tenures.has(bucket), self._tenures.lasts(bucket)
-        with self.lock:  # both at once: whoever finds that it is told of goes on from where that begins
-            is_told_of = self._tenures.opened(bucket, epoch_of(head.sequence))
-            if is_told_of and not was_told_of:
-                self.last[bucket] = before
-                self.held.begin_at(bucket, before)
-        if was_told_of and not is_told_of:
+        if self._tenures.has(bucket) and not self._tenures.lasts(bucket):
             self._end_buckets([bucket])
-        return not lasted
+        begins = not self._tenures.has(bucket)
+        with self.lock:  # all at once: whoever finds that it is told of goes on from where that begins
+            if self._tenures.opened(bucket, epoch_of(head.sequence)):
+                if begins:
+                    self._begin_locked(bucket, chain.after, before)
+                self.reach[bucket] = max(self.reach[bucket], before)
+        return begins
 
-    def _await_commitment(self, buckets: Collection[int], position: int) -> set[int]:
-        """Those of which everything before the position is committed; the tenure of the others is over (invariant 1). Blocks
-        until one of the two is so of each."""
-        waited = self._points_of(buckets)
-        while waited and not self.is_stopping:
-            wait = Wait(functools.reduce(operator.or_, waited.values()), position)
-            end = self.engine.stream.wait_committed(wait, time.monotonic_ns() + int(COMMIT_S * 1e9))
-            if end is StreamEnd.REACHED:
-                return {bucket for bucket in waited if self._tenures.lasts(bucket)}
-            if end is StreamEnd.FAILED:
-                self._stopping.wait(COMMIT_S)
-            waited = self._points_of(waited)
-        return set()
-
-    def _points_of(self, buckets: Collection[int]) -> dict[int, int]:
-        """What each waits for, of those that are primary here in their tenure."""
-        found = ((bucket, self._settled_points(bucket)) for bucket in buckets)
-        return {bucket: points for bucket, points in found if points is not None}
-
-    def _settled_points(self, bucket: int) -> int | None:
-        """None where the bucket's tenure is over. While it is frozen that is about to be settled; blocks until it is."""
-        while not self.is_stopping and self._tenures.has(bucket) and not self._tenures.is_over(bucket):
-            points = self.engine.commit_points(bucket)
-            if points is not None:
-                return points
-            self._stopping.wait(FROZEN_LOOK_S)
-        return None
+    def _begin_locked(self, bucket: int, after: int, reach: int) -> None:
+        """A bucket is told of from here on, and goes as far as that already. Where it was told of before up to here, that is
+        what led here."""
+        if self.last[bucket] != after:
+            self.held.begin_at(bucket, after)
+            self.last[bucket] = after
+        self.reach[bucket] = reach
+        self.proofs.clear()
 
     def _tell(self, body: bytes, found: list[Head], *, whole: bool) -> None:
-        """Add these, and what is missing before any of them (invariant 2)."""
-        with self.lock:
-            for head in found:
-                if gap := self._missing_before(body, head):
-                    self._add_notice_locked(gap)
-                self.last[head.bucket] = head.sequence
-            if not whole:
-                body, found = _cut(body, found)
-            self.held.add(Told(body, tuple(found)))
-            self.counts.records += len(found)
-            self.changed.notify_all()
+        if found:
+            with self.lock:
+                self._tell_locked(body, found, whole=whole)
+                self.changed.notify_all()
 
-    def _missing_before(self, body: bytes, head: Head) -> Notice | None:
-        last = self.last[head.bucket]
-        before = _continues_from(body, head) if head.kind == Kind.OPEN else head.sequence - 1
-        return Notice(NoticeKind.GAP, head.bucket, last, before) if before != last else None
+    def _tell_locked(self, body: bytes, found: list[Head], *, whole: bool) -> None:
+        """Add these, and what is missing before any of them (invariant 2)."""
+        for head in found:
+            if (before := place_before(body, head)) != self.last[head.bucket]:
+                self._add_notice_locked(Notice(NoticeKind.GAP, head.bucket, self.last[head.bucket], before))
+            self.last[head.bucket] = head.sequence
+        self.held.add(Told(body, tuple(found)) if whole else join((body, head) for head in found))
+        self.counts.records += len(found)
+
+    def _tell_waiting(self) -> None:
+        """What waits and is committed by now, each bucket's in its order."""
+        for bucket in self._waiting:
+            while (due := self._waiting.first(bucket)) is not None and self._commitment.of([bucket], due.position):
+                self._waiting.pop(bucket)
+                self._tell_due(bucket, due)
+
+    def _tell_due(self, bucket: int, due: Due) -> None:
+        with self.lock:
+            for told in due.told:
+                found = [head for head in told.heads if head.sequence > self.last[bucket]]
+                if found:
+                    self._tell_locked(told.body, found, whole=len(found) == len(told.heads))
+            if due.upto > self.last[bucket]:
+                self._add_notice_locked(Notice(NoticeKind.GAP, bucket, self.last[bucket], due.upto))
+                self.last[bucket] = due.upto
+            self.changed.notify_all()
 
     def _make_up_for(self, missed: dict[int, int]) -> None:
         """This thread was behind, and the stream went on without it: buckets of which nothing came since are behind, too; one
         whose OPEN was among what is lost is told of from here on."""
         self._missed = None
-        behind = {bucket: missed[bucket] for bucket in self._tenures.present() if missed[bucket] > self.last[bucket]}
-        committed = self._await_commitment(behind, self._missed_to)
+        self._end_those_over()
+        for bucket in self._tenures.present():
+            if missed[bucket] > self.last[bucket]:
+                self._waiting.add(bucket, Due(self._missed_to, [], missed[bucket]))
         with self.lock:
-            for bucket in committed:
-                self._add_notice_locked(Notice(NoticeKind.GAP, bucket, self.last[bucket], behind[bucket]))
-                self.last[bucket] = behind[bucket]
             for bucket in missed:
+                sequence = self.engine.sequence(bucket)  # first: what is placed behind it is read
                 if not self._tenures.has(bucket) and self._tenures.begin(bucket):
-                    self.last[bucket] = self.engine.sequence(bucket)
-                    self.held.begin_at(bucket, self.last[bucket])
+                    self._begin_locked(bucket, sequence, sequence)
             self.changed.notify_all()
+
+    def _end_those_over(self) -> None:
+        self._end_buckets([bucket for bucket in self._tenures.present() if self._tenures.is_over(bucket)])
 
     def _end_buckets(self, buckets: Collection[int]) -> None:
         if not buckets:
@@ -283,6 +313,7 @@ class Teller:
         with self.lock:
             for bucket in buckets:
                 self._tenures.end(bucket)
+                self._waiting.drop(bucket)
                 self._add_notice_locked(Notice(NoticeKind.ENDED, bucket, 0, self.last[bucket]))
             self.changed.notify_all()
 
@@ -291,45 +322,14 @@ class Teller:
         self.counts.gaps += notice.kind == NoticeKind.GAP
         self.counts.ended += notice.kind == NoticeKind.ENDED
 
-    # --- proofs
 
-    def _proven_at(self) -> float:
-        return self._proofs[-1].at if self._proofs else 0.0
-
-    def _prove(self, at: float, head: int) -> None:
-        """Invariant 4: all up to `head`, which was read after `at`, has been told."""
-        before = self._primary_since()
-        wait = Wait(self.engine.all_commit_points(), head)
-        end = self.engine.stream.wait_committed(wait, time.monotonic_ns() + int(COMMIT_S * 1e9))
-        if end is not StreamEnd.REACHED or before is None or self._primary_since() != before:
-            return
-        with self.lock:
-            self._proofs.append(Proof(at, self.held.end))
-            self.counts.proofs += 1
-            self.changed.notify_all()
-
-    def _primary_since(self) -> dict[int, int] | None:
-        """The epoch in which each bucket that is told of was opened; None where one is not primary here. The same before and
-        after a moment, it was so at that moment: who comes back as primary opens it in another epoch."""
-        present = self._tenures.present()
-        if any(self.engine.commit_points(bucket) is None or not self._tenures.lasts(bucket) for bucket in present):
-            return None
-        return {bucket: epoch_of(self.engine.sequence(bucket)) for bucket in present}
-
-
-def _continues_from(body: bytes, head: Head) -> int:
-    """What an OPEN says."""
-    return decode_opening(decode(body, head.start, head.end).value).continues_from
-
-
-def _cut(body: bytes, found: list[Head]) -> tuple[bytes, list[Head]]:
-    """These records alone, and where each lies then."""
-    kept: list[bytes] = []
-    placed: list[Head] = []
-    at = 0
+def _pieces(body: bytes, found: list[Head], led: Led) -> list[Told]:
+    """One bucket's, with what leads to an OPEN right before it."""
+    pieces: list[Told] = []
+    run: list[tuple[bytes, Head]] = []
     for head in found:
-        kept.append(body[head.start : head.end])
-        size = head.end - head.start
-        placed.append(head._replace(start=at, end=at + size))
-        at += size
-    return b"".join(kept), placed
+        if before := led.get((head.bucket, head.sequence)):
+            pieces += [join(run), *before] if run else before
+            run = []
+        run.append((body, head))
+    return [*pieces, join(run)]

@@ -36,8 +36,10 @@ class Tenures:
         return count if self._engine.times_let_go(bucket) == count else NONE
 
     def opened(self, bucket: int, epoch: int) -> bool:
-        """An OPEN was read: what follows is of this tenure, if it is the one that the bucket is in now. Whether it is. (Else
-        it has been taken from here since, and another OPEN will come, or none.)"""
+        """An OPEN was read: what follows is of the tenure that lasts, or of one that begins here, if that is the one which the
+        bucket is in now. Whether it is. (Else it has been taken from here since, and another OPEN will come, or none.)"""
+        if self.lasts(bucket):
+            return True
         since = self._of_now(bucket)
         self._since[bucket] = since if epoch_of(self._engine.sequence(bucket)) == epoch else NONE
         return self._since[bucket] != NONE

@@ -1,7 +1,8 @@
 """What was told: committed records and notices in their order, for as long as they are held.
 
-What it is: a list with an end that grows and a beginning that is let go of, by bytes. Who reads it keeps a place in it.
-Which thread runs it: the hub's adds; feeds read. Under the hub's lock.
+What it is: an entry of it, and `Held`: a list with an end that grows and a beginning that is let go of, by bytes. Who reads it
+keeps a place in it.
+Which thread runs it: the teller's adds; feeds read. Under the teller's lock.
 What it owns: the entries. What it must not know: who reads.
 """
 
@@ -9,10 +10,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from typing import NamedTuple
 
-from rcache.records.record import Head
+from rcache.records.record import Head, Kind, decode, decode_opening
 from rcache_client.wire.feeds import Notice, NoticeKind
 
 ENTRY_BYTES = 200
@@ -31,6 +31,26 @@ class Told(NamedTuple):
         return len(self.body) + ENTRY_BYTES * (1 + len(self.heads))
 
 
+def join(records: Iterable[tuple[bytes, Head]]) -> Told:
+    """One entry of these records, each with the bytes that it lies in."""
+    kept: list[bytes] = []
+    placed: list[Head] = []
+    at = 0
+    for body, head in records:
+        kept.append(body[head.start : head.end])
+        size = head.end - head.start
+        placed.append(head._replace(start=at, end=at + size))
+        at += size
+    return Told(b"".join(kept), tuple(placed))
+
+
+def place_before(body: bytes, head: Head) -> int:
+    """The sequence that a record of a history follows on: what an OPEN says, else the one before its own."""
+    if head.kind == Kind.OPEN:
+        return decode_opening(decode(body, head.start, head.end).value).continues_from
+    return head.sequence - 1
+
+
 class Held:
     """See the module. Places count entries since the beginning. `lost`: for each bucket the last sequence that is held no
     more."""
@@ -41,6 +61,7 @@ class Held:
         self._front = 0
         self._bytes = 0
         self.lost = list(sequences)
+        self._begun: dict[int, int] = {}
 
     @property
     def front(self) -> int:
@@ -71,9 +92,16 @@ class Held:
             self.lost[told.notice.bucket] = max(self.lost[told.notice.bucket], told.notice.upto)
 
     def begin_at(self, bucket: int, sequence: int) -> None:
-        """A bucket is told of from here on; nothing of it is held."""
+        """A bucket is told of from here on; nothing of it is held, and what was told of it before leads elsewhere."""
         self.lost[bucket] = sequence
+        self._begun[bucket] = self.end
+
+    def first_of(self, bucket: int) -> int:
+        """The place from which on a bucket's entries lead up to the newest."""
+        return max(self._front, self._begun.get(bucket, 0))
 
     def entries(self, place: int, end: int | None = None) -> Iterator[Told]:
-        """Those from this place on, which is not before the front."""
-        return islice(self._entries, place - self._front, None if end is None else end - self._front)
+        """Those from this place on, which is not before the front. (One by one: to come to the newest of them takes no walk
+        over all that are older.)"""
+        stop = len(self._entries) if end is None else end - self._front
+        return (self._entries[index] for index in range(place - self._front, stop))

@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from rcache.feeds.feed import Feed, FeedOver
-from rcache.feeds.hub import Hub
+from rcache.feeds.hub import Hub, NoTeller
 from rcache.feeds.select import Selection
 from rcache.server.node_answers import Refusal
 from rcache_client.wire.feeds import Selects, decode_places, encode_notices, encode_places
@@ -47,6 +47,8 @@ class FeedAnswers:
             return self._subscribe(*values) if opcode == Opcode.SUBSCRIBE else self._events(values[0], budget_s)
         except FeedOver as over:
             raise Refusal(Status.STOPPING, str(over)) from None
+        except NoTeller as none:
+            raise Refusal(Status.BUSY, str(none)) from None
 
     def close(self) -> None:
         """The connection is gone."""

@@ -53,6 +53,9 @@ RELIEVE_ITEMS_MAX = 5000
 EXPIRE_ITEMS_MAX = 5000
 """Expired items removed in one round: at most 20,000 a second, so that a mass expiry does not starve requests."""
 
+FEEDS_LOOK_S = 1.0
+"""How often it is looked whether what tells subscribers has none any more; it goes on for a minute anyway."""
+
 UP_LOOK_S = 0.02
 """How often it is looked whether this node is up: it takes one change of view."""
 
@@ -95,6 +98,7 @@ class Service:
             Task("view", KEEP_VIEW_EVERY_S, self._keep_newest_view),
             Task("room", TRIM_EVERY_S, self._make_room_for_copies),
             Task("credit", RELIEVE_EVERY_S, self._relieve_backups),
+            Task("feeds", FEEDS_LOOK_S, self._serving.hub.end_unused),
         ]
         if watchdog_s is not None:
             tasks.append(Task("watchdog", watchdog_s, self._show_life))

@@ -34,7 +34,7 @@ class Serving:
     def __init__(self, parts: Parts, control: Control, welcome: Callable[[], Welcome]) -> None:
         self._parts = parts
         self._started = False
-        self.hub = Hub(parts.engine)
+        self.hub = Hub(parts.engine, parts.applied)
         self.connections = Connections(parts.connections_max, CONNECTIONS_RESERVED)
         self._run = WorkerRun(parts.engine, self.connections, control, welcome, parts.limits, parts.secret)
         self._placing = Placing(parts.engine, self.connections, self._run, parts.worker_threads, parts.shared_workers)

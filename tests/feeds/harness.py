@@ -12,9 +12,11 @@ from collections.abc import Callable, Mapping
 
 from rcache.engine.contract import Engine
 from rcache.feeds.feed import Events, Feed
-from rcache.feeds.hub import Hub
+from rcache.feeds.hub import LINGER_S, Hub
 from rcache.feeds.select import Selection
+from rcache.feeds.teller import Teller
 from rcache.records.record import Kind, Record, decode_opening, scan
+from rcache.stream.applied import AppliedStream
 from rcache_client.wire.feeds import UNPROVEN, Notice, NoticeKind, Selects
 from tests.contract.harness import PATIENCE_S, Caller, wait_until
 
@@ -91,9 +93,17 @@ class Telling:
 
     def __init__(self, engine: Engine, held_bytes: int = 16 << 20) -> None:
         self.engine = engine
-        self.hub = Hub(engine, held_bytes)
+        self.applied = AppliedStream(0, is_kept=False)
+        self.hub = Hub(engine, self.applied, held_bytes)
         self.caller = Caller(engine)
         self._feeds: list[Feed] = []
+
+    @property
+    def teller(self) -> Teller:
+        """The one that there is."""
+        teller = self.hub._teller
+        assert teller is not None
+        return teller
 
     def subscribe(self, places: Mapping[int, int] | None = None, selection: Selection = ALL) -> Subscriber:
         feed = Feed(self.hub, selection)
@@ -103,6 +113,11 @@ class Telling:
     def leave(self, subscriber: Subscriber) -> None:
         self._feeds.remove(subscriber.feed)
         subscriber.feed.close()
+
+    def end_unused(self) -> None:
+        """A while has passed since the last subscriber left."""
+        self.hub._unused_since -= LINGER_S
+        self.hub.end_unused()
 
     def set(self, bucket: int, value: bytes, number: int = 0) -> int:
         return self.caller.set(key_of(bucket, number), value)

@@ -11,6 +11,7 @@ from rcache.cluster.bucket_state import BucketState
 from rcache.engine.change_stream import StreamReader
 from rcache.engine.contract import Engine
 from rcache.feeds.feed import Feed, FeedOver
+from rcache.feeds.hub import NoTeller
 from rcache.feeds.select import Selection
 from rcache.feeds.told import Held, Told
 from rcache.records.record import Cause, Head, Kind, make_sequence
@@ -124,8 +125,7 @@ def test_not_even_where_the_bucket_is_this_nodes_again(telling: Telling) -> None
     subscriber = telling.subscribe()
     writing = Task(lambda: Caller(telling.engine).ask(*_set(3, b"lost"), budget_ms=FOREVER_MS))
     wait_until(lambda: engine.sequence(3) == make_sequence(1, 1), "the change")
-    teller = telling.hub._teller
-    assert teller is not None
+    teller = telling.teller
     with teller.lock:  # it is held up while all this happens
         engine.set_state(3, BucketState.FROZEN)
         point.abandon()
@@ -253,7 +253,8 @@ def test_who_was_away_for_too_long_is_told_of_a_gap(telling: Telling) -> None:
     subscriber = telling.subscribe()
     telling.set(3, b"one")
     subscriber.until_told(1)
-    telling.leave(subscriber)  # the last one: nothing is held any more
+    telling.leave(subscriber)
+    telling.end_unused()  # it was the last one: nothing is held any more
     missed = telling.set(3, b"two")
     again = telling.subscribe(subscriber.places)
     telling.set(3, b"three")
@@ -325,8 +326,7 @@ def test_a_teller_that_is_behind_tells_of_a_gap(make_telling: MakeTelling, engin
     """The stream goes on without it: also in buckets of which nothing comes any more."""
     telling = make_telling(engine_factory(stream_bytes=64 << 10))
     subscriber = telling.subscribe()
-    teller = telling.hub._teller
-    assert teller is not None
+    teller = telling.teller
     with teller.lock:
         telling.set(2, b"never told")
         for number in range(400):
@@ -342,8 +342,7 @@ def test_a_loss_is_made_up_for_while_others_go_on_writing(make_telling: MakeTell
     telling = make_telling(engine_factory(opened=0, stream_bytes=64 << 10))
     telling.engine.open_buckets(range(4), 1, 1, "n1")
     subscriber = telling.subscribe()
-    teller = telling.hub._teller
-    assert teller is not None
+    teller = telling.teller
     with teller.lock:
         telling.set(2, b"never told")
         telling.engine.open_buckets([5], 1, 1, "n1")
@@ -368,8 +367,7 @@ def test_a_loss_is_made_up_for_while_others_go_on_writing(make_telling: MakeTell
 
 def test_after_an_unforeseen_error_it_goes_on_behind_a_gap(telling: Telling, monkeypatch: pytest.MonkeyPatch) -> None:
     subscriber = telling.subscribe()
-    teller = telling.hub._teller
-    assert teller is not None
+    teller = telling.teller
     take, places = teller._take, dict(subscriber.places)
 
     def fail(_batch: object) -> None:
@@ -488,12 +486,11 @@ def test_nothing_is_proven_before_what_was_committed_is_told(telling: Telling) -
         telling.set(3, b"%d" % number * 100)
         telling.until_told(number + 1)
     wait_until(lambda: telling.hub.stats()["records"] == 30, "all of it")
-    teller = telling.hub._teller
-    assert teller is not None
+    teller = telling.teller
     with teller.lock:
-        told_at = max(proof.at for proof in teller._proofs)
-        teller.want_proof(told_at + 1000)  # one that lies behind all of it
-    wait_until(lambda: teller._proofs[-1].at > told_at, "a proof")
+        told_at = teller.proofs.newest_at
+        teller.proofs.want(told_at + 1000)  # one that lies behind all of it
+    wait_until(lambda: teller.proofs.newest_at > told_at, "a proof")
     before = subscriber.events
     subscriber.take(0.0, bytes_max=1)
     assert len(subscriber.records) == 1
@@ -518,12 +515,11 @@ def test_of_what_is_not_this_nodes_alone_nothing_is_proven(telling: Telling, sta
     until_proven(subscriber)
     telling.engine.set_state(3, BucketState.FROZEN)
     if state is BucketState.FROZEN:
-        teller = telling.hub._teller
-        assert teller is not None
-        proofs = len(teller._proofs)
+        teller = telling.teller
+        proofs = teller.counts.proofs
         threading.Event().wait(0.1)
         subscriber.take(0.1)
-        assert len(teller._proofs) <= proofs + 1, "at most one that was under way"
+        assert teller.counts.proofs <= proofs + 1, "at most one that was under way"
     else:
         telling.engine.set_state(3, state)
         subscriber.until(lambda: 3 not in subscriber.places, "the end of the bucket")
@@ -543,14 +539,60 @@ def test_when_the_node_stops_whoever_waits_is_told(telling: Telling) -> None:
         Feed(telling.hub, ALL)
 
 
-def test_with_the_last_subscriber_the_thread_ends_and_another_one_begins_anew(telling: Telling) -> None:
+def feed_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "feeds"]
+
+
+def test_a_while_after_the_last_subscriber_the_thread_ends_and_another_one_begins_anew(telling: Telling) -> None:
     for _ in range(3):
         subscriber = telling.subscribe()
         telling.set(3, b"v")
         subscriber.until_told(1)
+        telling.end_unused()
+        assert len(feed_threads()) == 1, "it is in use"
         telling.leave(subscriber)
+        telling.hub.end_unused()
+        assert len(feed_threads()) == 1, "the while has only begun"
+        telling.end_unused()
         assert telling.hub.stats()["bytes_held"] == 0
-        assert "feeds" not in {thread.name for thread in threading.enumerate()}
+        assert feed_threads() == []
+
+
+def test_who_comes_back_within_that_while_has_missed_nothing(telling: Telling) -> None:
+    subscriber = telling.subscribe()
+    telling.set(3, b"one")
+    subscriber.until_told(1)
+    telling.leave(subscriber)
+    telling.set(3, b"two")
+    telling.hub.end_unused()
+    again = telling.subscribe(subscriber.places)
+    telling.end_unused()  # it is in use again
+    telling.set(3, b"three")
+    again.until_told(2)
+    assert (again.values, again.gaps) == ([b"two", b"three"], [])
+
+
+def test_the_stop_ends_what_nobody_uses_at_once(telling: Telling) -> None:
+    telling.leave(telling.subscribe())
+    assert telling.hub.stop(PATIENCE_S)
+    assert feed_threads() == []
+
+
+def test_where_there_can_be_no_thread_the_next_subscriber_may_have_one(
+    telling: Telling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        for _ in range(100):  # more than there are readers of a stream: none is left behind
+            with pytest.raises(NoTeller):
+                Feed(telling.hub, ALL)
+    assert (telling.hub.stats()["feeds"], telling.applied._taps) == (0, ())
+    subscriber = telling.subscribe()
+    telling.set(3, b"v")
+    subscriber.until_told(1)
 
 
 def _set(bucket: int, value: bytes) -> tuple[Any, ...]:

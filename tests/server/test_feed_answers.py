@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from rcache.engine.contract import Engine
-from rcache.feeds.hub import Hub
+from rcache.feeds.hub import Hub, NoTeller
 from rcache.records.record import scan
 from rcache.server.feed_answers import FeedAnswers
 from rcache.server.node_answers import Refusal
+from rcache.stream.applied import AppliedStream
 from rcache_client.wire.feeds import FROM_NOW, UNPROVEN, Selects, decode_notices, decode_places, encode_places
 from rcache_client.wire.grammar import REQUESTS, BadPayload, Layout
 from rcache_client.wire.opcodes import Opcode, Role, Status
@@ -28,7 +29,7 @@ class Asking:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.hub = Hub(engine)
+        self.hub = Hub(engine, AppliedStream(0, is_kept=False))
         self.answers = FeedAnswers(self.hub, BYTES_MAX)
 
     def ask(self, opcode: Opcode, *values: Any, role: Role = Role.CLIENT, budget_s: float = PATIENCE_S) -> tuple[Any, ...]:
@@ -89,6 +90,16 @@ def test_what_is_refused(asking: Asking) -> None:
     assert asking.refusal(Opcode.SUBSCRIBE, 0, Selects.EVERYTHING, b"", b"") is Status.BAD_ARGUMENT
     with pytest.raises(BadPayload):
         asking.ask(Opcode.SUBSCRIBE, 1, Selects.EVERYTHING, b"", b"no place")
+
+
+def test_where_nobody_can_tell_of_changes_now_it_may_be_asked_again(asking: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_hub: Hub) -> None:
+        raise NoTeller("no thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Hub, "join", fail)
+        assert asking.refusal(Opcode.SUBSCRIBE, *EVERYTHING) is Status.BUSY
+    asking.ask(Opcode.SUBSCRIBE, *EVERYTHING)
 
 
 def test_once_the_node_stops_nobody_is_told_anything(asking: Asking) -> None:
