@@ -9,11 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rcache_client import Client, Event, Operation, RcacheError
-from tests.integration.cluster import Cluster
+from tests.integration.cluster import Cluster, until
 from tests.integration.conftest import MakeCluster
 
 KEYS = [f"key-{number}" for number in range(60)]
 PATIENCE_S = 30.0
+WRITERS = 4
+"""So that there is always something on its way: each has keys of its own."""
 
 
 @dataclass
@@ -25,6 +27,16 @@ class Watched:
 
     def note(self, event: Event) -> None:
         self.told[event.bucket].append(event)
+
+    def demand_all_told(self) -> None:
+        """Everything that is acknowledged by now is told, and there was no gap."""
+        acknowledged = {(bucket, version) for bucket, written in list(self.acknowledged.items()) for version in list(written)}
+
+        def told() -> list[Event]:
+            return [event for events in list(self.told.values()) for event in list(events)]
+
+        until("all that is acknowledged is told", lambda: acknowledged <= {(event.bucket, event.sequence) for event in told()})
+        assert [event for event in told() if event.operation is Operation.GAP] == []
 
     def check(self) -> int:
         """How many gaps there were."""
@@ -46,15 +58,15 @@ class Watched:
         return gaps
 
 
-def run(cluster: Cluster, stir: Callable[[], None]) -> Watched:
+def run(cluster: Cluster, stir: Callable[[Watched], None]) -> Watched:
     """Write, listen, and stir meanwhile."""
     watched, stopping = Watched(), threading.Event()
     addresses = [node.address for node in cluster.running()]
     with Client(addresses, budget=10.0) as writer, Client(addresses, budget=10.0) as listener:
         view = writer.view()
 
-        def write() -> None:
-            number = 0
+        def write(writes: int) -> None:
+            number = writes
             while not stopping.is_set():
                 key, value = KEYS[number % len(KEYS)], b"%d" % number
                 try:
@@ -63,19 +75,21 @@ def run(cluster: Cluster, stir: Callable[[], None]) -> Watched:
                     pass  # not acknowledged: it may be told or not
                 else:
                     watched.acknowledged[view.bucket_of(key)][version] = value
-                number += 1
+                number += WRITERS
                 time.sleep(0.001)
 
         with listener.watch(watched.note) as watcher:
-            writing = threading.Thread(target=write)
-            writing.start()
+            writing = [threading.Thread(target=write, args=(number,)) for number in range(WRITERS)]
+            for thread in writing:
+                thread.start()
             try:
                 time.sleep(0.5)
-                stir()
+                stir(watched)
                 time.sleep(0.5)
             finally:
                 stopping.set()
-                writing.join(PATIENCE_S)
+                for thread in writing:
+                    thread.join(PATIENCE_S)
             last = {key: writer.set(key, b"last of " + key.encode()) for key in KEYS}
             deadline = time.monotonic() + PATIENCE_S
             while time.monotonic() < deadline and not all(
@@ -92,7 +106,7 @@ def test_restarts_one_after_the_other(cluster_of: MakeCluster) -> None:
     """In order: what is handed over was told, or is told by the heir."""
     cluster = cluster_of().grow("a", "b", "c")
 
-    def stir() -> None:
+    def stir(_watched: Watched) -> None:
         for name in "abc":
             cluster.nodes[name].stop()
             cluster.nodes[name].start()
@@ -103,13 +117,32 @@ def test_restarts_one_after_the_other(cluster_of: MakeCluster) -> None:
     assert sum(map(len, watched.acknowledged.values())) > 100
 
 
+def kill(cluster: Cluster, name: str) -> None:
+    cluster.nodes[name].kill()
+    until(f"{name} is taken over from", lambda: all(placed.primary != name for placed in cluster.view("a").placements))
+
+
 def test_a_node_is_killed(cluster_of: MakeCluster) -> None:
+    """What it did not come to tell its heirs tell: there is no gap. Then it is back, and is given buckets again."""
     cluster = cluster_of().grow("a", "b", "c")
 
-    def stir() -> None:
-        cluster.nodes["b"].kill()
-        time.sleep(2.0)
+    def stir(watched: Watched) -> None:
+        kill(cluster, "b")
+        watched.demand_all_told()
         cluster.nodes["b"].start()
         cluster.settle(PATIENCE_S)
 
     run(cluster, stir).check()
+
+
+def test_one_node_after_the_other_is_killed_where_no_log_is_kept(cluster_of: MakeCluster) -> None:
+    cluster = cluster_of("--no-append-log").grow("a", "b", "c")
+
+    def stir(watched: Watched) -> None:
+        kill(cluster, "b")
+        cluster.settle(PATIENCE_S)
+        watched.demand_all_told()
+        kill(cluster, "c")
+        watched.demand_all_told()
+
+    assert run(cluster, stir).check() == 0
