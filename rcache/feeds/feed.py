@@ -143,7 +143,6 @@ class Feed:
         if self._place < held.front:
             self._skip_locked(self._after, found)
             self._place = held.front
-            self._again.clear()
         if self._again and (taken := self._again_locked(found)):
             return taken
         taken = _some(held.entries(self._place), found.bytes_max)

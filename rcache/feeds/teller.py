@@ -101,9 +101,8 @@ class Teller:
     def _just_opened(self) -> Iterator[tuple[int, tuple[int, int]]]:
         """The buckets whose newest record is this node's OPEN: where that continues from, and where it is."""
         for bucket in self._tenures.present():
-            at, before = self.last[bucket], self.engine.opened_from(bucket)
-            if not counter_of(at) and before < at:
-                yield bucket, (before, at)
+            if not counter_of(at := self.last[bucket]):
+                yield bucket, (self.engine.opened_from(bucket), at)
 
     def start(self) -> None:
         """Raises RuntimeError where there can be no thread; nothing is left of it then."""
@@ -243,17 +242,16 @@ class Teller:
         with self.lock:  # all at once: whoever finds that it is told of goes on from where that begins
             if self._tenures.opened(bucket, epoch_of(head.sequence)):
                 if begins:
-                    self._begin_locked(bucket, chain.after, before)
-                self.reach[bucket] = max(self.reach[bucket], before)
+                    self._begin_locked(bucket, chain.after)
+                self.reach[bucket] = before
         return begins
 
-    def _begin_locked(self, bucket: int, after: int, reach: int) -> None:
-        """A bucket is told of from here on, and goes as far as that already. Where it was told of before up to here, that is
-        what led here."""
+    def _begin_locked(self, bucket: int, after: int) -> None:
+        """A bucket is told of from here on. Where it was told of before up to here, that is what led here."""
         if self.last[bucket] != after:
             self.held.begin_at(bucket, after)
             self.last[bucket] = after
-        self.reach[bucket] = reach
+        self.reach[bucket] = after
         self.proofs.clear()
 
     def _tell(self, body: bytes, found: list[Head], *, whole: bool) -> None:
@@ -301,7 +299,7 @@ class Teller:
             for bucket in missed:
                 sequence = self.engine.sequence(bucket)  # first: what is placed behind it is read
                 if not self._tenures.has(bucket) and self._tenures.begin(bucket):
-                    self._begin_locked(bucket, sequence, sequence)
+                    self._begin_locked(bucket, sequence)
             self.changed.notify_all()
 
     def _end_those_over(self) -> None:

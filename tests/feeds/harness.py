@@ -9,7 +9,9 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Callable, Mapping
+from typing import Any
 
+from rcache.engine.change_stream import StreamEnd, Wait
 from rcache.engine.contract import Engine
 from rcache.feeds.feed import Events, Feed
 from rcache.feeds.hub import LINGER_S, Hub
@@ -86,6 +88,27 @@ class Subscriber:
     @property
     def values(self) -> list[bytes]:
         return [record.value for record in self.records]
+
+
+class Meanwhile:
+    """An engine to which something happens while a wait for commitment is met; `first`: how the first wait ends."""
+
+    def __init__(self, engine: Engine, happens: Callable[[], object], first: StreamEnd) -> None:
+        self._engine = engine
+        self._happens = happens
+        self._first: StreamEnd | None = first
+        self.stream = self
+
+    def wait_committed(self, wait: Wait, deadline_ns: int) -> StreamEnd:
+        if self._first is not None:
+            end, self._first = self._first, None
+            if end is not StreamEnd.REACHED:
+                return end
+        self._happens()
+        return self._engine.stream.wait_committed(wait, deadline_ns)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
 
 
 class Telling:

@@ -69,6 +69,9 @@ def test_copies_are_no_history() -> None:
     tail = tail_of(change(3, 5, 1), change(3, 5, 2), encode_drop(3, 0), begin + row, row, change(3, 5, 4))
     assert walk(tail, 5, 4) == ["5.3", "5.4"]
     assert walk(tail, 5, 2) == ["5.0", "5.1", "5.2"]
+    few = tail_of(change(3, 5, 1), bytes_max=1000)
+    few.take_in(encode(Record(Kind.ROW, 0, 4, 0, 1, 0, 0, b"k", bytes(5000))))
+    assert walk(few, 5, 1) == ["5.0", "5.1"], "a copy that is filled does not push out what is known"
 
 
 def test_it_does_not_matter_in_which_order_things_came() -> None:

@@ -19,6 +19,7 @@ from tests.feeds.harness import Subscriber, Telling, key_of
 
 BUCKET = 5
 FOREVER_MS = 60_000
+BEYOND = 1 << 40
 SET_LOST = (Opcode.SET, 0, 0, key_of(BUCKET), b"lost")
 
 
@@ -128,15 +129,24 @@ def join(node: Telling, place: int, bucket: int = BUCKET) -> Subscriber:
 
 
 @pytest.mark.parametrize("ahead", range(4))
-def test_the_heir_tells_what_the_dead_primary_did_not_come_to(make_copies: MakeCopies, ahead: int) -> None:
+@pytest.mark.parametrize("is_committed", [True, False])
+def test_the_heir_tells_what_the_dead_primary_did_not_come_to(
+    make_copies: MakeCopies,
+    ahead: int,
+    is_committed: bool,
+) -> None:
+    """Wherever a subscriber was by then; it may join before the OPEN is committed."""
     copies = make_copies()
     dead, heir = copies.nodes[:2]
     for value in (b"one", b"two", b"three"):
         copies.set(value)
     copies.ship()
     copies.drop(dead)
+    point = heir.engine.open_commit_point("backup", BEYOND if is_committed else heir.engine.stream.head)
+    heir.engine.set_commit_points(BUCKET, [point])
     copies.open(heir)
     subscriber = join(heir, make_sequence(1, 2 + ahead))
+    point.advance(BEYOND)
     copies.set(b"after")
     subscriber.until(lambda: b"after" in subscriber.values, "what came after")
     assert (told(subscriber), subscriber.gaps) == ([b"one", b"two", b"three", b"OPEN", b"after"][ahead:], [])
@@ -157,14 +167,20 @@ def test_who_is_behind_what_the_heir_knows_has_one_gap_up_to_there(make_copies: 
 
 def test_whoever_asks_from_now_on_is_told_nothing_of_before(make_copies: MakeCopies) -> None:
     copies = make_copies()
+    heir = copies.nodes[1]
     copies.set(b"one")
     copies.ship()
     copies.drop(copies.nodes[0])
-    copies.open(copies.nodes[1])
-    subscriber = join(copies.nodes[1], FROM_NOW)
+    point = heir.engine.open_commit_point("backup", heir.engine.stream.head)
+    heir.engine.set_commit_points(BUCKET, [point])
+    copies.open(heir)
+    early = join(heir, FROM_NOW)
+    point.advance(BEYOND)
+    late = join(heir, FROM_NOW)
     copies.set(b"after")
-    subscriber.until(lambda: b"after" in subscriber.values, "what came after")
-    assert b"one" not in subscriber.values
+    for subscriber in (early, late):
+        subscriber.until(lambda subscriber=subscriber: b"after" in subscriber.values, "what came after")  # type: ignore[misc]
+        assert b"one" not in subscriber.values
 
 
 def test_nothing_of_it_is_told_or_proven_before_the_opening_is_committed(make_copies: MakeCopies) -> None:
@@ -229,8 +245,10 @@ def test_two_takeovers_in_a_row(make_copies: MakeCopies) -> None:
     assert (told(subscriber), subscriber.gaps) == ([b"one", b"OPEN", b"two", b"OPEN"], [])
 
 
-def test_back_and_forth(make_copies: MakeCopies) -> None:
-    """What this node told before as primary is held on, and leads to what it applied since."""
+@pytest.mark.parametrize("ends", [False, True])
+def test_back_and_forth(make_copies: MakeCopies, ends: bool) -> None:
+    """What this node told before as primary is held on, and leads to what it applied since; `ends`: whether its teller came to
+    say in between that the bucket is another's."""
     copies = make_copies(told=(0, 1))
     one, other = copies.nodes[:2]
     at = make_sequence(1, 2)
@@ -238,6 +256,8 @@ def test_back_and_forth(make_copies: MakeCopies) -> None:
         copies.set(b"one %d" % number)
         one.until_told(4 * number + 1)
         copies.give_up()
+        if ends:
+            wait_until(lambda number=number: one.hub.stats()["buckets_ended"] > number, "the end")  # type: ignore[misc]
         copies.open(other)
         copies.set(b"other %d" % number)
         copies.give_up()
@@ -262,9 +282,12 @@ def test_a_bucket_that_comes_back_before_the_teller_looks(make_copies: MakeCopie
         copies.open(other)
         copies.set(b"other")
         copies.give_up()
+        point = one.engine.open_commit_point("backup", one.engine.stream.head)
+        one.engine.set_commit_points(BUCKET, [point])
         copies.open(one)
-        copies.set(b"after")
     elsewhere = join(one, make_sequence(2, 1))
+    point.advance(BEYOND)
+    copies.set(b"after")
     elsewhere.until(lambda: b"after" in elsewhere.values, "what came after")
     assert (told(elsewhere), elsewhere.gaps) == ([b"OPEN", b"after"], [])
     subscriber.until(lambda: b"after" in subscriber.values or BUCKET not in subscriber.places, "what came after")
@@ -297,6 +320,21 @@ def test_a_bucket_that_was_deposed_and_is_back_before_the_teller_looks(make_copi
     again = join(one, make_sequence(2, 0))
     again.until_told(2)
     assert (told(again), again.gaps) == ([b"other", b"OPEN"], [])
+
+
+def test_what_was_undone_is_not_told_again(make_copies: MakeCopies) -> None:
+    """An operator had the bucket go on from an older copy. What this node told before, and holds, leads there no more."""
+    copies = make_copies(told=(0,))
+    one, other = copies.nodes[:2]
+    join(one, make_sequence(1, 2))
+    copies.set(b"undone")
+    one.until_told(1)
+    copies.drop(one)
+    one.engine.apply(b"".join(other.engine.copy_bucket(BUCKET)))
+    copies.open(one)
+    subscriber = join(one, make_sequence(1, 2))
+    subscriber.until_told(1)
+    assert (told(subscriber), subscriber.gaps) == ([b"OPEN"], [])
 
 
 def test_what_came_before_the_tap_is_not_known(make_copies: MakeCopies) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rcache.cluster.bucket_state import BucketState
-from rcache.engine.change_stream import StreamReader
+from rcache.engine.change_stream import Batch, StreamReader
 from rcache.engine.contract import Engine
 from rcache.feeds.feed import Feed, FeedOver
 from rcache.feeds.hub import NoTeller
@@ -149,6 +149,21 @@ def test_while_a_bucket_is_frozen_nothing_of_it_is_told_or_ended(telling: Tellin
     subscriber.until_told(3)
     assert [record.kind for record in subscriber.records] == [Kind.SET, Kind.OPEN, Kind.SET]
     assert subscriber.notices == []
+
+
+def test_what_is_opened_twice_before_the_teller_looks_goes_on(telling: Telling) -> None:
+    """In a later epoch each time, and nobody else's in between: it is one tenure."""
+    engine = telling.engine
+    subscriber = telling.subscribe()
+    with telling.teller.lock:
+        for epoch in (2, 3):
+            telling.set(3, b"%d" % epoch)
+            engine.set_state(3, BucketState.FROZEN)
+            engine.open_buckets([3], epoch, 1, "n1")
+        telling.set(3, b"after")
+    subscriber.until_told(5)
+    kinds = [Kind.SET, Kind.OPEN, Kind.SET, Kind.OPEN, Kind.SET]
+    assert ([record.kind for record in subscriber.records], subscriber.notices) == (kinds, [])
 
 
 # --- buckets that go and come
@@ -365,6 +380,55 @@ def test_a_loss_is_made_up_for_while_others_go_on_writing(make_telling: MakeTell
     writing.result()
 
 
+def test_a_loss_ends_what_was_taken_from_here_meanwhile(
+    make_telling: MakeTelling, engine_factory: EngineFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bucket is back already, and its OPEN among what is lost; nobody looks for ends otherwise."""
+    telling = make_telling(engine_factory(stream_bytes=64 << 10))
+    subscriber = telling.subscribe()
+    teller = telling.teller
+    monkeypatch.setattr(teller, "_look_for_ends", lambda: None)
+    take, entered, go_on = teller._take, threading.Event(), threading.Event()
+
+    def take_later(batch: Batch) -> None:
+        entered.set()
+        assert go_on.wait(PATIENCE_S)
+        take(batch)
+
+    monkeypatch.setattr(teller, "_take", take_later)
+    telling.set(3, b"first")
+    assert entered.wait(PATIENCE_S)
+    telling.engine.set_state(3, BucketState.FROZEN)
+    telling.engine.set_state(3, BucketState.ABSENT)
+    telling.engine.open_buckets([3], 2, 1, "n1")
+    for number in range(400):
+        telling.set(2, b"%d" % number * 300)
+    go_on.set()
+    subscriber.until(lambda: 3 not in subscriber.places, "the end of the bucket")
+    wait_until(lambda: 3 in subscriber.feed.add({3: FROM_NOW}), "its being told of again")
+
+
+def test_what_waits_already_is_no_part_of_a_loss(make_telling: MakeTelling, engine_factory: EngineFactory) -> None:
+    telling = make_telling(engine_factory(stream_bytes=64 << 10))
+    engine = telling.engine
+    point = engine.open_commit_point("backup", engine.stream.head)
+    engine.set_commit_points(3, [point])
+    subscriber = telling.subscribe()
+    writing = Task(lambda: Caller(engine).set(key_of(3), b"waits", budget_ms=FOREVER_MS))
+    wait_until(lambda: 3 in telling.teller._waiting, "the change to be read")
+    with telling.teller.lock:
+        for number in range(400):
+            telling.set(2, b"%d" % number * 300)
+    subscriber.until(lambda: any(gap.bucket == 2 for gap in subscriber.gaps), "the loss")
+    point.advance(1 << 40)
+    writing.result()
+    subscriber.until(lambda: b"waits" in subscriber.values, "what waited")
+    telling.set(2, b"last")
+    subscriber.until(lambda: b"last" in subscriber.values, "what came last")
+    notices = [told.notice for told in telling.teller.held.entries(telling.teller.held.front) if told.notice is not None]
+    assert {notice.bucket for notice in notices} == {2}
+
+
 def test_after_an_unforeseen_error_it_goes_on_behind_a_gap(telling: Telling, monkeypatch: pytest.MonkeyPatch) -> None:
     subscriber = telling.subscribe()
     teller = telling.teller
@@ -576,6 +640,16 @@ def test_the_stop_ends_what_nobody_uses_at_once(telling: Telling) -> None:
     telling.leave(telling.subscribe())
     assert telling.hub.stop(PATIENCE_S)
     assert feed_threads() == []
+
+
+def test_after_a_teller_that_ended_by_itself_there_is_another(telling: Telling) -> None:
+    subscriber = telling.subscribe()
+    assert telling.teller.stop(PATIENCE_S)
+    with pytest.raises(FeedOver):
+        subscriber.take()
+    again = telling.subscribe()
+    telling.set(3, b"v")
+    again.until_told(1)
 
 
 def test_where_there_can_be_no_thread_the_next_subscriber_may_have_one(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from rcache.cluster.bucket_state import BucketState
 from rcache.feeds import feed as feed_module
 from rcache.records.record import Kind, make_sequence
-from rcache_client.wire.feeds import FROM_NOW, Notice, NoticeKind
+from rcache_client.wire.feeds import FROM_NOW, UNPROVEN, Notice, NoticeKind
 from tests.contract.conftest import EngineFactory
 from tests.contract.harness import Caller, wait_until
 from tests.feeds.conftest import MakeTelling
@@ -57,7 +59,28 @@ def test_two_buckets_that_join_one_after_the_other_are_both_told_once(
     assert subscriber.gaps == []
 
 
-def test_what_is_let_go_of_while_it_is_told_again_is_a_gap(make_telling: MakeTelling, engine_factory: EngineFactory) -> None:
+def test_nothing_is_proven_before_what_was_told_before_is_here(telling: Telling) -> None:
+    keeper = telling.subscribe()
+    old = dict(keeper.places)
+    for number in range(3):
+        telling.set(3, b"%d" % number * 100)
+        telling.until_told(number + 1)
+    subscriber = telling.subscribe({3: old[3]})
+    teller = telling.teller
+    told_at = time.monotonic()
+    teller.proofs.want(told_at)
+    wait_until(lambda: teller.proofs.newest_at >= told_at, "a proof")
+    subscriber.take(0.0, bytes_max=1)
+    assert (len(subscriber.records), subscriber.events.behind_ms) == (1, UNPROVEN)
+    subscriber.until_told(3)
+    subscriber.until(lambda: subscriber.events.behind_ms != UNPROVEN, "a proof")
+
+
+@pytest.mark.parametrize("more", [8, 30])
+def test_what_is_let_go_of_while_it_is_told_again_is_a_gap(
+    make_telling: MakeTelling, engine_factory: EngineFactory, more: int
+) -> None:
+    """Some of that, or all of it and more."""
     telling = make_telling(engine_factory(), held_bytes=8000)
     keeper = telling.subscribe()
     old = dict(keeper.places)
@@ -66,7 +89,7 @@ def test_what_is_let_go_of_while_it_is_told_again_is_a_gap(make_telling: MakeTel
         telling.until_told(number + 1)
     subscriber = telling.subscribe({3: old[3]})
     subscriber.take(0.0, bytes_max=1)
-    for number in range(30):
+    for number in range(more):
         telling.set(3, b"%d" % number * 100)
         telling.until_told(11 + number)
     last = telling.engine.sequence(3)

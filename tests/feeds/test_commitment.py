@@ -1,0 +1,72 @@
+"""What counts as committed, and what is proven: only what this node was primary of before and after that moment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rcache.cluster.bucket_state import BucketState
+from rcache.engine.change_stream import StreamEnd
+from rcache.engine.contract import Engine
+from rcache.feeds.commitment import Commitment
+from rcache.feeds.proofs import Proofs
+from rcache.feeds.tenures import Tenures
+from tests.contract.conftest import EngineFactory
+from tests.feeds.harness import Meanwhile
+
+BEYOND = 1 << 40
+
+
+@pytest.fixture
+def engine(engine_factory: EngineFactory) -> Engine:
+    """Two buckets wait for points that are far ahead, a third for one that is not."""
+    engine = engine_factory()
+    for bucket, position in ((3, BEYOND), (4, BEYOND), (5, 0)):
+        engine.set_commit_points(bucket, [engine.open_commit_point("backup", position)])
+    return engine
+
+
+def test_of_each_bucket_its_own_points_count(engine: Engine) -> None:
+    commitment = Commitment(engine, Tenures(engine))
+    assert commitment.of([1, 3, 4, 5], engine.stream.head) == {1, 3, 4}
+    assert commitment.of([3, 4], engine.stream.head, 1.0) == {3, 4}
+    engine.set_state(3, BucketState.FROZEN)
+    assert commitment.of([1, 3, 4, 5], engine.stream.head) == {1, 4}
+    assert commitment.of([3], engine.stream.head) == set()
+
+
+@pytest.mark.parametrize("first", [StreamEnd.REACHED, StreamEnd.TIMED_OUT])
+@pytest.mark.parametrize("then", [[], [BucketState.ABSENT]])
+def test_what_is_taken_from_here_meanwhile_does_not_count(engine: Engine, first: StreamEnd, then: list[BucketState]) -> None:
+    """Frozen as a first step, or let go of already: its points may have come to nothing by then."""
+
+    def depose() -> None:
+        for state in [BucketState.FROZEN, *then] if engine.state(3) is BucketState.PRIMARY else []:
+            engine.set_state(3, state)
+
+    changing: Any = Meanwhile(engine, depose, first)
+    assert Commitment(changing, Tenures(engine)).of([3, 4], engine.stream.head) == {4}
+
+
+def test_what_is_back_is_of_another_tenure(engine: Engine) -> None:
+    tenures = Tenures(engine)
+    engine.set_state(3, BucketState.FROZEN)
+    engine.set_state(3, BucketState.ABSENT)
+    engine.open_buckets([3], 2, 1, "n1")
+    assert Commitment(engine, tenures).of([3, 4], engine.stream.head) == {4}
+
+
+@pytest.mark.parametrize("happens", ["nothing", "frozen", "another's meanwhile", "opened anew"])
+def test_a_proof_holds_only_where_this_node_was_primary_of_all_before_and_after(engine: Engine, happens: str) -> None:
+    def change() -> None:
+        if happens != "nothing":
+            engine.set_state(3, BucketState.FROZEN)
+        if happens == "another's meanwhile":
+            engine.set_state(3, BucketState.ABSENT)
+        if happens in ("another's meanwhile", "opened anew"):
+            engine.open_buckets([3], 2, 1, "n1")
+
+    engine.set_commit_points(5, [])
+    changing: Any = Meanwhile(engine, change, StreamEnd.REACHED)
+    assert Proofs(changing, Tenures(engine)).holds(1.0, 0) is (happens == "nothing")
