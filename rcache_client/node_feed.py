@@ -64,7 +64,7 @@ class NodeFeed:
         """The thread's one catch-all: everything is tried again, but what cannot get better, where the listener says so."""
         while not self._is_over():
             rest_s = self._try()
-            if rest_s is None:
+            if rest_s is None or self._is_over():
                 return
             self._refresh()
             if self._feeds.is_done_with(self):
