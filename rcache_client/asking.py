@@ -92,6 +92,10 @@ class Asking(Generic[K]):
 
         Of a key that was not done, tell `entry_failed` before the next answer is asked for.
         """
+        with self._caller.asking_for(keys):
+            yield from self._rounds(keys)
+
+    def _rounds(self, keys: Sequence[K]) -> Iterator[tuple[Sequence[K], Any]]:
         asked = keys
         retries: Retries | None = None
         while asked:

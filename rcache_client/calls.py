@@ -9,6 +9,8 @@ What it must not know: what keys and values are.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from time import monotonic
 from typing import Any
 from zlib import crc32
@@ -55,6 +57,8 @@ _LEAVING = frozenset({Status.STOPPING, Status.SHUTTING_DOWN})
 _REFUSED = int(StatusClass.REFUSED)
 
 _UP = DoorState.UP
+
+_NOTHING = nullcontext()
 
 Answer = tuple[int, Any]
 """The status of an answer, of the ANSWERED class, and the values of its payload."""
@@ -103,6 +107,14 @@ class Caller:
             retries.wait(outcome)
             outcome = self._try_once(opcode, payload, deadline, key)
         return outcome
+
+    def asking_for(self, keys: Sequence[str | bytes]) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Stands around what is asked about these keys by `try_at` and the like, from before it is sent until it has ended."""
+        return _NOTHING  # whoever keeps what was read (`near_cache`) has its own
+
+    def asking_for_all(self) -> AbstractContextManager[None]:
+        """As `asking_for`, of what may change any key."""
+        return _NOTHING
 
     def view(self, deadline: float) -> View:
         """The newest view, after one server at least was asked. Blocks to the deadline; raises as `call` does."""

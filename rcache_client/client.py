@@ -2,8 +2,8 @@
 
 What it is: the constructor, which checks and wires everything together, and the end. The calls themselves are in
 `key_calls`, `many_calls`, `compute_calls` and `service_calls`.
-Which thread runs it: any, several at once. The client starts no thread of its own (but see `address` and `leases`).
-What it owns: the doors, and through them every connection.
+Which thread runs it: any, several at once. It starts no thread of its own (but see `address`, `leases` and `node_feed`).
+What it owns: the doors, and through them every connection; its near cache, if it was given one.
 What it must not know: how a request looks on the wire.
 
 After a fork the child has the same client with none of its connections: it makes its own when it needs them.
@@ -29,6 +29,7 @@ from rcache_client.event_calls import EventCalls
 from rcache_client.handshake import Greeter
 from rcache_client.key_calls import KeyCalls
 from rcache_client.many_calls import ManyCalls
+from rcache_client.near_cache import NearCache, NearReads
 from rcache_client.pool import GOODBYE_SECONDS, say_goodbye
 from rcache_client.routing import Router
 from rcache_client.serializers import BytesSerializer, Serializer
@@ -73,6 +74,7 @@ class Client(KeyCalls[V], ManyCalls[V], ComputeCalls[V], ServiceCalls, EventCall
     `secret`: what the servers' --secret-file holds. `name` and `role`: what HELLO says of this client.
     `serializer`: how values become bytes; without one they are bytes.
     `wait_for_servers`: when no server can be used, wait within the budget rather than fail at once.
+    `near_cache`: keep what `get` reads, and serve it from here while it is surely good; None: ask the servers each time.
     """
 
     @overload
@@ -88,6 +90,7 @@ class Client(KeyCalls[V], ManyCalls[V], ComputeCalls[V], ServiceCalls, EventCall
         name: str | None = ...,
         role: Role = ...,
         wait_for_servers: bool = ...,
+        near_cache: NearCache | None = ...,
     ) -> None: ...
 
     @overload
@@ -104,6 +107,7 @@ class Client(KeyCalls[V], ManyCalls[V], ComputeCalls[V], ServiceCalls, EventCall
         role: Role = ...,
         serializer: Serializer[V],
         wait_for_servers: bool = ...,
+        near_cache: NearCache | None = ...,
     ) -> None: ...
 
     def __init__(  # noqa: PLR0913 - every option has a default and is given by name
@@ -119,6 +123,7 @@ class Client(KeyCalls[V], ManyCalls[V], ComputeCalls[V], ServiceCalls, EventCall
         role: Role = Role.CLIENT,
         serializer: Serializer[Any] | None = None,
         wait_for_servers: bool = False,
+        near_cache: NearCache | None = None,
     ) -> None:
         """Check the arguments; connect to nothing yet. Raises `TypeError` or `ValueError` naming the value."""
         addresses = parse_servers(servers)
@@ -132,11 +137,26 @@ class Client(KeyCalls[V], ManyCalls[V], ComputeCalls[V], ServiceCalls, EventCall
         seeds = [make_door(address) for address in addresses]
         self._doors = Doors(seeds, wait_for_servers=bool(wait_for_servers), make_door=partial(make_door, is_seed=False))
         self._router = Router(self._doors, self._greeter, read_s)
-        self._caller = Caller(self._doors, self._router, checked_seconds("budget", budget), read_s)
+        self._near_cache = near_cache
+        self._near, self._caller = self._near_and_caller(checked_seconds("budget", budget), read_s)
         self._subscriptions = weakref.WeakSet()
         self._computing = Computing(Stored(self._caller))
         self._servers = ", ".join(door.name for door in seeds)
         _clients.add(self)
+
+    def _near_and_caller(self, budget_s: float, read_s: float) -> tuple[NearReads | None, Caller]:
+        if self._near_cache is None:
+            return None, Caller(self._doors, self._router, budget_s, read_s)
+        if not isinstance(self._near_cache, NearCache):
+            raise TypeError(f"near_cache must be a NearCache, not {self._near_cache!r}")
+        near = self._near_cache._attach(self._doors, self._router, budget_s, read_s)
+        weakref.finalize(self, near.feed.stop).atexit = False  # one that nobody closes ends its feeds all the same
+        return near, near.caller
+
+    @property
+    def near_cache(self) -> NearCache | None:
+        """What was given as `near_cache`; its `stats()` say how it does."""
+        return self._near_cache
 
     @property
     def cluster_id(self) -> bytes | None:
@@ -146,11 +166,13 @@ class Client(KeyCalls[V], ManyCalls[V], ComputeCalls[V], ServiceCalls, EventCall
     def close(self) -> None:
         """Say GOODBYE on idle connections and close them; every later call raises `ClientClosed`. Idempotent.
 
-        Blocks for 0.2 seconds at most, and for as long as subscriptions that are still open take to end. A connection that
-        another thread is using is closed when its call ends.
+        Blocks for 0.2 seconds at most, and for as long as subscriptions that are still open, and a near cache, take to end. A
+        connection that another thread is using is closed when its call ends.
         """
         for subscription in list(self._subscriptions):
             subscription.close()
+        if self._near is not None:
+            self._near.close()
         deadline = monotonic() + GOODBYE_SECONDS
         idle = self._doors.retire()
         self._router.retire()
@@ -173,6 +195,8 @@ class Client(KeyCalls[V], ManyCalls[V], ComputeCalls[V], ServiceCalls, EventCall
         self._router.forget()
         for subscription in list(self._subscriptions):
             subscription.forget()
+        if self._near is not None:
+            self._near.forget()
         self._computing.forget()
 
 

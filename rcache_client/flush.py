@@ -24,6 +24,11 @@ Held = tuple[int, str | None, int]
 
 def flush(caller: Caller, deadline: float) -> int:
     """Remove all values; return how many there were. Raises `RcacheError`; then a part may have been removed."""
+    with caller.asking_for_all():
+        return _flush(caller, deadline)
+
+
+def _flush(caller: Caller, deadline: float) -> int:
     removed = 0
     flushed: set[Held] = set()
     asked = False

@@ -17,10 +17,11 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from rcache_client.answers import request_layout
 from rcache_client.arguments import COUNT_MAX, COUNT_MIN, VERSION_MAX, Key, key_bytes, whole_number
-from rcache_client.budget import ttl_in_ms
+from rcache_client.budget import checked_seconds, ttl_in_ms
 from rcache_client.calls import Caller
 from rcache_client.envelope import COMPUTED_FLAGS, Kind, unpack
 from rcache_client.errors import WrongFormat
+from rcache_client.near_cache import NearReads
 from rcache_client.serializers import Serializer
 from rcache_client.wire.grammar import COUNT_BY, EXTEND, KEY_AND_TTL
 from rcache_client.wire.opcodes import TTL_MS_MAX, VALUE_HASH_BYTES, Opcode
@@ -74,9 +75,13 @@ class KeyCalls(Generic[V]):
     _serializer: Serializer[V]
     _loads_nothing: bool
     """Whether `_serializer` gives bytes back as they are, so that it need not be asked."""
+    _near: NearReads | None
+    """What is kept here of what was read; None for a client without a near cache."""
 
     def get(self, key: Key, default: D | None = None, *, budget: float | None = None) -> V | D | None:
         """The value, or `default` if there is none."""
+        if self._near is not None:
+            return self._get_near(self._near, key, default, budget)
         caller = self._caller
         name = key_bytes(key)
         status, values = caller.call(_GET, encode_key(name), caller.deadline(budget), name)
@@ -207,6 +212,17 @@ class KeyCalls(Generic[V]):
 
     def _call(self, opcode: Opcode, payload: bytes, name: bytes, budget: float | None) -> tuple[int, tuple[Any, ...]]:
         return self._caller.call(opcode, payload, self._caller.deadline(budget), name)
+
+    def _get_near(self, near: NearReads, key: Key, default: D | None, budget: float | None) -> V | D | None:
+        """As `get`, from what is kept here where that may be served."""
+        name = key.encode() if type(key) is str else key if type(key) is bytes else key_bytes(key)
+        if budget is not None:
+            checked_seconds("budget", budget)
+        slot = near.find(name)
+        if slot is not None:
+            return slot.value if self._loads_nothing else self._load(key, slot.value, slot.flags)  # type: ignore[return-value]
+        status, flags, data = near.get(key_bytes(name), self._caller.deadline(budget))
+        return default if status else self._value_in(key, data, flags, default)
 
     def _value_in(self, key: Key, data: bytes, flags: int, default: D | None) -> V | D | None:
         """The value that an item holds; `default` where `get_or_compute` wrote it and it holds none."""

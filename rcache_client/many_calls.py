@@ -21,6 +21,7 @@ from rcache_client.calls import Caller
 from rcache_client.envelope import COMPUTED_FLAGS, Kind, unpack
 from rcache_client.errors import RcacheError, WrongFormat
 from rcache_client.many import Gathering, encode_keys
+from rcache_client.near_cache import NearReads
 from rcache_client.serializers import Serializer
 from rcache_client.wire.opcodes import MANY_KEYS_MAX, TTL_MS_MAX, Opcode, Status
 from rcache_client.wire.quick import Items, encode_key, encode_store
@@ -36,12 +37,15 @@ class ManyCalls(Generic[V]):
     _caller: Caller
     _serializer: Serializer[V]
     _loads_nothing: bool
+    _near: NearReads | None
 
     def get_many(self, keys: Iterable[K], *, budget: float | None = None) -> dict[K, V]:
         """The values of those keys that have one."""
         deadline = self._caller.deadline(budget)
         asked = _distinct(keys)
         gathering: Gathering[K, V] = Gathering("GET_MANY", asked)
+        if self._near is not None:
+            asked = self._gather_near(self._near, asked, gathering)
         entries_max = MANY_KEYS_MAX
         while asked:
             full = self._get_round(asked, gathering, entries_max, deadline)
@@ -91,6 +95,20 @@ class ManyCalls(Generic[V]):
                 else:
                     asking.entry_failed(key, status)
         return gathering.result()
+
+    def _gather_near(self, near: NearReads, keys: Sequence[K], gathering: Gathering[K, V]) -> list[K]:
+        """Take what is kept here and may be served; return the keys of the rest."""
+        rest: dict[K, bytes] = {}
+        found = [(key, name, near.find(name)) for key, name in [(key, key_bytes(key)) for key in keys]]
+        for key, name, slot in found:
+            if slot is None:
+                rest[key] = name
+            else:
+                self._gather_value(key, slot.flags, slot.value, gathering)
+        if rest:
+            near.count_misses(rest.values())
+        gathering.scattered = gathering.scattered or len(rest) < len(keys)
+        return list(rest)
 
     def _get_round(self, asked: Sequence[K], gathering: Gathering[K, V], entries_max: int, deadline: float) -> list[K]:
         """Ask for all of them once; return the keys whose values no longer fitted into their reply."""
