@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from rcache.feeds.hub import Hub
+from rcache.feeds.proofs import boot_s
 from rcache.feeds.select import Selection
 from rcache.feeds.teller import Teller
 from rcache.feeds.told import Told
@@ -111,7 +112,7 @@ class Feed:
     def next(self, bytes_max: int, deadline: float) -> Events:
         """What is next, about `bytes_max` bytes of it (one event at least); nothing, where nothing comes to `deadline`
         (time.monotonic). Blocks. Raises `FeedOver`."""
-        asked_at = time.monotonic()
+        asked_at = boot_s()
         teller, found = self._teller, _Found(bytes_max)
         while not found.has_any:
             with teller.lock:

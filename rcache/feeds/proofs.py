@@ -32,8 +32,13 @@ HOLD_S = 0.05
 """How long the acknowledgements of all links may lack what is not for their peers, and leases their renewal."""
 
 
+def boot_s() -> float:
+    """The clock of proofs: seconds, those included in which this machine was suspended, as leases are counted."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class Proof(NamedTuple):
-    """All that was committed before `at` (time.monotonic, seconds) lies before the place `end`."""
+    """All that was committed before `at` (`boot_s`) lies before the place `end`."""
 
     at: float
     end: int

@@ -36,7 +36,7 @@ from rcache.engine.change_stream import Batch
 from rcache.engine.contract import Engine
 from rcache.feeds.applied_tail import AppliedTail, Chain, Tapped
 from rcache.feeds.commitment import Commitment
-from rcache.feeds.proofs import Proofs
+from rcache.feeds.proofs import Proofs, boot_s
 from rcache.feeds.tenures import Tenures
 from rcache.feeds.told import Held, Told, join, place_before
 from rcache.feeds.waiting import Due, Waiting
@@ -168,7 +168,7 @@ class Teller:
 
     def _step(self) -> None:
         """What there is, or a look around."""
-        began = time.monotonic()
+        began = boot_s()
         head = self.engine.stream.head
         batch = self._reader.take(TAKE_BYTES, LOOK_S)
         if batch.lost:
