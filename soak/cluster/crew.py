@@ -19,7 +19,7 @@ from typing import Any
 
 from soak.cluster.clients import Counts, Spec, history_file
 from soak.cluster.errors import SoakFailed
-from soak.cluster.listeners import SUBSCRIBERS, ListenSpec, listener_of
+from soak.cluster.listeners import NEAR, SUBSCRIBERS, ListenSpec, listener_of
 from soak.cluster.stayers import Orders, StaySpec, stayer_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +39,7 @@ class Crew:
         self.directory = Path(spec.directory)
         self.clients = [f"c{spec.first + index}" for index in range(spec.count)]
         self.names = self.clients + [stayer_of(node) for node in stay.ports]
-        self.listeners = [listener_of(name) for name in SUBSCRIBERS] if listen is not None else []
+        self.listeners = [listener_of(name) for name in (*SUBSCRIBERS, NEAR)] if listen is not None else []
         self.counts: dict[str, Counts] = {}
         self._done = dict.fromkeys(self.names, -1)
         self._changed = threading.Condition()

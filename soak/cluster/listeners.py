@@ -10,6 +10,8 @@ What it owns: a `Client` for each of them, as programs of their own would have. 
 | steady | listens all the time |
 | resuming | closes its client again and again, and a new one goes on from the places that were told |
 | slow | takes nothing for seconds at a time |
+
+Beside them a client with a near cache reads what is written (`near_reader`), and must see it as it was promised.
 """
 
 from __future__ import annotations
@@ -23,9 +25,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rcache_client import Client, RcacheError, Subscription
+from rcache_client import Client, NearCache, RcacheError, Subscription
 from soak.cluster.clients import Counts
 from soak.cluster.hearing import Hearing
+from soak.cluster.near_reader import NearReader, now_s
+from soak.cluster.nearness import Nearness
 
 PREFIX = "told-"
 KEYS = 200
@@ -46,6 +50,7 @@ END_S = 40.0
 """At the end, for all that was acknowledged to be told."""
 
 SUBSCRIBERS = ("steady", "resuming", "slow")
+NEAR = "near"
 
 
 def listener_of(subscriber: str) -> str:
@@ -77,6 +82,7 @@ class Listeners:
         self._over = threading.Event()
         self._told = threading.Event()  # nothing more is waited for
         self.hearings = {name: Hearing() for name in SUBSCRIBERS}
+        self.near: NearReader | None = None
         self.crashed: list[str] = []
         self.writes = self.failed = 0
         self._keys = [f"{PREFIX}{number}" for number in range(KEYS)]
@@ -88,10 +94,13 @@ class Listeners:
             ready = threading.Barrier(len(SUBSCRIBERS) + 1)
             listening = [self._start(name, self._listen, name, ready) for name in SUBSCRIBERS]
             ready.wait(END_S)
-            writing = self._start("writer", self._write, cache, bucket_of)
+            self.near = NearReader(lambda near: self._client("near", near), self._keys, PREFIX, self._spec.seed)
+            self.near.start()
+            writing = self._start("writer", self._write, cache, bucket_of, self.near.nearness)
             over()
             self._over.set()
             writing.join(END_S)
+            self.near.stop()
             self._await_all(cache, bucket_of)
             self._told.set()
             for thread in listening:
@@ -109,25 +118,36 @@ class Listeners:
         thread.start()
         return thread
 
-    def _client(self, name: str) -> Client[bytes]:
-        return Client(self._spec.addresses, budget=self._spec.budget_s, name=f"told-{name}", wait_for_servers=True)
+    def _client(self, name: str, near_cache: NearCache | None = None) -> Client[bytes]:
+        return Client(
+            self._spec.addresses,
+            budget=self._spec.budget_s,
+            name=f"told-{name}",
+            wait_for_servers=True,
+            near_cache=near_cache,
+        )
 
     # --- the writer
 
-    def _write(self, cache: Client[bytes], bucket_of: Callable[[str], int]) -> None:
+    def _write(self, cache: Client[bytes], bucket_of: Callable[[str], int], nearness: Nearness) -> None:
         chance, due, number = random.Random(self._spec.seed), time.monotonic(), 0
         while not self._over.wait(max(0.0, due - time.monotonic())):
             due = max(due + 1 / RATE, time.monotonic() - 1 / RATE)
             key, number = chance.choice(self._keys), number + 1
-            value = b"%d" % number
+            value = b"%d" % number if chance.random() > DELETES else None
+            version, place = 0, nearness.begin_write(key, value, now_s())
             try:
-                if chance.random() < DELETES:
+                if value is None:
                     cache.delete(key)
-                    continue
-                version = cache.set(key, value)
+                else:
+                    version = cache.set(key, value)
             except RcacheError:
                 self.failed += 1  # it may have happened, or not
+                nearness.end_write(key, place, now_s(), is_unknown=True)
                 continue
+            nearness.end_write(key, place, now_s())
+            if value is None:
+                continue  # nobody says at which place of the history
             self.writes += 1
             for hearing in self.hearings.values():
                 hearing.acknowledged(bucket_of(key), version, (key, value))
@@ -201,6 +221,11 @@ class Listeners:
         for name, hearing in self.hearings.items():
             outcomes = {"events": hearing.events, "gaps": hearing.gaps, "writes": self.writes}
             told[listener_of(name)] = Counts(outcomes, {}, [*hearing.wrong, *self.crashed], [])
+        if self.near is not None:
+            stats = self.near.near.stats()
+            outcomes = {"hits": stats.hits, "misses": stats.misses, "dropped_buckets": stats.dropped_buckets}
+            outcomes["stalest_ms"] = round(self.near.nearness.stalest_s * 1000)
+            told[listener_of(NEAR)] = Counts(outcomes, {}, self.near.wrong, [])
         return told
 
 

@@ -117,6 +117,12 @@ def _told(figures: dict[str, Any]) -> Iterator[str]:
         return
     tape = figures["tape"]
     for name, counts in figures["told"].items():
+        if "hits" in counts:
+            yield (
+                f"The client with a near cache: {counts['hits']} reads were served from there, {counts['misses']} asked of the "
+                f"servers; the stalest was of a value that had been replaced {counts['stalest_ms']} ms before."
+            )
+            continue
         yield (
             f"Subscriber {name.removeprefix('told-')}: {counts['events']} events of {counts['writes']} acknowledged writes, "
             f"{counts['gaps']} gaps."
