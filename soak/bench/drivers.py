@@ -2,6 +2,7 @@
 
 What it is: `Drivers`, with `fixed` (soak/load/lg.c: one request for ever), `keys` (soak/load/drive.c: a number in each key,
 every reply checked), and `limit` (soak/load/limit.c: a server that does nothing, which shows what the drivers can measure).
+Beside these the program `hear` (soak/load/hear.c: subscribers), which `soak.feed_bench` runs itself.
 Which thread runs it: the benchmark's only one; the load comes from a process of its own.
 What it owns: the programs, and the files that tell them what to send.
 What it must not know: the protocols, and what a figure is for.
@@ -31,10 +32,10 @@ PATIENCE_S = 30.0
 """What a driver may take beyond the time it was given; it ends itself before."""
 
 Figures = dict[str, float]
-"""Operations a second, and the percentiles of a batch's round trip."""
+"""Operations a second, the percentiles of a batch's round trip, and from drive.c how many operations that were."""
 
-_SAID = re.compile(r"(\d+) ops/s p50 (\d+) us p99 (\d+) us p99\.9 (\d+) us")
-_FIGURES = ("operations_per_s", "p50_us", "p99_us", "p999_us")
+_SAID = re.compile(r"(\d+) ops/s p50 (\d+) us p99 (\d+) us p99\.9 (\d+) us(?:, (\d+) ops)?")
+_FIGURES = ("operations_per_s", "p50_us", "p99_us", "p999_us", "operations")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Shape:
 
     connections: int
     depth: int
+    rate: int = 0
+    """So many requests a second, of all connections together (`keys` only); 0: as many as are answered."""
 
     def __str__(self) -> str:
         return f"{self.connections} x {self.depth}"
@@ -56,7 +59,16 @@ class Keys:
     first: int = 0
     each: bool = False
     """Every one once, rather than drawn evenly until the time is over."""
+    in_order: bool = False
+    """One after the other, from the first again after the last, until the time is over."""
     seed: int = 1
+    times: Path | None = None
+    """A file that gets a double for each number below the last one's: when it was answered (CLOCK_MONOTONIC, seconds; 0:
+    never)."""
+
+    @property
+    def order(self) -> str:
+        return "each" if self.each else "next" if self.in_order else "random"
 
 
 class Drivers:
@@ -77,9 +89,10 @@ class Drivers:
         Returns the figures; raises `BenchError`.
         """
         options: dict[str, object] = {"-c": shape.connections, "-d": shape.depth, "-s": seconds}
-        options |= {"-f": keys.first, "-k": keys.count, "-o": "each" if keys.each else "random", "-x": keys.seed}
+        options |= {"-f": keys.first, "-k": keys.count, "-o": keys.order, "-x": keys.seed}
         options |= {"-q": self._write("request", exchange.request), "-e": self._write("head", exchange.head)}
         options |= {"-l": len(exchange.reply)} | ({} if exchange.digits_at is None else {"-a": exchange.digits_at})
+        options |= ({"-r": shape.rate} if shape.rate else {}) | ({"-t": keys.times} if keys.times else {})
         arguments = [each for option in options.items() for each in option]
         return self._run("drive", server, shape, [*arguments, "127.0.0.1", server.port], seconds)
 
@@ -90,6 +103,10 @@ class Drivers:
         return Peer(
             LIMIT, str(self._directory / "limit"), tuple(each for pair in flags for each in pair), rcache, says_ready=True
         )
+
+    def program(self, name: str) -> Path:
+        """Where one of soak/load lies, built."""
+        return self._directory / name
 
     def _write(self, name: str, content: bytes) -> Path:
         path = self._directory / name
@@ -108,7 +125,7 @@ class Drivers:
         if ran.returncode or said is None:
             why = ran.stderr.strip() or ran.stdout.strip() or "nothing was said"
             raise BenchError(f"{server.peer.name}, {shape}: {why} (exit code {ran.returncode})")
-        return dict(zip(_FIGURES, map(float, said.groups()), strict=True))
+        return {name: float(figure) for name, figure in zip(_FIGURES, said.groups(), strict=True) if figure is not None}
 
 
 @contextmanager

@@ -1,18 +1,24 @@
 /* drive: a closed-loop load over many keys, for any request/reply protocol over TCP whose requests differ in the key alone.
  *
- *   drive -c CONNECTIONS -d DEPTH -s SECONDS [-w OWED_SECONDS] -k KEYS [-f FIRST] -o each|random [-x SEED]
- *         -q REQUEST_FILE -e HEAD_FILE -l REPLY_BYTES [-a DIGITS_AT] HOST PORT
+ *   drive -c CONNECTIONS -d DEPTH -s SECONDS [-w OWED_SECONDS] -k KEYS [-f FIRST] -o each|random|next [-x SEED]
+ *         [-r RATE] [-t TIMES_FILE] -q REQUEST_FILE -e HEAD_FILE -l REPLY_BYTES [-a DIGITS_AT] HOST PORT
  *
  * REQUEST_FILE is one request in which ######## stands wherever the eight digits of a key's number belong. Every connection
  * has a batch of DEPTH such requests; it fills in the digits, sends, waits until every reply of the batch came, and starts
  * again. The numbers are FIRST to FIRST + KEYS - 1, each once (`each`: ends with the last reply, and fails where SECONDS are
- * not enough) or drawn evenly (`random`: ends after SECONDS and the replies that are then still owed).
+ * not enough), drawn evenly (`random`), or in order and from FIRST again (`next`); these two end after SECONDS and the replies
+ * that are then still owed.
+ *
+ * With RATE so many requests a second are due, evenly over the connections. A batch is sent when it is due and the one before
+ * it on its connection was answered; its round trip counts from when it was due, so a server that falls behind is seen to.
+ * TIMES_FILE gets a double for each number from 0 to FIRST + KEYS - 1: when its last reply came (CLOCK_MONOTONIC, seconds; 0:
+ * never).
  *
  * A reply is right when it has REPLY_BYTES, begins with the bytes of HEAD_FILE and, where -a is given, has the digits of its
  * own request at DIGITS_AT. The first wrong one ends the run with an error, and so does a reply nobody asked for.
  *
- * Prints: operations a second, from the first request to the last reply, and the 50th, 99th and 99.9th percentile of a
- * batch's round trip in microseconds.
+ * Prints: operations a second, from the first request to the last reply, the 50th, 99th and 99.9th percentile of a batch's
+ * round trip in microseconds, and how many operations that were.
  * Exit code: 0, 1 where the server did not do its part, 2 for wrong use.
  *
  * One thread. It owns its sockets. Once connected nothing blocks but epoll_wait, so neither a server that does not read nor
@@ -25,6 +31,7 @@
 #include <arpa/inet.h>
 #include <ctype.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/tcp.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -33,7 +40,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -47,6 +56,7 @@ enum {
     SAMPLES_MAX = 5000000,     /* 20 MB; later batches of a longer run have no part in the percentiles */
     CONNECTIONS_MAX = 10000,
     DEPTH_MAX = 10000,
+    RATE_MAX = 10000000,
     KEYS_MAX = 100000000,      /* what eight digits can tell apart */
     SHOWN = 60,                /* bytes of a wrong reply in a complaint */
 };
@@ -61,7 +71,9 @@ typedef struct { /* what the command line says */
     int port, connections, depth;
     double seconds, owed_s;
     uint32_t first, keys;
-    bool each;
+    bool each, in_order;
+    double rate; /* 0: as fast as it goes */
+    const char *times;
     uint64_t seed;
     Bytes request, head;
     size_t reply_bytes;
@@ -76,7 +88,7 @@ typedef struct { /* invariant: `checked` whole replies of the batch are right, a
     int count; /* requests of the batch under way; 0: none is */
     int checked;
     size_t sent, got;
-    double sent_at;
+    double sent_at, due; /* due: when the next batch is, where a rate was given */
     char *batch, *reply;
 } Connection;
 
@@ -85,10 +97,12 @@ typedef struct {
     Connection *connections;
     int poller, under_way;
     uint64_t random;
-    uint32_t told; /* keys handed out so far, of `each` */
+    uint32_t told; /* keys handed out so far, of `each` and `next` */
+    int timer;
     double end;
     long operations, taken;
     float *samples;
+    double *answered; /* the times file; NULL: there is none */
 } Run;
 
 static char quads[10000][4]; /* "0000" to "9999" */
@@ -180,7 +194,7 @@ static void check_plan(const Plan *plan) {
 static Plan read_plan(int argc, char **argv) {
     Plan plan = {.digits_at = -1, .seed = 1, .owed_s = OWED_S};
     bool ordered = false;
-    for (int option; (option = getopt(argc, argv, "c:d:s:w:f:k:o:x:q:e:l:a:")) != -1;) switch (option) {
+    for (int option; (option = getopt(argc, argv, "c:d:s:w:f:k:o:x:r:t:q:e:l:a:")) != -1;) switch (option) {
         case 'c': plan.connections = number(optarg, 'c', 1, CONNECTIONS_MAX); break;
         case 'd': plan.depth = number(optarg, 'd', 1, DEPTH_MAX); break;
         case 's': plan.seconds = duration(optarg, 's'); break;
@@ -189,8 +203,11 @@ static Plan read_plan(int argc, char **argv) {
         case 'k': plan.keys = number(optarg, 'k', 1, KEYS_MAX); break;
         case 'o':
             plan.each = !strcmp(optarg, "each");
-            ordered = plan.each || !strcmp(optarg, "random");
+            plan.in_order = plan.each || !strcmp(optarg, "next");
+            ordered = plan.in_order || !strcmp(optarg, "random");
             break;
+        case 'r': plan.rate = number(optarg, 'r', 1, RATE_MAX); break;
+        case 't': plan.times = optarg; break;
         case 'x': plan.seed = number(optarg, 'x', 0, INT32_MAX); break;
         case 'q': plan.request = content(optarg); break;
         case 'e': plan.head = content(optarg); break;
@@ -198,7 +215,7 @@ static Plan read_plan(int argc, char **argv) {
         case 'a': plan.digits_at = number(optarg, 'a', 0, FILE_BYTES_MAX); break;
         default: fail(2, "wrong use; the head of drive.c says how");
     }
-    if (!ordered) fail(2, "-o takes each or random");
+    if (!ordered) fail(2, "-o takes each, random or next");
     if (argc - optind != 2) fail(2, "a host and a port come last");
     plan.host = argv[optind];
     plan.port = number(argv[optind + 1], 'p', 1, 65535);
@@ -211,7 +228,7 @@ static Plan read_plan(int argc, char **argv) {
 
 static uint32_t next_key(Run *run) {
     const Plan *plan = run->plan;
-    if (plan->each) return plan->first + run->told++;
+    if (plan->in_order) return plan->first + run->told++ % plan->keys;
     run->random ^= run->random >> 12; /* xorshift64*; its upper half, scaled, is even enough for 32 bits */
     run->random ^= run->random << 25;
     run->random ^= run->random >> 27;
@@ -259,20 +276,30 @@ static void start_batch(Run *run, Connection *c) {
     if (!c->count) return;
     c->sent = c->got = 0;
     c->checked = 0;
-    c->sent_at = now();
+    c->sent_at = run->plan->rate ? c->due : now();
+    if (run->plan->rate) c->due += run->plan->connections * run->plan->depth / run->plan->rate;
     run->under_way++;
     push(run, c);
 }
 
 /* ---- replies ------------------------------------------------------------------------------------------------------- */
 
-static void check_replies(const Plan *plan, Connection *c) {
+static void note_answer(double *answered, const char *digits, double t) {
+    uint32_t key = 0;
+    for (int i = 0; i < DIGITS; i++) key = key * 10 + (digits[i] - '0');
+    answered[key] = t;
+}
+
+static void check_replies(const Run *run, Connection *c) {
+    const Plan *plan = run->plan;
+    double t = run->answered ? now() : 0;
     while (c->checked < c->count && (c->checked + 1) * plan->reply_bytes <= c->got) {
         const char *reply = c->reply + c->checked * plan->reply_bytes;
         if (memcmp(reply, plan->head.bytes, plan->head.length)) wrong_reply("wrong reply", reply, c->got - (reply - c->reply));
         const char *asked = c->batch + c->checked * plan->request.length + plan->marks[0];
         if (plan->digits_at >= 0 && memcmp(reply + plan->digits_at, asked, DIGITS))
             wrong_reply("the reply to another key", reply, plan->reply_bytes);
+        if (run->answered) note_answer(run->answered, asked, t);
         c->checked++;
     }
     if (c->checked == c->count) return;
@@ -289,7 +316,7 @@ static void end_batch(Run *run, Connection *c) {
     run->operations += c->count;
     run->under_way--;
     c->count = 0;
-    if (t < run->end) start_batch(run, c);
+    if (t < run->end && c->due <= t) start_batch(run, c);
 }
 
 /* Takes what the socket has, once. Asks for one byte more than is owed, so that a reply too long is seen. */
@@ -301,7 +328,7 @@ static void pull(Run *run, Connection *c) {
     if (!n) fail(1, "connection closed by the server");
     if (!c->count) wrong_reply("a reply that nobody asked for", c->reply, n);
     c->got += n;
-    check_replies(run->plan, c);
+    check_replies(run, c);
     size_t last = owed - run->plan->reply_bytes;
     if (c->got > owed) wrong_reply("reply too long", c->reply + last, c->got - last);
     if (c->got == owed) end_batch(run, c);
@@ -327,16 +354,39 @@ static void open_connection(Run *run, Connection *c) {
     watch(run, c, EPOLL_CTL_ADD, false);
 }
 
+/* Has the poller wake up whenever a batch is due. */
+static void start_clock(Run *run, double began) {
+    const Plan *plan = run->plan;
+    double apart = plan->depth / plan->rate;
+    for (int i = 0; i < plan->connections; i++) run->connections[i].due = began + i * apart;
+    struct timespec every = {.tv_sec = apart, .tv_nsec = (apart - (time_t)apart) * 1e9};
+    struct itimerspec ticks = {.it_interval = every, .it_value = every};
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
+    run->timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+    if (run->timer < 0 || timerfd_settime(run->timer, 0, &ticks, NULL)) fail(1, "timerfd: %s", strerror(errno));
+    if (epoll_ctl(run->poller, EPOLL_CTL_ADD, run->timer, &event)) fail(1, "epoll_ctl: %s", strerror(errno));
+}
+
+/* Starts what is due and has nothing under way. */
+static void tick(Run *run) {
+    uint64_t ticks;
+    double t = now();
+    if (read(run->timer, &ticks, sizeof ticks) < 0 && errno != EAGAIN) fail(1, "timerfd: %s", strerror(errno));
+    for (Connection *c = run->connections; t < run->end && c < run->connections + run->plan->connections; c++)
+        if (!c->count && c->due <= t) start_batch(run, c);
+}
+
 /* Blocks until no batch is under way: after `end` none begins. */
 static void drive(Run *run) {
     struct epoll_event events[EVENTS_MAX];
-    while (run->under_way) {
+    while (run->under_way || (run->plan->rate && now() < run->end)) {
         int ready = epoll_wait(run->poller, events, EVENTS_MAX, 100);
         if (ready < 0 && errno != EINTR) fail(1, "epoll_wait: %s", strerror(errno));
         for (int i = 0; i < ready; i++) {
             Connection *c = events[i].data.ptr;
-            if (events[i].events & EPOLLOUT) push(run, c);
-            if (events[i].events & (EPOLLIN | EPOLLHUP | EPOLLERR)) pull(run, c);
+            if (!c) tick(run);
+            if (c && events[i].events & EPOLLOUT) push(run, c);
+            if (c && events[i].events & (EPOLLIN | EPOLLHUP | EPOLLERR)) pull(run, c);
         }
         if (now() < run->end + run->plan->owed_s) continue;
         for (Connection *c = run->connections; c < run->connections + run->plan->connections; c++)
@@ -352,6 +402,14 @@ static int ascending(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
+static double *open_times(const char *path, size_t count) {
+    int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    if (fd < 0 || ftruncate(fd, count * sizeof(double))) fail(1, "%s: %s", path, strerror(errno));
+    double *times = mmap(NULL, count * sizeof *times, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (times == MAP_FAILED || close(fd)) fail(1, "%s: %s", path, strerror(errno));
+    return times;
+}
+
 int main(int argc, char **argv) {
     Plan plan = read_plan(argc, argv);
     for (int i = 0; i < 10000; i++) {
@@ -365,18 +423,23 @@ int main(int argc, char **argv) {
     run.poller = epoll_create1(EPOLL_CLOEXEC);
     if (run.poller < 0) fail(1, "epoll_create1: %s", strerror(errno));
     for (int i = 0; i < plan.connections; i++) open_connection(&run, &run.connections[i]);
+    if (plan.times) run.answered = open_times(plan.times, (size_t)plan.first + plan.keys);
 
     double began = now();
     run.end = began + plan.seconds;
-    for (int i = 0; i < plan.connections; i++) start_batch(&run, &run.connections[i]);
+    if (plan.rate)
+        start_clock(&run, began);
+    else
+        for (int i = 0; i < plan.connections; i++) start_batch(&run, &run.connections[i]);
     drive(&run);
     double elapsed = now() - began;
 
     uint32_t left = plan.each ? plan.keys - run.told : 0;
     if (left) fail(1, "%u of %u keys were not sent in %.1f s", left, plan.keys, elapsed);
     qsort(run.samples, run.taken, sizeof *run.samples, ascending);
-    printf("%.0f ops/s p50 %.0f us p99 %.0f us p99.9 %.0f us\n", run.operations / elapsed, run.samples[run.taken / 2] * 1e6,
-           run.samples[(long)(run.taken * .99)] * 1e6, run.samples[(long)(run.taken * .999)] * 1e6);
+    if (!run.taken) fail(1, "nothing was due in %.1f s", plan.seconds);
+    printf("%.0f ops/s p50 %.0f us p99 %.0f us p99.9 %.0f us, %ld ops\n", run.operations / elapsed, run.samples[run.taken / 2] * 1e6,
+           run.samples[(long)(run.taken * .99)] * 1e6, run.samples[(long)(run.taken * .999)] * 1e6, run.operations);
     if (fflush(stdout)) fail(1, "standard output: %s", strerror(errno));
     return 0;
 }

@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+import time
+from array import array
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
@@ -23,7 +25,6 @@ from tests.soak.scripted import scripted_server
 COMPILER = shutil.which("gcc") or shutil.which("cc")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C compiler is installed")
 
-SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 REQUEST_BYTES = 12
 ASK = Exchange(b"ask " + MARK, b"got " + MARK + b".\n", certain=4)
 """Answered by the digits of the question."""
@@ -31,19 +32,6 @@ ASK = Exchange(b"ask " + MARK, b"got " + MARK + b".\n", certain=4)
 
 def right(request: bytes) -> bytes:
     return b"got " + request[4:] + b".\n"
-
-
-@pytest.fixture(scope="module")
-def drivers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drivers]:
-    probe = tmp_path_factory.mktemp("probe") / "probe.c"
-    probe.write_text("int main(void) { return 0; }\n")
-    sanitized = subprocess.run([COMPILER or "", *SANITIZE, "-o", str(probe.with_suffix("")), str(probe)], check=False)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ASAN_OPTIONS", "detect_leaks=0")  # both programs leave their memory to their end
-        if sanitized.returncode == 0:
-            patch.setattr(drivers_module, "COMPILE", (*COMPILE, *SANITIZE))
-        with built_drivers() as built:
-            yield built
 
 
 def ask(drivers: Drivers, answer: Callable[[bytes], bytes], keys: Keys, shape: Shape, seconds: float = 0.1) -> dict[str, float]:
@@ -93,6 +81,29 @@ def test_random_keys_are_from_the_range_and_depend_on_the_seed(drivers: Drivers)
     assert set(first) == set(range(7, 57))
     shared = min(map(len, (first, again, other)))
     assert first[:shared] == again[:shared] != other[:shared]
+
+
+def test_in_order_at_a_rate_each_answer_has_its_time(drivers: Drivers, tmp_path: Path) -> None:
+    """Numbers begin anew after the last; what is due is sent, no more; a round trip counts from when it was due."""
+    asked: list[int] = []
+    slow = [0.4]
+
+    def answer(request: bytes) -> bytes:
+        asked.append(int(request[4:]))
+        if slow and len(asked) == 20:
+            time.sleep(slow.pop())  # the server falls behind: what was due meanwhile has waited
+        return right(request)
+
+    began = time.monotonic()
+    keys = Keys(50, first=30, in_order=True, times=tmp_path / "times")
+    found = ask(drivers, answer, keys, Shape(1, 10, rate=400), seconds=0.5)
+    assert asked == [30 + number % 50 for number in range(len(asked))]
+    assert found["operations"] == len(asked) <= 200
+    assert found["p50_us"] > 50_000, "most of them were due while the server slept"
+    times = array("d", (tmp_path / "times").read_bytes())
+    assert len(times) == 80
+    assert not any(times[:30])
+    assert all(began < at < time.monotonic() for at in times[30 : 30 + min(50, len(asked))])
 
 
 def spoiling(at: int, spoil: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
@@ -171,7 +182,7 @@ def test_nobody_there_is_an_error(plain: Path) -> None:
         ({"s": 0}, "-s takes seconds"),
         ({"k": None}, "one of -c -d -s -k -q -e -l is missing"),
         ({"f": 99_999_999, "k": 2}, "keys end at 100000000"),
-        ({"o": "all"}, "-o takes each or random"),
+        ({"o": "all"}, "-o takes each, random or next"),
         ({"a": 10}, "-a lies outside the reply"),
         ({"l": 3, "a": None}, "a reply of 3 bytes cannot begin so"),
         ({"l": 1 << 24, "d": 10_000}, "do not fit into memory"),
