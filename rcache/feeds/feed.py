@@ -14,8 +14,10 @@ Invariants:
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Collection, Iterable, Mapping
+from itertools import repeat
 from typing import NamedTuple
 
 from rcache.feeds.hub import Hub
@@ -185,27 +187,27 @@ class Feed:
         if told.notice is not None:
             self._pass_notice_on(told.notice, found)
             return
-        whole, kept = self.selection.is_everything and self._has_all(told), list[Head]()
+        if self.selection.is_everything and self._has_all(told):
+            self._after.update(told.lasts)
+            found.take(told.body if self.selection.values else told.names)
+            return
+        kept = list[Head]()
         for head in told.heads:
             after = self._after.get(head.bucket)
             if after is None or head.sequence <= after:
                 continue
             self._after[head.bucket] = head.sequence
-            if whole:
-                continue
             if self.selection.wants(told.body, head):
                 self._passed.pop(head.bucket, None)
                 kept.append(head)
             else:
                 self._passed.setdefault(head.bucket, after)
-        found.take(told.body if whole else b"".join(self.selection.form(told.body, head) for head in kept))
+        found.take(b"".join(self.selection.form(told.body, head) for head in kept))
 
     def _has_all(self, told: Told) -> bool:
         """Whether all records of an entry are this feed's, and new to it."""
-        if sum(head.end - head.start for head in told.heads) != len(told.body):
-            return False
-        firsts = {head.bucket: head.sequence for head in reversed(told.heads)}
-        return all(self._after.get(bucket, FROM_NOW) < sequence for bucket, sequence in firsts.items())
+        after = map(self._after.get, told.firsts, repeat(FROM_NOW))
+        return told.is_whole and all(map(operator.lt, after, told.firsts.values()))
 
     def _pass_notice_on(self, notice: Notice, found: _Found) -> None:
         after = self._after.get(notice.bucket)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rcache.records.record import HEADER, HEADER_BYTES, Head, Kind
+from rcache.records.record import HEADER_BYTES, Head, Kind, without_value
 from rcache_client.wire.feeds import Selects
 
 _KEY_BYTES_AT = 6
@@ -25,8 +25,8 @@ class Selection:
 
     @property
     def is_everything(self) -> bool:
-        """Whether records are told as they are."""
-        return self.selects is Selects.EVERYTHING and self.values
+        """Whether every record is told, as it is or without its value."""
+        return self.selects is Selects.EVERYTHING
 
     def wants(self, body: bytes, head: Head) -> bool:
         if self.selects is Selects.EVERYTHING or head.kind not in _KEYED:
@@ -42,10 +42,5 @@ class Selection:
         return int.from_bytes(body[at : at + 2], "big")
 
     def form(self, body: bytes, head: Head) -> bytes:
-        """The record as it is told: without its value where that is not asked for. (An OPEN keeps what it says.)"""
-        if self.values or head.kind == Kind.OPEN:
-            return body[head.start : head.end]
-        _, *fields = HEADER.unpack_from(body, head.start)
-        key_bytes = fields[2]
-        start = head.start + HEADER_BYTES
-        return HEADER.pack(HEADER_BYTES + key_bytes, *fields) + body[start : start + key_bytes]
+        """The record as it is told: without its value where that is not asked for."""
+        return body[head.start : head.end] if self.values else without_value(body, head)

@@ -58,6 +58,10 @@ ENDS_LOOK_S = 0.25
 Led = dict[tuple[int, int], list[Told]]
 """By the bucket and sequence of an OPEN: what was applied here and leads to it."""
 
+_HISTORY = frozenset(map(int, HISTORY_KINDS))
+_OPEN = int(Kind.OPEN)
+"""To compare with at every record: plain numbers, as heads have."""
+
 
 @dataclass(slots=True)
 class TellerCounts:
@@ -204,7 +208,7 @@ class Teller:
     def _take(self, batch: Batch) -> None:
         """Tell what is committed before long; the rest waits (invariant 4)."""
         body = bytes(batch.body)
-        found, led = self._note_openings(body, [head for head in heads(body) if head.kind in HISTORY_KINDS])
+        found, led = self._note_openings(body, [head for head in heads(body) if head.kind in _HISTORY])
         found = [head for head in found if head.sequence > self.last[head.bucket] and self._tenures.lasts(head.bucket)]
         apart = {head.bucket for head in found if head.bucket in self._waiting or (head.bucket, head.sequence) in led}
         together = {head.bucket for head in found} - apart
@@ -218,13 +222,13 @@ class Teller:
     def _note_openings(self, body: bytes, found: list[Head]) -> tuple[list[Head], Led]:
         """What was read, without what was of a tenure that was over by an OPEN among it; and what was applied here and leads to
         an OPEN."""
-        opened = {head: place_before(body, head) for head in found if head.kind == Kind.OPEN and self._is_new(head)}
+        opened = {head: place_before(body, head) for head in found if head.kind == _OPEN and self._is_new(head)}
         chains = self._tail.chains({(head.bucket, before) for head, before in opened.items()})
         begin: dict[int, int] = {}
         for head, before in opened.items():
             if self._note_opening(head, before, chains[head.bucket, before]):
                 begin[head.bucket] = head.start
-        kept = [head for head in found if head.start >= begin.get(head.bucket, 0)]
+        kept = [head for head in found if head.start >= begin.get(head.bucket, 0)] if begin else found
         led = {(head.bucket, head.sequence): chains[head.bucket, before].told for head, before in opened.items()}
         return kept, {at: told for at, told in led.items() if told}
 
@@ -262,10 +266,12 @@ class Teller:
 
     def _tell_locked(self, body: bytes, found: list[Head], *, whole: bool) -> None:
         """Add these, and what is missing before any of them (invariant 2)."""
+        last = self.last
         for head in found:
-            if (before := place_before(body, head)) != self.last[head.bucket]:
-                self._add_notice_locked(Notice(NoticeKind.GAP, head.bucket, self.last[head.bucket], before))
-            self.last[head.bucket] = head.sequence
+            bucket, sequence = head.bucket, head.sequence
+            if sequence - 1 != last[bucket] and (before := place_before(body, head)) != last[bucket]:
+                self._add_notice_locked(Notice(NoticeKind.GAP, bucket, last[bucket], before))
+            last[bucket] = sequence
         self.held.add(Told(body, tuple(found)) if whole else join((body, head) for head in found))
         self.counts.records += len(found)
 

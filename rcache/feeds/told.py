@@ -10,17 +10,21 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
-from rcache.records.record import Head, Kind, decode, decode_opening
+from rcache.records.record import Head, Kind, decode, decode_opening, without_value
 from rcache_client.wire.feeds import Notice, NoticeKind
 
-ENTRY_BYTES = 200
-"""What an entry takes beside its records, and each of these beside its bytes, about."""
+ENTRY_BYTES = 300
+"""What an entry takes beside its records, and each of these beside its bytes, about; with what is cached."""
 
 
-class Told(NamedTuple):
-    """Records that were committed, oldest first, and where each lies in `body`; or a notice, which stands between them."""
+@dataclass(frozen=True)
+class Told:
+    """Records that were committed, oldest first, and where each lies in `body`; or a notice, which stands between them.
+
+    What is cached is the same for every subscriber, and made for the first one that needs it."""
 
     body: bytes
     heads: tuple[Head, ...]
@@ -29,6 +33,26 @@ class Told(NamedTuple):
     @property
     def size(self) -> int:
         return len(self.body) + ENTRY_BYTES * (1 + len(self.heads))
+
+    @cached_property
+    def is_whole(self) -> bool:
+        """Whether `body` has nothing else than these records."""
+        return sum(head.end - head.start for head in self.heads) == len(self.body)
+
+    @cached_property
+    def firsts(self) -> dict[int, int]:
+        """Of each bucket the sequence of its oldest record here."""
+        return {head.bucket: head.sequence for head in reversed(self.heads)}
+
+    @cached_property
+    def lasts(self) -> dict[int, int]:
+        """Of each bucket the sequence of its newest record here."""
+        return {head.bucket: head.sequence for head in self.heads}
+
+    @cached_property
+    def names(self) -> bytes:
+        """The records without values."""
+        return b"".join([without_value(self.body, head) for head in self.heads])
 
 
 def join(records: Iterable[tuple[bytes, Head]]) -> Told:
@@ -86,8 +110,8 @@ class Held:
     def _let_go_of(self, told: Told) -> None:
         self._front += 1
         self._bytes -= told.size
-        for head in told.heads:  # a bucket that came back begins behind what was told of it before
-            self.lost[head.bucket] = max(self.lost[head.bucket], head.sequence)
+        for bucket, sequence in told.lasts.items():  # a bucket that came back begins behind what was told of it before
+            self.lost[bucket] = max(self.lost[bucket], sequence)
         if told.notice is not None and told.notice.kind == NoticeKind.GAP:
             self.lost[told.notice.bucket] = max(self.lost[told.notice.bucket], told.notice.upto)
 

@@ -30,6 +30,8 @@ HEADER = Struct(">IBBHIIQQQ")
 HEADER_BYTES = HEADER.size
 _STAMP = Struct(">QQ")
 _STAMP_AT = 16
+_LENGTH_BYTES = 4
+_KEY_BYTES_AT = 6
 
 RECORD_BYTES_MAX = HEADER_BYTES + KEY_BYTES_MAX + VALUE_BYTES_CEILING
 
@@ -61,6 +63,8 @@ class Kind(IntEnum):
 
 HISTORY_KINDS = frozenset({Kind.OPEN, Kind.SET, Kind.REMOVE, Kind.FLUSH})
 """The records that take a place in a bucket's history. The others say what one node's copy holds."""
+
+_OPEN = int(Kind.OPEN)
 
 _KEYED = tuple(kind in (Kind.SET, Kind.REMOVE, Kind.ROW) for kind in range(max(Kind) + 1))
 """For each kind, whether its records have a key; all others have none."""
@@ -187,7 +191,7 @@ def encode(record: Record) -> bytes:
 
 def heads(body: bytes | memoryview) -> Iterator[Head]:
     """The fixed parts of the records that `body` is made of. Raises `BadRecord` where it does not come out even."""
-    at, end, unpack = 0, len(body), HEADER.unpack_from
+    at, end, unpack, make = 0, len(body), HEADER.unpack_from, tuple.__new__  # a NamedTuple's own is a call of Python
     while at < end:
         if end - at < HEADER_BYTES:
             raise BadRecord(f"{end - at} bytes left at {at}, a record has at least {HEADER_BYTES}")
@@ -196,8 +200,17 @@ def heads(body: bytes | memoryview) -> Iterator[Head]:
             raise BadRecord(f"a record of {length} bytes with a key of {key_bytes} at {at}, {end - at} bytes left")
         if not 0 < kind < len(_KEYED) or (key_bytes > 0) is not _KEYED[kind]:
             raise BadRecord(f"a record of kind {kind} with a key of {key_bytes} bytes at {at}")
-        yield Head(kind, bucket, sequence, time_ms, at, at + length)
+        yield make(Head, (kind, bucket, sequence, time_ms, at, at + length))
         at += length
+
+
+def without_value(body: bytes, head: Head) -> bytes:
+    """The record as those get it who did not ask for values; an OPEN keeps what it says."""
+    start = head.start
+    if head.kind == _OPEN:
+        return body[start : head.end]
+    length = HEADER_BYTES + (body[start + _KEY_BYTES_AT] << 8 | body[start + _KEY_BYTES_AT + 1])
+    return length.to_bytes(_LENGTH_BYTES) + body[start + _LENGTH_BYTES : start + length]
 
 
 def decode(body: bytes, start: int = 0, end: int | None = None) -> Record:

@@ -145,7 +145,7 @@ def test_a_bucket_s_own_come_in_their_order() -> None:
 
 
 def test_beyond_the_limit_it_is_one_loss_of_the_greatest_up_to_the_newest() -> None:
-    waiting = Waiting(5000)
+    waiting = Waiting(6000)
     waiting.add(4, due(5, 1))
     for number in range(1, 4):
         waiting.add(3, due(10 * number, number))
