@@ -8,7 +8,7 @@ What it owns: nothing. What it must not know: what was read; who is told.
 Invariant: a bucket counts as committed only where this node was its primary both before and after the moment at which the
 points had come so far, with the same points, and its tenure lasts after all that. (A node that is deposed lets go of the
 bucket's points first, and "waits for nothing" is met by everything; or a view closes a point while the bucket that waited for
-it is taken from here.)
+it is taken from here.) Or where it was given up in order since: what was read of it by then all its backups have.
 """
 
 from __future__ import annotations
@@ -34,12 +34,11 @@ class Commitment:
         """Those of which everything before the position is committed. Blocks up to `timeout_s`, while it is not so of all that
         it can become so of: what is frozen is waited for by nobody."""
         points = {bucket: bits for bucket in buckets if (bits := self._points_of(bucket)) is not None}
-        if not points:
-            return set()
-        if self._have(functools.reduce(operator.or_, points.values()), position, timeout_s):
-            return {bucket for bucket, bits in points.items() if self._points_of(bucket) == bits}
-        met = {bits for bits in set(points.values()) if self._have(bits, position, 0.0)}
-        return {bucket for bucket, bits in points.items() if bits in met and self._points_of(bucket) == bits}
+        met = set(points.values())
+        if points and not self._have(functools.reduce(operator.or_, met), position, timeout_s):
+            met = {bits for bits in met if self._have(bits, position, 0.0)}
+        committed = {bucket for bucket, bits in points.items() if bits in met and self._points_of(bucket) == bits}
+        return committed | {bucket for bucket in buckets if bucket not in committed and self._tenures.is_given_up(bucket)}
 
     def _points_of(self, bucket: int) -> int | None:
         points = self._engine.commit_points(bucket)

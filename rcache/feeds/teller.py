@@ -96,6 +96,7 @@ class Teller:
         self.held = Held(held_bytes, self.last)
         self.proofs = Proofs(engine, self._tenures)
         self._waiting = Waiting(held_bytes)
+        self._given_up: dict[int, int] = {}  # buckets that end once the stream was read up to here
         self._looked = (0, 0.0)  # the epoch, and when it was looked what has ended
         self._missed: dict[int, int] | None = None  # after a loss: how far each bucket was, and up to where that is made up for
         self._missed_to = 0
@@ -182,6 +183,7 @@ class Teller:
         elif self.engine.stream.failure:
             self._stopping.wait(LOOK_S)  # then nothing waits for the stream any more
         self._look_for_ends()
+        self._end_given_up(batch.position)
         if self._missed is not None and batch.position >= self._missed_to:
             self._make_up_for(self._missed)
         self._tell_waiting()
@@ -202,6 +204,21 @@ class Teller:
         if epoch != self.engine.epoch or now - at > ENDS_LOOK_S:
             self._looked = (self.engine.epoch, now)
             self._end_those_over()
+
+    def _end_those_over(self) -> None:
+        """What was given up in order ends once all that was placed of it has been read and told."""
+        over = [bucket for bucket in self._tenures.present() if self._tenures.is_over(bucket)]
+        given_up = {bucket for bucket in over if self._tenures.is_given_up(bucket)}
+        head = self.engine.stream.head
+        self._given_up = {bucket: self._given_up.get(bucket, head) for bucket in given_up}
+        self._end_buckets([bucket for bucket in over if bucket not in given_up])
+
+    def _end_given_up(self, position: int) -> None:
+        for bucket, head in list(self._given_up.items()):
+            if not self._tenures.is_given_up(bucket):
+                del self._given_up[bucket]  # it is back, or of no tenure by now: that is looked for
+            elif position >= head and bucket not in self._waiting:
+                self._end_buckets([bucket])
 
     # --- telling
 
@@ -297,7 +314,7 @@ class Teller:
         """This thread was behind, and the stream went on without it: buckets of which nothing came since are behind, too; one
         whose OPEN was among what is lost is told of from here on."""
         self._missed = None
-        self._end_those_over()
+        self._end_buckets([bucket for bucket in self._tenures.present() if self._tenures.is_over(bucket)])
         for bucket in self._tenures.present():
             if missed[bucket] > self.last[bucket]:
                 self._waiting.add(bucket, Due(self._missed_to, [], missed[bucket]))
@@ -308,9 +325,6 @@ class Teller:
                     self._begin_locked(bucket, sequence)
             self.changed.notify_all()
 
-    def _end_those_over(self) -> None:
-        self._end_buckets([bucket for bucket in self._tenures.present() if self._tenures.is_over(bucket)])
-
     def _end_buckets(self, buckets: Collection[int]) -> None:
         if not buckets:
             return
@@ -318,6 +332,7 @@ class Teller:
             for bucket in buckets:
                 self._tenures.end(bucket)
                 self._waiting.drop(bucket)
+                self._given_up.pop(bucket, None)
                 self._add_notice_locked(Notice(NoticeKind.ENDED, bucket, 0, self.last[bucket]))
             self.changed.notify_all()
 

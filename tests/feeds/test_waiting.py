@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
 
 from rcache.cluster.bucket_state import BucketState
+from rcache.engine.change_stream import Batch
 from rcache.feeds.told import Told
 from rcache.feeds.waiting import Due, Waiting
 from rcache.records.record import Head, Kind, make_sequence
-from rcache_client.wire.feeds import UNPROVEN
+from rcache_client.wire.feeds import UNPROVEN, NoticeKind
 from rcache_client.wire.opcodes import Opcode
 from tests.contract.conftest import EngineFactory
-from tests.contract.harness import Caller, Task, assert_stays, wait_until
+from tests.contract.harness import PATIENCE_S, Caller, Task, assert_stays, wait_until
 from tests.feeds.conftest import MakeTelling
 from tests.feeds.harness import Telling, key_of
 
@@ -74,6 +76,46 @@ def test_a_slow_backup_holds_only_its_own_buckets_up(telling: Telling) -> None:
     for writing in writings:
         writing.result()
     assert subscriber.gaps == []
+
+
+def test_what_was_given_up_in_order_is_told_to_its_last_change(telling: Telling) -> None:
+    """It was frozen before its backups had it. They all have it when the bucket is handed to one of them, and not before."""
+    engine = telling.engine
+    point = engine.open_commit_point("backup", engine.stream.head)
+    engine.set_commit_points(3, [point])
+    subscriber = telling.subscribe()
+    writing = write_in_vain(telling, 3, [b"last"])
+    wait_until(lambda: 3 in telling.teller._waiting, "the change to be read")
+    with telling.teller.lock:
+        engine.set_state(3, BucketState.FROZEN)
+        point.close()
+        writing.result()
+        engine.set_state(3, BucketState.BACKUP)
+    subscriber.until(lambda: 3 not in subscriber.places, "the end of the bucket")
+    assert (subscriber.values, [notice.kind for notice in subscriber.notices]) == ([b"last"], [NoticeKind.ENDED])
+
+
+def test_it_ends_only_once_all_of_it_was_read(telling: Telling, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The teller finds that it was given up while the last changes are still to be read."""
+    subscriber = telling.subscribe()
+    teller = telling.teller
+    take, entered, go_on = teller._take, threading.Event(), threading.Event()
+
+    def take_later(batch: Batch) -> None:
+        entered.set()
+        assert go_on.wait(PATIENCE_S)
+        take(batch)
+
+    monkeypatch.setattr(teller, "_take", take_later)
+    telling.set(3, b"first")
+    assert entered.wait(PATIENCE_S)
+    telling.set(3, b"last")
+    telling.engine.set_state(3, BucketState.FROZEN)
+    telling.engine.set_state(3, BucketState.BACKUP)
+    teller._looked = (0, 0.0)
+    go_on.set()
+    subscriber.until(lambda: 3 not in subscriber.places, "the end of the bucket")
+    assert subscriber.values == [b"first", b"last"]
 
 
 def test_what_waits_of_a_bucket_that_is_another_s_by_then_is_never_told(telling: Telling) -> None:
