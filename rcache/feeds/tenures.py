@@ -60,7 +60,7 @@ class Tenures:
         return not self.lasts(bucket) or self._engine.state(bucket) not in (BucketState.PRIMARY, BucketState.FROZEN)
 
     def is_given_up(self, bucket: int) -> bool:
-        """Whether this node gave the bucket up in order, and nothing of it was let go of since: all its backups had all that was
+        """Whether this node gave the bucket up in order, and let go of nothing of it since: all its backups had all that was
         placed here before this moment, or it would not have been handed over (`member.handovers`)."""
         return self._engine.state(bucket) is BucketState.BACKUP and self.lasts(bucket)
 

@@ -57,6 +57,23 @@ def test_what_is_back_is_of_another_tenure(engine: Engine) -> None:
     assert Commitment(engine, tenures).of([3, 4], engine.stream.head) == {4}
 
 
+def test_what_was_given_up_in_order_counts_and_what_was_let_go_of_does_not(
+    engine: Engine, engine_factory: EngineFactory
+) -> None:
+    """Both are a backup's by then; what is here of the latter is another's copy."""
+    other = engine_factory()
+    tenures = Tenures(engine)
+    engine.set_commit_points(3, [engine.open_commit_point("backup", 0)])
+    engine.set_commit_points(4, [engine.open_commit_point("backup", 0)])
+    for bucket in (3, 4):
+        engine.set_state(bucket, BucketState.FROZEN)
+    engine.set_state(3, BucketState.BACKUP)
+    engine.set_state(4, BucketState.ABSENT)
+    engine.apply(b"".join(other.copy_bucket(4)))
+    assert engine.state(4) is BucketState.BACKUP
+    assert Commitment(engine, tenures).of([3, 4], engine.stream.head) == {3}
+
+
 @pytest.mark.parametrize("happens", ["nothing", "frozen", "another's meanwhile", "opened anew"])
 def test_a_proof_holds_only_where_this_node_was_primary_of_all_before_and_after(engine: Engine, happens: str) -> None:
     def change() -> None:

@@ -78,8 +78,9 @@ def test_a_slow_backup_holds_only_its_own_buckets_up(telling: Telling) -> None:
     assert subscriber.gaps == []
 
 
-def test_what_was_given_up_in_order_is_told_to_its_last_change(telling: Telling) -> None:
+def test_what_was_given_up_in_order_is_told_to_its_last_change(telling: Telling, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was frozen before its backups had it. They all have it when the bucket is handed to one of them, and not before."""
+    monkeypatch.setattr("rcache.feeds.teller.ENDS_LOOK_S", 0.0)
     engine = telling.engine
     point = engine.open_commit_point("backup", engine.stream.head)
     engine.set_commit_points(3, [point])
@@ -93,6 +94,16 @@ def test_what_was_given_up_in_order_is_told_to_its_last_change(telling: Telling)
         engine.set_state(3, BucketState.BACKUP)
     subscriber.until(lambda: 3 not in subscriber.places, "the end of the bucket")
     assert (subscriber.values, [notice.kind for notice in subscriber.notices]) == ([b"last"], [NoticeKind.ENDED])
+
+
+def test_what_was_given_up_and_is_back_does_not_end(telling: Telling) -> None:
+    subscriber = telling.subscribe()
+    telling.set(3, b"v")
+    subscriber.until_told(1)
+    telling.teller._given_up[3] = 0  # as it was noted a moment before the bucket was opened again
+    wait_until(lambda: not telling.teller._given_up, "the teller to look")
+    subscriber.take(0.05)
+    assert subscriber.notices == []
 
 
 def test_it_ends_only_once_all_of_it_was_read(telling: Telling, monkeypatch: pytest.MonkeyPatch) -> None:
