@@ -1,4 +1,4 @@
-"""The configuration file's format: one `option = value` a line, `#` in front of a comment.
+"""The configuration file's format: one `option = value` a line, or `option = [a, b]`; `#` in front of a comment.
 
 What it is: what configargparse asks for a file's options. It is stricter than the formats that come with it: an unknown option,
 one given twice or a line that is neither is an error with its line number, never a setting that quietly does nothing.
@@ -17,14 +17,15 @@ from configargparse import ConfigFileParser, ConfigFileParserException
 
 
 class _OptionFile(ConfigFileParser):  # type: ignore[misc]  # configargparse has no types
-    """Reads a file whose options are among `names`."""
+    """Reads a file whose options are among `names`; those of `several` may be given a list."""
 
     names: ClassVar[Sequence[str]] = ()
+    several: ClassVar[Sequence[str]] = ()
 
     def get_syntax_description(self) -> str:
-        return "One `option = value` a line; a line that begins with # is a comment."
+        return "One `option = value` a line, or `option = [a, b]`; a line that begins with # is a comment."
 
-    def parse(self, stream: TextIO) -> dict[str, str]:
+    def parse(self, stream: TextIO) -> dict[str, str | list[str]]:
         """The options in `stream`. One without a value is left out: its default holds. Raises `ConfigFileParserException`."""
         found: dict[str, str] = {}
         try:
@@ -32,7 +33,13 @@ class _OptionFile(ConfigFileParser):  # type: ignore[misc]  # configargparse has
                 self._take(found, line.strip(), f"--config: {stream.name}, line {number}: ")
         except UnicodeDecodeError:
             raise ConfigFileParserException(f"--config: {stream.name} is not a text in UTF-8") from None
-        return {name: value for name, value in found.items() if value}
+        return {name: self._values(name, value) for name, value in found.items() if value}
+
+    def _values(self, name: str, value: str) -> str | list[str]:
+        """`[a, b]` is a list, and `[::1]:13600` is not."""
+        if name in self.several and value.startswith("[") and value.endswith("]"):
+            return [each.strip() for each in value[1:-1].split(",")]
+        return value
 
     def _take(self, found: dict[str, str], line: str, where: str) -> None:
         if not line or line.startswith("#"):
@@ -56,6 +63,6 @@ class _OptionFile(ConfigFileParser):  # type: ignore[misc]  # configargparse has
         raise NotImplementedError
 
 
-def option_file_format(names: Sequence[str]) -> type[_OptionFile]:
+def option_file_format(names: Sequence[str], several: Sequence[str] = ()) -> type[_OptionFile]:
     """The format of a file that may hold these options; configargparse wants a class it can call without arguments."""
-    return type("OptionFile", (_OptionFile,), {"names": names})
+    return type("OptionFile", (_OptionFile,), {"names": names, "several": several})

@@ -18,6 +18,9 @@ import configargparse
 from rcache.commands.exit_codes import ExitCode
 from rcache.commands.option_file import option_file_format
 
+SEVERAL = ("node", "etcd")
+"""The options that may be given several times, whichever program has them; a line of a file gives them as `[a, b]`."""
+
 
 class Parser(configargparse.ArgumentParser):  # type: ignore[misc]  # configargparse has no types
     """A parser whose errors are one message, not a page of usage with a message below."""
@@ -39,7 +42,7 @@ def new_parser(program: str, prefix: str, names: Sequence[str], description: str
         auto_env_var_prefix=prefix,
         add_env_var_help=False,
         add_config_file_help=False,
-        config_file_parser_class=option_file_format(names),
+        config_file_parser_class=option_file_format(names, SEVERAL),
         config_file_open_func=lambda name: _open_option_file(parser, name),
     )
     parser.add_argument(

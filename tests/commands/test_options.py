@@ -17,6 +17,7 @@ from rcache.commands import option_values as values
 from rcache.commands.exit_codes import ExitCode
 from rcache.commands.joining import settings_of
 from rcache.commands.option_definitions import BUCKETS_DEFAULT, build_parser
+from rcache.commands.option_parser import SEVERAL
 from rcache.commands.option_values import size_text
 from rcache.commands.options import OPTION_NAMES, ServerOptions, parse
 from rcache.engine import bodies
@@ -323,6 +324,21 @@ def test_the_command_line_wins_over_a_variable_and_that_over_the_file(config: Ca
     assert options.append_log
     assert options.no_evict
     assert not parse(["--config", file], {"RCACHE_NO_EVICT": "false"}).no_evict
+
+
+def test_a_file_and_a_variable_may_give_several(config: Callable[[str], str], refused: Refused) -> None:
+    file = config("node = [a:1, [::1]:2]\netcd = [http://a:1,http://b:2]\n")
+    options = parse(["--config", file], {})
+    assert options.node == (Address("a", 1), Address("::1", 2))
+    assert len(options.etcd) == 2
+    assert parse(["--config", config("node = [::1]:2")], {}).node == (Address("::1", 2),)
+    assert parse([], {"RCACHE_NODE": "[a:1, b:2]"}).node == (Address("a", 1), Address("b", 2))
+    assert "--node: ''" in refused("--config", config("node = [a:1, ]"))
+
+
+def test_what_takes_several_is_what_a_file_may_list() -> None:
+    several = {action.dest for action in build_parser(OPTION_NAMES)._actions if type(action).__name__ == "_AppendAction"}
+    assert several == set(SEVERAL)
 
 
 def test_every_option_has_its_variable(refused: Refused) -> None:
