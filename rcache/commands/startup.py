@@ -31,7 +31,7 @@ from rcache.server.serving import CONNECTIONS_RESERVED
 from rcache.server.stops import Stops
 from rcache.stream.append_log import APPEND_LOG_THREAD
 from rcache.stream.checkpoints import CHECKPOINT_THREAD
-from rcache.stream.data_dir import DataDir, DataDirLocked
+from rcache.stream.data_dir import NODE, DataDir, DataDirLocked
 
 
 def boot(options: ServerOptions, version: str, notifier: Notifier, stops: Stops) -> Service:
@@ -74,6 +74,11 @@ def _open_data_dir(options: ServerOptions) -> DataDir:
         raise StartFailed(ExitCode.DAMAGED_FILE, str(error)) from None
     except OSError as error:
         raise StartFailed(ExitCode.WRONG_USE, f"--data-dir {options.data_dir}: {error.strerror}") from None
+    try:
+        data_dir.demand_role(NODE)
+    except ValueError as error:
+        data_dir.close()
+        raise StartFailed(ExitCode.WRONG_USE, f"--data-dir: {error}") from None
     return data_dir
 
 

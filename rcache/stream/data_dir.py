@@ -113,15 +113,20 @@ class DataDir:
         if self.identity is None:
             own_id, joined = os.urandom(16).hex(), cluster_id is not None
             self.write(Identity(cluster_id or os.urandom(16).hex(), own_id, node, buckets, joined=joined, role=role))
+        self.demand_role(role)
         identity = self.identity
         assert identity is not None
-        if identity.role != role:
-            raise ValueError(f"{self.path} is the directory of a {identity.role} ({identity.node!r}), not of a {role}")
         if cluster_id not in (None, identity.cluster_id):
             raise ValueError(f"{self.path} is of cluster {identity.cluster_id}, not {cluster_id}")
         if identity.node != node:
             raise ValueError(f"{self.path} belongs to node {identity.node!r}, not {node!r}")
         return identity
+
+    def demand_role(self, role: str) -> None:
+        """Raise ValueError where this is the directory of somebody of another role."""
+        identity = self.identity
+        if identity is not None and identity.role != role:
+            raise ValueError(f"{self.path} is the directory of a {identity.role} ({identity.node!r}), not of a {role}")
 
     def write(self, identity: Identity) -> None:
         """Replace the identity, durably (invariant 2)."""
