@@ -75,16 +75,18 @@ def _run(options: LoggerOptions, notifier: Notifier) -> int:
         view = _find(options, client, watch)
         identity = _be_somebody(options, data_dir, view)
         resumed = _resume(options, identity, watch)
-        recording = Recording(
-            _config(options), identity, resumed, client, lambda failure: stops.ask(f"it cannot be recorded: {failure}")
-        )
+        view = _newest(options, client, watch, view, resumed.newest_epoch)
+        recording = Recording(_config(options), identity, resumed, client, lambda _failure: stops.ask("it cannot be recorded"))
         try:
             _start(options, recording, view, resumed)
             _tell_ready(recording, notifier)
             why = _watch(recording, notifier, stops)
-        finally:
-            stuck = _stop(options, recording, notifier)
-    return _ended(recording, stuck, why)
+        except BaseException as error:
+            if stuck := _stop(options, recording, notifier):
+                logger.opt(exception=not isinstance(error, StartFailed)).error("{}; {} did not end", error, ", ".join(stuck))
+                _leave(error.code if isinstance(error, StartFailed) else ExitCode.BUG)
+            raise
+        return _ended(recording, _stop(options, recording, notifier), why)
 
 
 # --- the start
@@ -92,13 +94,19 @@ def _run(options: LoggerOptions, notifier: Notifier) -> int:
 
 def _open(options: LoggerOptions) -> DataDir:
     try:
-        return DataDir(options.dir)
+        data_dir = DataDir(options.dir)
     except DataDirLocked as error:
         raise StartFailed(ExitCode.WRONG_USE, f"--dir: {error}") from None
     except DataDamaged as error:
         raise StartFailed(ExitCode.DAMAGED_FILE, str(error)) from None
     except OSError as error:
         raise StartFailed(ExitCode.WRONG_USE, f"--dir {options.dir}: {error.strerror}") from None
+    try:
+        data_dir.demand_role(LOGGER)
+    except ValueError as error:
+        data_dir.close()
+        raise StartFailed(ExitCode.WRONG_USE, f"--dir: {error}") from None
+    return data_dir
 
 
 def _find(options: LoggerOptions, client: Client[bytes], watch: StartWatch) -> View:
@@ -114,6 +122,23 @@ def _find(options: LoggerOptions, client: Client[bytes], watch: StartWatch) -> V
             if time.monotonic() > deadline:
                 raise StartFailed(ExitCode.NO_NODE_ANSWERED, f"--node: {error}") from None
         time.sleep(FIND_REST_S)
+
+
+def _newest(options: LoggerOptions, client: Client[bytes], watch: StartWatch, view: View, recorded_epoch: int) -> View:
+    """The view, once it is as new as what is recorded: who is asked first may be behind, or cut off from the others. Raises
+    `StartFailed` where no node has one: then the cluster was set back, and uses epochs again that are here already."""
+    deadline = time.monotonic() + options.start_timeout
+    while view.epoch < recorded_epoch:
+        if time.monotonic() > deadline:
+            raise StartFailed(
+                ExitCode.WRONG_USE,
+                f"--dir {options.dir}: epoch {recorded_epoch} of this cluster is recorded here, but its nodes are in epoch "
+                f"{view.epoch}: it was set back to older files, or --node names one that is cut off from the others. Another "
+                "history needs another --dir",
+            )
+        time.sleep(FIND_REST_S)
+        view = _find(options, client, watch)
+    return view
 
 
 def _be_somebody(options: LoggerOptions, data_dir: DataDir, view: View) -> Identity:
@@ -218,7 +243,9 @@ def _stop(options: LoggerOptions, recording: Recording, notifier: Notifier) -> l
 def _ended(recording: Recording, stuck: list[str], why: str) -> int:
     logger.info("stopped: {}", why)
     if recording.log.failure is not None:
-        logger.error("what was told could not be written: {}", recording.log.failure)
+        failure = recording.log.failure
+        logger.error("{}: {}", failure.doing, failure.error.strerror or failure.error)
+        logger.error("what is not on the disk is asked for again at the next start; make room, or look at the disk, before it")
         code = ExitCode.APPEND_LOG_FAILED
     elif stuck or recording.copier.errors:
         logger.error("did not end in order: {}", ", ".join(stuck) or "unhandled errors, see above")
@@ -232,7 +259,7 @@ def _ended(recording: Recording, stuck: list[str], why: str) -> int:
 
 
 def _leave(code: ExitCode) -> NoReturn:
-    """End the process although threads hang in it."""
+    """End the process although threads hang in it. The kernel lets go of the directory's lock at the very end."""
     logger.complete()
     sys.stderr.flush()
     os._exit(code)

@@ -1,7 +1,7 @@
 """Copies of buckets: read from their primaries, wherever these are.
 
 What it is: `BucketReader`, which asks COPY until a bucket is whole; the `Copier`, which has a base recorded of every bucket
-that needs one; `Copies`, which gives a checkpoint what it asks of an engine.
+that needs one; `Copies`, which gives a checkpoint what it asks of an engine, and of the append log.
 Which thread runs it: a reader its owner's; the copier's own, `copies`, from `start` to `stop`.
 What it owns: connections, one to each node that is asked. It may lock: nothing of its own.
 What it must not know: what is done with a copy.
@@ -22,6 +22,7 @@ from loguru import logger
 from rcache.cluster.bucket_state import BucketState
 from rcache.logger.recorder import Recorder
 from rcache.records.record import BadRecord, heads
+from rcache.stream.checkpoints import Syncable
 from rcache_client.answers import request_layout
 from rcache_client.connection import Connection, Setback
 from rcache_client.door import Door
@@ -42,6 +43,9 @@ LOOK_S = 0.2
 
 SETBACK_REST_S = 0.5
 """After a bucket that could not be copied: its primary has changed, most often, and the feeds find the next one as soon."""
+
+TOLD_LOOK_S = 0.02
+"""How often a checkpoint looks whether what it copied has been told by now."""
 
 COPY_TRIES_S = 60.0
 """How long a checkpoint tries for one bucket: a takeover takes a few seconds."""
@@ -150,6 +154,8 @@ class Copier:
         for bucket in self._recorder.lacking():
             if self._stopping.is_set():
                 break
+            if not self._recorder.lacks(bucket):
+                continue  # any more: it was born anew, or is told of by nobody
             began = time.monotonic()
             try:
                 self._copy(bucket)
@@ -167,10 +173,12 @@ class Copier:
         try:
             for body in pieces:
                 try:
-                    is_whole = self._recorder.add_base(bucket, body)
+                    is_base = self._recorder.add_base(bucket, body)
                 except BadPayload as error:
                     raise NotCopied(str(error)) from error
-                self.done += bool(is_whole)
+                if is_base is False:
+                    raise NotCopied(f"bucket {bucket}: changes were missed while it was copied")
+                self.done += bool(is_base)
                 if self._stopping.is_set():
                     break
         finally:
@@ -178,11 +186,17 @@ class Copier:
 
 
 class Copies:
-    """What a checkpoint copies: the cluster's buckets, each from its primary. `look` raises where it is to be given up."""
+    """What a checkpoint copies, the cluster's buckets, each from its primary; and what it waits for before it takes its place.
+    `look` raises where it is to be given up."""
 
-    def __init__(self, router: Router, look: Callable[[], None]) -> None:
+    def __init__(self, recorder: Recorder, router: Router, log: Syncable, look: Callable[[], None]) -> None:
+        self._recorder = recorder
         self._reader = BucketReader(router)
+        self._log = log
         self._look = look
+        self._ends: dict[int, int] = {}
+
+    # --- as an engine
 
     def state(self, _bucket: int) -> BucketState:
         return BucketState.PRIMARY  # of somebody, and a whole copy or none comes
@@ -197,8 +211,10 @@ class Copies:
             self._look()
             try:
                 bodies = list(self._reader.pieces(bucket))
-                records = [body[head.start : head.end] for body in bodies for head in heads(body)]
-            except (NotCopied, BadRecord) as error:
+                found = [list(heads(body)) for body in bodies]
+                self._ends[bucket] = found[-1][-1].sequence
+                records = [body[head.start : head.end] for body, here in zip(bodies, found, strict=True) for head in here]
+            except (NotCopied, BadRecord, IndexError) as error:
                 if time.monotonic() > deadline:
                     raise OSError(f"{error}") from error
                 time.sleep(SETBACK_REST_S)
@@ -207,3 +223,19 @@ class Copies:
 
     def close(self) -> None:
         self._reader.close()
+
+    # --- as the log
+
+    @property
+    def failure(self) -> object:
+        return self._log.failure
+
+    def sync(self, timeout_s: float) -> bool:
+        """Block until all up to the end of each bucket's copy is recorded, and on the disk. What is copied may be ahead of what
+        is told; a copy whose changes are not there yet would put in doubt what the log alone has whole."""
+        deadline = time.monotonic() + timeout_s
+        while not self._recorder.has(self._ends):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(TOLD_LOOK_S)
+        return self._log.sync(max(0.0, deadline - time.monotonic()))

@@ -21,12 +21,11 @@ from loguru import logger
 from rcache.engine.reference.ring import Ring
 from rcache.logger.copies import Copier, Copies
 from rcache.logger.recorder import Recorder
-from rcache.logger.resume import Resumed, save
-from rcache.records.files import FileKind
+from rcache.logger.resume import Resumed, own_files, save
 from rcache.stream.append_log import AppendLog
 from rcache.stream.applied import AppliedStream
 from rcache.stream.checkpoints import CheckpointConfig, Checkpointer, Stopped
-from rcache.stream.data_dir import CHECKPOINT_SUFFIX, Identity, read_headers
+from rcache.stream.data_dir import CHECKPOINT_SUFFIX, SEGMENT_SUFFIX, Identity
 from rcache.stream.disk import Disk
 from rcache.stream.log_terms import AppendLogConfig, LogFailure, LogHooks
 from rcache.stream.policy import FsyncPolicy
@@ -84,12 +83,12 @@ class Recording:
         self.feeds = client.listen(self.recorder, places=self.recorder.places)
         self.copier = Copier(self.recorder, self.feeds.router)
         self._is_stopping = False
-        self._copies = Copies(self.feeds.router, self._look)
+        self._copies = Copies(self.recorder, self.feeds.router, self.log, self._look)
         self.checkpointer: Checkpointer | None = None
         if config.keep_days:
             terms = CheckpointConfig(config.directory, config.keep_days, self._disk)
-            self.checkpointer = Checkpointer(terms, self._copies, self.log, identity, now_ms, logger.log)
-        self._checkpoint_day = _last_checkpoint(config.directory, identity)
+            self.checkpointer = Checkpointer(terms, self._copies, self._copies, identity, now_ms, logger.log)
+        self._checkpoint_made = (_last_checkpoint(config.directory, identity), 0)
 
     # --- running
 
@@ -129,9 +128,11 @@ class Recording:
             save(self._disk, self.config.directory, number, self.recorder.written())
         except OSError as error:  # the next start reads more, and no less is known
             logger.warning("the places as of segment {} could not be written: {}", number, error.strerror or error)
-        today = day_of(now_ms())
-        if self.checkpointer is not None and today != self._checkpoint_day:
-            self._checkpoint_day = today
+        if self.checkpointer is None:
+            return
+        due = (day_of(now_ms()), self.checkpointer.failed)
+        if due != self._checkpoint_made:
+            self._checkpoint_made = due
             self.checkpointer.segment_began(number)
 
     # --- what it says
@@ -166,11 +167,7 @@ def _left(deadline: float) -> float:
 
 
 def _last_checkpoint(directory: Path, identity: Identity) -> str:
-    """The day of the newest checkpoint; where there is none yet, today: the bases are in the log until tomorrow."""
-    made = [
-        file.header.created_ms
-        for path in directory.glob(f"*{CHECKPOINT_SUFFIX}")
-        for file in read_headers([path])
-        if file.header.kind is FileKind.CHECKPOINT and file.header.data_dir_id.hex() == identity.data_dir_id
-    ]
-    return day_of(max(made, default=now_ms()))
+    """The day of the newest checkpoint. Where there is none yet that of the first segment, or today: the bases are in the log
+    until the next day."""
+    made = own_files(directory, identity, CHECKPOINT_SUFFIX)[-1:] or own_files(directory, identity, SEGMENT_SUFFIX)[:1]
+    return day_of(made[0].header.created_ms if made else now_ms())

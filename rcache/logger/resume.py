@@ -17,14 +17,16 @@ Invariants:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rcache.logger.coverage import Covered
+from rcache.records.checksums import crc32
 from rcache.records.reader import DataDamaged
 from rcache.records.rebuild import Progress, Source, Survey, no_progress, survey
-from rcache.stream.data_dir import SEGMENT_SUFFIX, Identity, ListedFile, read_headers
+from rcache.stream.data_dir import CHECKPOINT_SUFFIX, SEGMENT_SUFFIX, Identity, ListedFile, read_headers
 from rcache.stream.disk import Disk, replace_file
 from rcache.stream.log_terms import LogPlace
 from rcache.stream.recovery import recover
@@ -45,10 +47,14 @@ class Resumed:
     warnings: list[str] = field(default_factory=list)
 
 
+# --- the places file
+
+
 def save(disk: Disk, directory: Path, segment: int, known: Mapping[int, Covered]) -> None:
     """What the files hold, as `segment` begins. Raises OSError."""
-    places = {str(bucket): [each.place, each.is_whole] for bucket, each in sorted(known.items())}
-    text = json.dumps({"format": FORMAT, "segment": segment, "places": places}) + "\n"
+    places = {str(bucket): [each.place, each.is_whole, each.time_ms, each.due] for bucket, each in sorted(known.items())}
+    facts = {"format": FORMAT, "segment": segment, "places": places}
+    text = json.dumps({"checksum": _checksum(facts), **facts}) + "\n"
     replace_file(disk, directory / PLACES_FILE, text.encode())
 
 
@@ -56,14 +62,32 @@ def load(directory: Path) -> tuple[int, dict[int, Covered]]:
     """The segment and what is known as it begins; (0, {}) where there is no such file. Raises ValueError, OSError."""
     try:
         facts = json.loads((directory / PLACES_FILE).read_bytes())
+        if facts.pop("checksum") != _checksum(facts):
+            raise ValueError("its checksum does not fit")
         if facts["format"] != FORMAT:
             raise ValueError(f"its format is {facts['format']!r}, not {FORMAT}")
-        pairs = {int(bucket): (int(place), bool(whole)) for bucket, (place, whole) in facts["places"].items()}
-        return int(facts["segment"]), {bucket: Covered(place, whole, place) for bucket, (place, whole) in pairs.items()}
+        return facts["segment"], {int(bucket): Covered(*each) for bucket, each in facts["places"].items()}
     except FileNotFoundError:
         return 0, {}
-    except (TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None
+
+
+def _checksum(facts: dict[str, Any]) -> int:
+    """What is in the file is believed instead of the segments that it spares."""
+    return crc32(json.dumps(facts, sort_keys=True).encode())
+
+
+# --- a start
+
+
+@dataclass(frozen=True, slots=True)
+class _Begin:
+    """Read from this segment on, where `known` is in those before; or from the checkpoint, where there is one."""
+
+    segment: int = 0
+    known: Mapping[int, Covered] = field(default_factory=dict)
+    checkpoint: ListedFile | None = None
 
 
 def resume(
@@ -77,47 +101,79 @@ def resume(
     """Close the last segment, and find out what there is. Raises `DataDamaged`, unless `skip_damaged`; OSError. Blocks."""
     closed = recover(directory, directory / "none", identity, skip_damaged=skip_damaged, disk=disk, wanted=())
     resumed = Resumed(place=closed.place, warnings=closed.warnings)
-    segments = _segments(directory, identity, skip_damaged=skip_damaged)
-    first, before = _begin_from(directory, segments, resumed)
-    read = [file for file in segments if file.header.number >= first]
-    known = {bucket: (each.place, 0) for bucket, each in before.items() if each.is_whole and each.place}
-    source = Source("log", tuple(file.path for file in read))
-    found = survey([source] if read else [], skip_damaged=skip_damaged, progress=progress, known=known)
-    resumed.known = {**before, **{bucket: _covered(found, bucket, before.get(bucket, Covered())) for bucket in found.plans}}
+    segments = own_files(directory, identity, SEGMENT_SUFFIX)
+    checkpoint = _checkpoint(segments, own_files(directory, identity, CHECKPOINT_SUFFIX))
+    begin = _begin_from(directory, segments, checkpoint, resumed)
+    found = _survey(segments, begin, resumed, skip_damaged=skip_damaged, progress=progress)
+    told = {bucket: _covered(found, bucket, begin.known.get(bucket, Covered())) for bucket in found.plans}
+    resumed.known = {bucket: each for bucket, each in {**begin.known, **told}.items() if each.is_whole or each.time_ms}
     resumed.newest_epoch = max([found.newest_epoch, *(file.header.epoch for file in segments)])
     resumed.records, resumed.bytes = found.records, found.total_bytes
     return resumed
 
 
-def _segments(directory: Path, identity: Identity, *, skip_damaged: bool) -> list[ListedFile]:
-    """This recording's own, in their order."""
+def own_files(directory: Path, identity: Identity, suffix: str) -> list[ListedFile]:
+    """This recording's own files of one kind, in their order. What cannot be read is left out: `recover` speaks of it."""
     own = []
-    for path in sorted(directory.glob(f"*{SEGMENT_SUFFIX}")):
+    for path in sorted(directory.glob(f"*{suffix}")):
         try:
             own += [file for file in read_headers([path]) if file.header.data_dir_id.hex() == identity.data_dir_id]
-        except DataDamaged:
-            if not skip_damaged:
-                raise
-    return sorted(own, key=lambda file: file.header.number)
+        except (DataDamaged, FileNotFoundError):
+            continue
+    return sorted(own, key=lambda file: (file.header.number, file.header.created_ms))
 
 
-def _begin_from(directory: Path, segments: list[ListedFile], resumed: Resumed) -> tuple[int, dict[int, Covered]]:
-    """From which segment on to read, and what is known of those before."""
+def _checkpoint(segments: Sequence[ListedFile], checkpoints: Sequence[ListedFile]) -> ListedFile | None:
+    """The newest checkpoint that the segments go on from, all of which are here."""
+    oldest = segments[0].header.number if segments else 0
+    return next((each for each in reversed(checkpoints) if oldest <= each.header.first_segment), None)
+
+
+def _begin_from(directory: Path, segments: Sequence[ListedFile], checkpoint: ListedFile | None, resumed: Resumed) -> _Begin:
+    """From where on to read."""
+    everything = _Begin(checkpoint=checkpoint)
     try:
         first, known = load(directory)
     except ValueError as error:
         resumed.warnings.append(f"{PLACES_FILE} cannot be read ({error}): all segments are read instead")
-        return 0, {}
-    if first and not any(file.header.number == first for file in segments):
+        return everything
+    if not first:
+        return everything
+    numbers = [file.header.number for file in segments]
+    if first not in numbers:
         resumed.warnings.append(f"{PLACES_FILE} speaks of segment {first}, which is not here: all segments are read instead")
-        return 0, {}
-    return first, known
+        return everything
+    if numbers != list(range(numbers[0], numbers[-1] + 1)) or not (numbers[0] == 1 or checkpoint):
+        resumed.warnings.append("segments are missing: all that are here are read, and what needs those is copied anew")
+        return everything
+    return _Begin(first, known)
+
+
+def _survey(
+    segments: Sequence[ListedFile], begin: _Begin, resumed: Resumed, *, skip_damaged: bool, progress: Progress
+) -> Survey:
+    """Read what there is from there on."""
+    checkpoint = begin.checkpoint
+    first = checkpoint.header.first_segment if checkpoint else begin.segment
+    log = [Source("log", tuple(file.path for file in segments if file.header.number >= first))] if segments else []
+    if checkpoint is None:
+        known = {bucket: (each.place, each.time_ms) for bucket, each in begin.known.items() if each.is_whole}
+        return survey(log, skip_damaged=skip_damaged, progress=progress, known=known)
+    try:
+        return survey([Source(checkpoint.path.name, (checkpoint.path,)), *log], skip_damaged=skip_damaged, progress=progress)
+    except DataDamaged as damage:
+        if damage.path != checkpoint.path:
+            raise
+        resumed.warnings.append(f"left out: {damage}")
+        return _survey(segments, _Begin(), resumed, skip_damaged=skip_damaged, progress=progress)
 
 
 def _covered(found: Survey, bucket: int, before: Covered) -> Covered:
-    """What is known of a bucket. Where its base goes beyond its last change, what lies between is asked for again."""
+    """What is known of a bucket. A whole base that lies beyond all changes that are here is where it goes on: what came between
+    was missing when that was copied, or is not told any more; a base is no place to go on from where its changes lack."""
     plan = found.plans[bucket]
     newest = max(found.newest_changes[bucket], before.place)
-    if plan.base is not None and newest < plan.base.begin:
+    due = max(before.due, plan.base.end if plan.base is not None else 0)
+    if not plan.problems and plan.base is not None and newest < plan.base.begin:
         newest = plan.base.end
-    return Covered(newest, not plan.problems, newest)
+    return Covered(newest, not plan.problems and newest >= due, max(plan.end_ms, before.time_ms), due)
