@@ -33,8 +33,9 @@ VARIABLE_PREFIX = "RCACHE_LOGGER_"
 _DESCRIPTION = """\
 Record every change of a cluster in files: the same segments as a node's append
 log. It follows every bucket through joins, leaves and failovers, goes on after
-its own restart where it was, and copies anew what it missed. rcache-replay puts
-what it recorded back into a cluster, of any size and to a point in time."""
+its own restart where it was, and copies anew what it missed. It holds no data,
+and no write waits for it. rcache-replay puts what it recorded into a cluster of
+any size, as it was last or at an earlier moment."""
 
 _EPILOG = f"""\
 Every option but --help and --version can also be given as a variable
@@ -47,11 +48,12 @@ When it records, {PROGRAM} prints `ready` on a line of its own.
 exit codes:
   0  stopped in order
   1  a bug
-  2  wrong use of the command line, a variable or the configuration file; a
-     cluster that is not the one recorded before, or that does not let it in
+  2  wrong use of the command line, a variable or the configuration file; the
+     directory is in use, or a node's; a cluster that is not the one recorded
+     there, or was set back to older files, or does not let it in
   3  no node answered
   5  a file is damaged; see --skip-damaged
-  7  the files could not be written"""
+  7  the files could not be written (the disk is full, or failed)"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,15 +105,18 @@ def _add_cluster(group: Any) -> None:
 
 def _add_files(group: Any) -> None:
     add_option(group, "--dir", values.path, "./rcache-log", "DIR", "where the files go; locked while in use")
-    text = "when what is recorded is made durable: always (at once), at an interval, or never by rcache-logger"
+    text = "when what is recorded is made durable: always (at once), at an interval, or never by rcache-logger; no write waits"
     add_option(group, "--fsync", values.choice(FsyncPolicy), "interval", "always|interval|never", text)
     add_option(group, "--fsync-interval", _time(), "1", "SECONDS", "the interval of --fsync interval")
-    text = "start a new segment when one has this many MiB"
+    text = "begin a new segment when one has this many MiB; another begins when the day turns (UTC), and at each start"
     add_option(group, "--max-mb", values.whole(1, SEGMENT_MIB_MAX, "MiB"), "512", "MIB", text)
-    text = "make a checkpoint a day, and keep for so many days what is needed to go back to any moment; 0: keep everything"
+    text = "copy everything into a checkpoint once a day, and remove what going back this many days does not need; 0: no"
+    text += " checkpoints, and nothing is removed"
     add_option(group, "--keep-days", values.whole(0, KEEP_DAYS_MAX, "days"), "0", "DAYS", text)
     group.add_argument(
-        "--skip-damaged", action="store_true", help="go on where a file is damaged; what is missing is copied anew"
+        "--skip-damaged",
+        action="store_true",
+        help="go on where a file is damaged, without what cannot be read; what is missing then is copied anew",
     )
 
 
