@@ -17,7 +17,7 @@ Invariants:
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 JOIN_S = 5.0
 """A feed's thread ends within one answer."""
+
+LOOK_S = 0.2
 
 WAIT_S = 0.25
 """How long a node waits for something to tell: so late a bucket that came there is asked for."""
@@ -119,17 +121,18 @@ class FeedSet:
         self._buckets = _buckets_of(self.selection, self._bucket, len(table.doors))
         self.follow(table)
 
-    def await_all(self, deadline: float) -> bool:
+    def await_all(self, deadline: float, look: Callable[[], object] = lambda: None) -> bool:
         """Block until every bucket that has a primary is told of, to the deadline. Whether any is. What is not told of by then
-        begins with a gap."""
+        begins with a gap. `look`: called every LOOK_S; may raise, to end the wait."""
+        while not self._await(min(LOOK_S, deadline - monotonic())) and monotonic() < deadline:
+            look()
         with self._lock:
-            while len(self._ever) < self._wanted() and not self._closed:
-                left = deadline - monotonic()
-                if left <= 0:
-                    break
-                self._changed.wait(left)
             self._has_begun = True
             return bool(self._ever)
+
+    def _await(self, seconds: float) -> bool:
+        with self._lock:
+            return self._changed.wait_for(lambda: self._closed or len(self._ever) >= self._wanted(), max(0.0, seconds))
 
     def _wanted(self) -> int:
         table = self.router.table

@@ -78,7 +78,7 @@ def _run(options: LoggerOptions, notifier: Notifier) -> int:
         view = _newest(options, client, watch, view, resumed.newest_epoch)
         recording = Recording(_config(options), identity, resumed, client, lambda _failure: stops.ask("it cannot be recorded"))
         try:
-            _start(options, recording, view, resumed)
+            _start(options, recording, view, resumed, watch)
             _tell_ready(recording, notifier)
             why = _watch(recording, notifier, stops)
         except BaseException as error:
@@ -174,14 +174,14 @@ def _config(options: LoggerOptions) -> RecordingConfig:
     )
 
 
-def _start(options: LoggerOptions, recording: Recording, view: View, resumed: Resumed) -> None:
+def _start(options: LoggerOptions, recording: Recording, view: View, resumed: Resumed, watch: StartWatch) -> None:
     whole = sum(covered.is_whole for covered in resumed.known.values())
     if resumed.known:
         logger.info("goes on: {} of {} are recorded whole", whole, show_count(len(view.buckets), "bucket"))
     else:
         logger.info("begins: {} are copied once, while all that changes is recorded", show_count(len(view.buckets), "bucket"))
     try:
-        is_told = recording.start(view.epoch, time.monotonic() + options.start_timeout)
+        is_told = recording.start(view.epoch, time.monotonic() + options.start_timeout, watch.look)
     except OSError as error:
         raise StartFailed(ExitCode.APPEND_LOG_FAILED, f"no segment could be begun: {error}") from None
     except RcacheError as error:

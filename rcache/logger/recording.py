@@ -92,14 +92,14 @@ class Recording:
 
     # --- running
 
-    def start(self, epoch: int, deadline: float) -> bool:
+    def start(self, epoch: int, deadline: float, look: Callable[[], object] = lambda: None) -> bool:
         """Follow the cluster. Blocks until every bucket that has a primary is told of, to the deadline; returns whether any is.
         Raises OSError where no segment can be begun, `RcacheError` where no node can be asked."""
         self.log.start(self._resumed.place, epoch)
         self.feeds.begin(deadline)
         if self.checkpointer is not None:
             self.checkpointer.start(epoch)
-        is_told = self.feeds.await_all(deadline)
+        is_told = self.feeds.await_all(deadline, look)
         self.copier.start()
         return is_told
 
