@@ -438,8 +438,9 @@ int main(int argc, char **argv) {
     if (left) fail(1, "%u of %u keys were not sent in %.1f s", left, plan.keys, elapsed);
     qsort(run.samples, run.taken, sizeof *run.samples, ascending);
     if (!run.taken) fail(1, "nothing was due in %.1f s", plan.seconds);
-    printf("%.0f ops/s p50 %.0f us p99 %.0f us p99.9 %.0f us, %ld ops\n", run.operations / elapsed, run.samples[run.taken / 2] * 1e6,
-           run.samples[(long)(run.taken * .99)] * 1e6, run.samples[(long)(run.taken * .999)] * 1e6, run.operations);
+    printf("%.0f ops/s p50 %.0f us p99 %.0f us p99.9 %.0f us, %ld ops\n", run.operations / elapsed,
+           run.samples[run.taken / 2] * 1e6, run.samples[(long)(run.taken * .99)] * 1e6,
+           run.samples[(long)(run.taken * .999)] * 1e6, run.operations);
     if (fflush(stdout)) fail(1, "standard output: %s", strerror(errno));
     return 0;
 }

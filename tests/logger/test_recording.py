@@ -46,7 +46,7 @@ class Feeds:
     def begin(self, _deadline: float) -> None:
         pass
 
-    def await_all(self, _deadline: float) -> bool:
+    def await_all(self, _deadline: float, _look: object) -> bool:
         return True
 
     def stop(self) -> None:
