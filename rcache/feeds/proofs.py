@@ -5,9 +5,10 @@ Which thread runs it: `make` the teller's, all else under the teller's lock. It 
 the engine).
 What it owns: the proofs. What it must not know: what was told.
 
-Invariant: a proof is made of a position of the stream that was read after its moment, all of it told, and after that every
-lease held at a moment at which this node was primary of all that it tells of. So nobody else had changed any of it before that
-moment.
+Invariant: a proof is made of a position of the stream that was read after its moment, all of it told; and after that every
+lease held, while this node was primary of all that it tells of, and had been since before that moment. So nobody else had
+changed any of it by then. (Since before: what was given up, changed by another and given back while all this went on has an
+OPEN that was not told yet, and neither was what the other changed.)
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class Proofs:
         self._made: deque[Proof] = deque(maxlen=PROOFS)
         self._wanted_at = 0.0
         self._tried_at = 0.0
+        self._seen = self._primary_since()  # as it was found last
 
     def __len__(self) -> int:
         return len(self._made)
@@ -86,18 +88,19 @@ class Proofs:
 
     def holds(self, now: float, head: int) -> bool:
         """Whether it is so that nobody else has changed anything before `now`, where all up to `head`, which was read after
-        that, was told. Blocks for moments."""
+        that, was told. Not so the first time after buckets have come or gone. Blocks for moments."""
         self._tried_at = now
-        before = self._primary_since()
-        if before is None:
+        stream, points = self._engine.stream, self._engine.all_commit_points()
+        moment = stream.begin_moment(points) if self._engine.config.confirm_reads else 0  # then no lease is relied on alone
+        end = stream.wait_committed(Wait(points, head, moment), time.monotonic_ns() + int(HOLD_S * 1e9))
+        if end is not StreamEnd.REACHED:
             return False
-        wait = Wait(self._engine.all_commit_points(), head)
-        end = self._engine.stream.wait_committed(wait, time.monotonic_ns() + int(HOLD_S * 1e9))
-        return end is StreamEnd.REACHED and self._primary_since() == before
+        before, self._seen = self._seen, self._primary_since()
+        return before is not None and before == self._seen
 
     def _primary_since(self) -> dict[int, int] | None:
         """The epoch in which each bucket that is told of was opened; None where one is not primary here. The same before and
-        after a moment, it was so at that moment: who comes back as primary opens it in another epoch."""
+        after, it was so all the time between: who comes back as primary opens it in another epoch."""
         present = self._tenures.present()
         if any(self._engine.commit_points(bucket) is None or not self._tenures.lasts(bucket) for bucket in present):
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from rcache.feeds.commitment import Commitment
 from rcache.feeds.proofs import Proofs
 from rcache.feeds.tenures import Tenures
 from tests.contract.conftest import EngineFactory
+from tests.contract.harness import PATIENCE_S, Task
+from tests.contract.test_windows import Linked
 from tests.feeds.harness import Meanwhile
 
 BEYOND = 1 << 40
@@ -87,3 +90,39 @@ def test_a_proof_holds_only_where_this_node_was_primary_of_all_before_and_after(
     engine.set_commit_points(5, [])
     changing: Any = Meanwhile(engine, change, StreamEnd.REACHED)
     assert Proofs(changing, Tenures(engine)).holds(1.0, 0) is (happens == "nothing")
+
+
+def test_what_another_changed_before_it_came_back_is_not_proven(engine: Engine) -> None:
+    """It was given up, and is back with an OPEN that lies behind all that was told."""
+    engine.set_commit_points(3, [])
+    engine.set_commit_points(4, [])
+    engine.set_commit_points(5, [])
+    proofs, head = Proofs(engine, Tenures(engine)), engine.stream.head
+    assert proofs.holds(1.0, head)
+    engine.set_state(3, BucketState.FROZEN)
+    engine.set_state(3, BucketState.BACKUP)
+    engine.open_buckets([3], 3, 1, "n1")
+    assert not proofs.holds(2.0, head)
+    assert proofs.holds(3.0, engine.stream.head)
+
+
+def test_with_confirmed_reads_every_backup_must_answer_for_a_proof(
+    engine_factory: EngineFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though its lease is as good as ever: this machine may have been stopped without a clock that shows it."""
+    engine = engine_factory(confirm_reads=True)
+    linked = Linked(engine)
+    peer = linked.connect()
+    linked.wait()
+    linked.serve()
+    proofs = Proofs(engine, Tenures(engine))
+    assert not proofs.holds(1.0, 0)
+    monkeypatch.setattr("rcache.feeds.proofs.HOLD_S", PATIENCE_S)
+    proving = Task(lambda: proofs.holds(2.0, 0))
+    peer.answer(peer.next().request_id)  # what was asked for the first, or for both
+    if not proving.is_done:
+        with suppress(TimeoutError):
+            peer.sock.settimeout(1.0)
+            peer.answer(peer.next().request_id)
+    assert proving.result()
+    linked.close()
