@@ -150,7 +150,7 @@ class Client(KeyCalls[V], ManyCalls[V], ComputeCalls[V], ServiceCalls, EventCall
         if not isinstance(self._near_cache, NearCache):
             raise TypeError(f"near_cache must be a NearCache, not {self._near_cache!r}")
         near = self._near_cache._attach(self._doors, self._router, budget_s, read_s)
-        weakref.finalize(self, near.feed.stop).atexit = False  # one that nobody closes ends its feeds all the same
+        weakref.finalize(self, near.feed.abandon).atexit = False  # one that nobody closes ends its feeds all the same
         return near, near.caller
 
     @property

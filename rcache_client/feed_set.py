@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
@@ -114,7 +115,8 @@ class FeedSet:
 
     def begin(self, deadline: float) -> None:
         """Start the feeds. Blocks until the view is known. Raises `ServersUnavailable` where none is by the deadline,
-        ValueError for a bucket that there is not."""
+        ValueError for a bucket that there is not, RuntimeError where no thread is to be had. Whatever it raises, `stop` ends
+        those that were started."""
         table = self.router.learnt_table(deadline)
         if table.view is None:
             raise ServersUnavailable("no server says which nodes there are", "", "SUBSCRIBE")
@@ -163,6 +165,11 @@ class FeedSet:
         for feed in feeds:
             feed.stop()
 
+    def abandon(self) -> None:
+        """As `stop`, for a finalizer: that may run in any thread, in the middle of anything, so it takes no lock and wakes
+        nobody. The threads end by themselves, after an answer or a rest."""
+        self._closed = True
+
     def close(self) -> None:
         """As `stop`; blocks until they have ended."""
         self.stop()
@@ -174,28 +181,30 @@ class FeedSet:
     # --- for feeds
 
     def follow(self, table: Table) -> None:
-        """Invariant 2."""
+        """Invariant 2. Raises RuntimeError where no thread is to be had; the rest is left for another time then."""
         from rcache_client.node_feed import NodeFeed  # noqa: PLC0415  the two know each other
 
         with self._lock:
+            if not self._closed:
+                for door in set(table.every) - set(self._feeds):
+                    feed = NodeFeed(self, door)
+                    feed.start()
+                    self._feeds[door] = feed  # once it runs, and not before
             self._followed = table
-            if self._closed:
-                return
-            for door in set(table.every) - set(self._feeds):
-                feed = self._feeds[door] = NodeFeed(self, door)
-                feed.start()
 
     def follow_newest(self) -> None:
-        """The view may have been fetched for somebody else."""
-        if self.router.table is not self._followed:
-            self.follow(self.router.table)
+        """The view may have been fetched for somebody else. Where no thread is to be had, the next feed that comes by tries."""
+        table = self.router.table
+        if table is not self._followed:
+            with suppress(RuntimeError):
+                self.follow(table)
 
     def is_done_with(self, feed: NodeFeed) -> bool:
         """Whether nothing is asked of that node any more; then it is forgotten."""
-        table = self.router.table
-        self.follow(table)  # or the last feed would end, and nobody would make another one
+        self.follow_newest()  # or the last feed would end, and nobody would make another one
         with self._lock:
-            done = feed.door not in table.every
+            table = self.router.table  # looked at in here: one that has the node again is followed behind this
+            done = table is self._followed and feed.door not in table.every
             if done:
                 self._feeds.pop(feed.door, None)
             return done
@@ -204,7 +213,9 @@ class FeedSet:
         """The buckets whose primary is behind this feed's door and that nobody tells of, and from where on each is to be told:
         they are this feed's from now on."""
         with self._lock:
-            claimed = {}
+            claimed: dict[int, int] = {}
+            if len(self._owners) == len(self._buckets):
+                return claimed  # nearly always, and this is asked between any two answers
             for bucket in self._buckets:
                 if bucket not in self._owners and table.doors[bucket] is feed.door:
                     self._owners[bucket] = feed

@@ -88,19 +88,22 @@ class NearFeed:
             self._trouble = f"the feeds could not be started: {error}"
             self._not_before = monotonic() + BEGIN_PAUSE_S
             return
+        except BaseException:  # interrupted: those that were started would tell for ever
+            feeds.stop()
+            raise
         self._trouble = ""
         self._feeds = feeds
 
-    def stop(self) -> None:
-        """No feed goes on, none begins. Never blocks."""
+    def abandon(self) -> None:
+        """Nobody is there any more who would close this. For a finalizer: takes no lock; their threads end by themselves."""
         self._closed = True
         feeds = self._feeds
         if feeds is not None:
-            feeds.stop()
+            feeds.abandon()
 
     def close(self) -> None:
-        """As `stop`; blocks until their threads have ended, which takes as long as an answer."""
-        self.stop()
+        """No feed goes on, none begins. Blocks until their threads have ended, which takes as long as an answer."""
+        self._closed = True
         with self._starting:
             feeds = self._feeds
         if feeds is not None:

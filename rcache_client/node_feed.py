@@ -30,6 +30,11 @@ BYTES_MAX = 256 << 10
 REST_S = 0.05
 """After a setback, and before asking again for buckets that were refused."""
 
+LOOK_S = 0.25
+"""So long after it asked for the newest view, because a node was gone or refused, a feed does not ask for that again: a node
+that stays away would have every client of the cluster ask the others twenty times a second. (The answers of their feeds say as
+soon when there is a newer one.)"""
+
 LONG_REST_S = 5.0
 """After what does not get better by itself: somebody has to install a newer server, or give it the right secret."""
 
@@ -48,6 +53,7 @@ class NodeFeed:
         self._router = feeds.router
         self._stopping = threading.Event()
         self._again_at = 0.0
+        self._look_at = 0.0
         self._thread = threading.Thread(target=self._run, name=f"feed-{door.name}", daemon=True)
 
     def start(self) -> None:
@@ -66,7 +72,7 @@ class NodeFeed:
             rest_s = self._try()
             if rest_s is None or self._is_over():
                 return
-            self._refresh()
+            self._look()
             if self._feeds.is_done_with(self):
                 return
             self._stopping.wait(rest_s)
@@ -117,7 +123,7 @@ class NodeFeed:
         self._feeds.settle(self, claimed, taken)
         if len(taken) < len(claimed):
             self._again_at = monotonic() + REST_S
-            self._refresh()
+            self._look()
 
     def _subscribe(self, connection: Connection, places: dict[int, int]) -> dict[int, int]:
         selection = self._feeds.selection
@@ -154,9 +160,15 @@ class NodeFeed:
         if status != Status.OK:
             raise RcacheError(str(values[-1]), self.door.name, "SUBSCRIBE")
 
+    def _look(self) -> None:
+        """As `_refresh`, where nobody says that there is a newer one."""
+        if monotonic() >= self._look_at:
+            self._refresh()
+            self._look_at = monotonic() + LOOK_S
+
     def _refresh(self) -> None:
         """The newest view, and feeds at its nodes."""
         table = self._router.table
         with contextlib.suppress(RcacheError, Setback):
             self._router.refresh(table.epoch, 0, monotonic() + CONNECT_S, None)
-        self._feeds.follow(self._router.table)
+        self._feeds.follow_newest()
