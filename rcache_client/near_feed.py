@@ -111,7 +111,8 @@ class NearFeed:
 
     @property
     def failure(self) -> str:
-        return self._trouble or "; ".join(sorted(set(self._failures.values())))
+        present = {door.name for door in self._router.table.every}
+        return self._trouble or "; ".join(sorted({why for name, why in self._failures.items() if name in present}))
 
     # --- for the feeds
 

@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 
-from rcache_client import near_slots
+from rcache_client import NearCache, near_slots
 from rcache_client.feed_set import Told
+from rcache_client.near_cache import NearReads
 from rcache_client.near_feed import NearFeed
 from rcache_client.near_slots import LARGEST_SHARE, SLOT_BYTES, Kept, Slot, Slots
+from rcache_client.routing import Table
 from rcache_client.wire.feeds import Notice, NoticeKind
 from rcache_client.wire.grammar import BadPayload
+from rcache_client.wire.opcodes import Status
 
 from .near_model import FLUSH, OPEN, REMOVE, SET, record
 
@@ -35,9 +38,10 @@ class Near:
     def __init__(self, bytes_max: int = 1 << 20) -> None:
         self.now = 100.0
         self.slots = Slots(bytes_max, lambda: self.now)
-        self.listener = NearFeed(SimpleNamespace(), self.slots, b"", STALENESS_S)  # type: ignore[arg-type]
         self.feed: Any = Feed("one")
         self.second: Any = Feed("two")
+        self.table: Any = SimpleNamespace(every=(self.feed.door, self.second.door))
+        self.listener = NearFeed(SimpleNamespace(table=self.table), self.slots, b"", STALENESS_S)  # type: ignore[arg-type]
         self.begin(HERE, THERE)
         self.take(proven_at=self.now)
 
@@ -73,6 +77,48 @@ class Near:
 @pytest.fixture
 def near() -> Near:
     return Near()
+
+
+# --- the reads that fill it
+
+
+class Asked(NearReads):
+    """Its reads, answered with that (flags, version, time left in ms, value)."""
+
+    def __init__(self, near: Near, table: Table, answer: tuple[int, int, int, bytes], max_age: float = 60.0) -> None:
+        caller: Any = SimpleNamespace(slots=near.slots, read=lambda *_: (Status.OK, answer))
+        router: Any = SimpleNamespace(table=table)
+        super().__init__(NearCache(max_age=max_age), caller, router)
+        self.near = near
+
+    def kept_s(self) -> float:
+        """For how long from before the request on it is kept."""
+        self._get(KEY, 0.0)
+        return self.near.slots._table[KEY].expires - self.near.now
+
+
+VIEW: Any = SimpleNamespace()
+
+
+@pytest.mark.parametrize(
+    ("left_ms", "max_age_s", "kept_s"),
+    [(0, 60.0, 60.0), (60_000, 5.0, 5.0), (10_000, 60.0, 10.0), (1, 60.0, 0.0), (2, 60.0, 0.001)],
+)
+def test_no_value_is_kept_beyond_its_time_at_the_server(near: Near, left_ms: int, max_age_s: float, kept_s: float) -> None:
+    """Whose milliseconds are whole ones, and may be shorter than these: by 1 in 2,000, and 1 ms in each second."""
+    near.begin(0)
+    asked_s = Asked(near, Table(VIEW), (0, 7, left_ms, b"7"), max_age_s).kept_s()
+    left_s = left_ms / 1000 - 0.001
+    assert asked_s <= (min(left_s / (1 + 1 / 2000 + 1 / 1000), max_age_s) if left_ms else max_age_s) + 1e-9
+    assert asked_s == pytest.approx(kept_s, abs=0.05)
+
+
+def test_what_was_asked_for_before_the_view_was_known_is_not_kept(near: Near) -> None:
+    """Its bucket was not known by then. (Another thread may have begun the feeds meanwhile.)"""
+    near.begin(0)
+    Asked(near, Table(), (0, 7, 0, b"7"))._get(KEY, 0.0)
+    assert KEY not in near.slots._table
+    assert Asked(near, Table(VIEW), (0, 7, 0, b"7")).kept_s() > 0
 
 
 # --- what is served, and until when
@@ -448,5 +494,9 @@ def test_a_record_that_is_none_is_refused(near: Near, body: bytes) -> None:
 def test_why_no_node_tells(near: Near) -> None:
     assert near.listener.failed(near.feed, RuntimeError("because"))
     assert near.listener.failure == "one: because"
+    assert near.listener.failed(near.second, RuntimeError("too old"))
+    assert near.listener.failure == "one: because; two: too old"
     near.begin(HERE)
+    assert near.listener.failure == "two: too old"
+    near.table.every = (near.feed.door,)  # another one took its place
     assert near.listener.failure == ""
