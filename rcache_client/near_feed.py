@@ -112,7 +112,7 @@ class NearFeed:
     @property
     def failure(self) -> str:
         present = {door.name for door in self._router.table.every}
-        return self._trouble or "; ".join(sorted({why for name, why in self._failures.items() if name in present}))
+        return self._trouble or "; ".join(sorted({why for name, why in list(self._failures.items()) if name in present}))
 
     # --- for the feeds
 

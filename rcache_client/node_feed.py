@@ -90,9 +90,9 @@ class NodeFeed:
         except Exception as error:  # nobody foresaw it; whoever listens is told
             return self._failed(error)
         finally:
-            self._feeds.release(self)
             if connection is not None:
-                connection.close()
+                connection.close()  # first: the listener that is told of the end is not ours
+            self._feeds.release(self)
         return REST_S
 
     def _failed(self, error: Exception) -> float | None:

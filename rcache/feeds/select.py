@@ -33,7 +33,7 @@ class Selection:
             return True
         start = head.start + HEADER_BYTES
         if self.selects is Selects.PREFIX:
-            return body.startswith(self.selector, start, start + self._key_bytes(body, head))
+            return body.startswith(self.selector, start) and self._key_bytes(body, head) >= len(self.selector)
         return body[start : start + self._key_bytes(body, head)] == self.selector
 
     @staticmethod

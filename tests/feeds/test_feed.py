@@ -472,6 +472,14 @@ def test_only_what_is_selected_is_told(telling: Telling, selection: Selection, w
     assert subscriber.values == [b"value of " + key for key in wanted]
 
 
+def test_a_value_that_goes_on_as_the_prefix_does_is_no_part_of_the_key(telling: Telling) -> None:
+    subscriber = telling.subscribe(selection=Selection(Selects.PREFIX, b"user:", values=False))
+    telling.caller.set(b"u", b"ser:1")
+    telling.caller.set(b"user:", b"v")
+    subscriber.until_told(1)
+    assert [record.key for record in subscriber.records] == [b"user:"]
+
+
 def test_it_answers_in_time_where_all_that_comes_is_not_asked_for(telling: Telling, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is always something that was not looked at: the time is up all the same."""
     subscriber = telling.subscribe(selection=Selection(Selects.KEY, b"never", values=True))
