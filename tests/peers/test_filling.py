@@ -273,6 +273,7 @@ def test_a_copy_that_its_peer_has_no_room_for_is_let_go_of(
     filling.link.fill(BUCKET)
     filling.peer.acknowledge(filling.take(), room=-1000)
     assert stat(filling.copy, "items", "items") > 0
+    wait_until(lambda: filling.link.stats()["fill_rows"] > 0, "the sender's count of them, which may come after the frame")
     rows = filling.link.stats()["fill_rows"]
     while not (frame := filling.take()).records:
         filling.peer.acknowledge(frame, room=-1000)  # a question
