@@ -43,7 +43,8 @@ from rcache_client.errors import (
 )
 from rcache_client.events import Event, Operation
 from rcache_client.key_calls import Inspection, ValueAndTtl, ValueAndVersion
-from rcache_client.near_cache import NearCache, NearCacheStats
+from rcache_client.near_cache import NearCache
+from rcache_client.near_slots import NearCacheStats
 from rcache_client.serializers import BytesSerializer, JsonSerializer, Serializer, StrSerializer
 from rcache_client.service_calls import Persistence
 from rcache_client.subscription import Subscription, Watcher

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from time import CLOCK_BOOTTIME, clock_gettime, monotonic
-from typing import Any, NamedTuple
+from typing import Any
 from zlib import crc32
 
 from rcache_client.arguments import Key, key_bytes, whole_number
@@ -32,7 +32,7 @@ from rcache_client.calls import Answer, Caller
 from rcache_client.envelope import COMPUTED_FLAGS, Kind, unpack
 from rcache_client.errors import UnknownOpcode, WrongFormat
 from rcache_client.near_feed import NearFeed
-from rcache_client.near_slots import Counts, Kept, Slots
+from rcache_client.near_slots import Kept, NearCacheStats, Slots
 from rcache_client.routing import Router
 from rcache_client.servers import Doors
 from rcache_client.wire.opcodes import Opcode
@@ -70,32 +70,6 @@ _boottime = partial(clock_gettime, CLOCK_BOOTTIME)
 """Seconds, those included in which this machine was suspended."""
 
 
-class NearCacheStats(NamedTuple):
-    """What a near cache has done since its client was made (or its process forked), and what it holds.
-
-    `hits`: values served from here; `misses`: keys that were asked of the servers instead; of those that `get` asked for,
-    `not_live` are of buckets for which it was not proven in time that nothing had changed. `stores`: values taken in;
-    `not_stored`: values that were read and not taken in, because the key was changed meanwhile, or the value is too large.
-    `invalidated`: entries that went because somebody changed their key; `dropped_buckets`: how often all of a bucket went,
-    because its changes were not told for a while, or it was flushed or has a new primary; `evictions`: entries that went to
-    make room. `entries` and `bytes` are here now; `live_buckets`: so many are proven now. `failure`: why no node tells of
-    changes, or nothing can be kept; "" where nothing is known to be wrong.
-    """
-
-    hits: int = 0
-    misses: int = 0
-    not_live: int = 0
-    stores: int = 0
-    not_stored: int = 0
-    invalidated: int = 0
-    dropped_buckets: int = 0
-    evictions: int = 0
-    entries: int = 0
-    bytes: int = 0
-    live_buckets: int = 0
-    failure: str = ""
-
-
 class NearCache:
     """A near cache for one client: `Client(servers, near_cache=NearCache())`.
 
@@ -125,7 +99,7 @@ class NearCache:
     def stats(self) -> NearCacheStats:
         """The figures. Asks nobody."""
         reads = self._reads
-        return NearCacheStats() if reads is None else NearCacheStats(*reads.slots.counts(), reads.failure)
+        return NearCacheStats() if reads is None else reads.slots.stats()._replace(failure=reads.failure)
 
     def _attach(self, doors: Doors, router: Router, budget: float, read_timeout: float) -> NearReads:
         """Begin to be a client's; its reads. Raises ValueError where it is another one's."""
@@ -265,6 +239,3 @@ class NearReads:
             flags, value = envelope.flags, envelope.data
         age_s = min(left_ms * TIME_SHARE - TICK_MS, self._max_age_s * 1000) / 1000 if left_ms else self._max_age_s
         return Kept(flags, value, sent_at + max(age_s, 0.0))
-
-
-assert NearCacheStats._fields[:-1] == Counts._fields

@@ -83,8 +83,17 @@ class Kept(NamedTuple):
     expires: float
 
 
-class Counts(NamedTuple):
-    """See `NearCacheStats`."""
+class NearCacheStats(NamedTuple):
+    """What a near cache has done since its client was made (or its process forked), and what it holds.
+
+    `hits`: values served from here; `misses`: keys that were asked of the servers instead; of those that `get` asked for,
+    `not_live` are of buckets for which it was not proven in time that nothing had changed. `stores`: values taken in;
+    `not_stored`: values that were read and not taken in, because the key was changed meanwhile, or the value is too large.
+    `invalidated`: entries that went because somebody changed their key; `dropped_buckets`: how often all of a bucket went,
+    because its changes were not told for a while, or it was flushed or has a new primary; `evictions`: entries that went to
+    make room. `entries` and `bytes` are here now; `live_buckets`: so many are proven now. `failure`: why no node tells of
+    changes, or nothing can be kept; "" where nothing is known to be wrong.
+    """
 
     hits: int = 0
     misses: int = 0
@@ -97,6 +106,7 @@ class Counts(NamedTuple):
     entries: int = 0
     bytes: int = 0
     live_buckets: int = 0
+    failure: str = ""
 
 
 class Slots:
@@ -222,13 +232,14 @@ class Slots:
 
     # --- figures
 
-    def counts(self) -> Counts:
+    def stats(self) -> NearCacheStats:
+        """The figures, but for `failure`, which is not known here."""
         now = self.clock()
         with self._lock:
             hits = self._hit() - self._looks
             self._looks += 1
             live_buckets = sum(now < live.until for live in self._lives.values())
-            return Counts(
+            return NearCacheStats(
                 hits,
                 self._misses,
                 self._not_live,

@@ -18,6 +18,7 @@ from typing import NoReturn
 
 from loguru import logger
 
+from rcache.commands.directories import open_directory
 from rcache.commands.exit_codes import ExitCode
 from rcache.commands.logger_options import PROGRAM, LoggerOptions, parse
 from rcache.commands.recovering import StartWatch
@@ -29,7 +30,7 @@ from rcache.logger.resume import Resumed, resume
 from rcache.records.reader import DataDamaged
 from rcache.server.notify import Notifier, watchdog_interval_s
 from rcache.server.stops import LOOK_S, Stops
-from rcache.stream.data_dir import LOGGER, DataDir, DataDirLocked, Identity
+from rcache.stream.data_dir import LOGGER, DataDir, Identity
 from rcache_client import AuthenticationFailed, Client, RcacheError, View, WrongCluster
 from rcache_client.wire.opcodes import Role
 
@@ -67,7 +68,7 @@ def _run(options: LoggerOptions, notifier: Notifier) -> int:
     logger.info("{} {} starts: {}, files in {}", PROGRAM, version("rcache"), options.name, options.dir)
     watch = StartWatch(notifier, stops)
     with contextlib.ExitStack() as cleanup:
-        data_dir = _open(options)
+        data_dir = open_directory("--dir", options.dir, LOGGER)
         cleanup.callback(data_dir.close)
         servers = [str(node) for node in options.node]
         client = Client(servers, role=Role.LOGGER, name=options.name, secret=options.secret)
@@ -90,23 +91,6 @@ def _run(options: LoggerOptions, notifier: Notifier) -> int:
 
 
 # --- the start
-
-
-def _open(options: LoggerOptions) -> DataDir:
-    try:
-        data_dir = DataDir(options.dir)
-    except DataDirLocked as error:
-        raise StartFailed(ExitCode.WRONG_USE, f"--dir: {error}") from None
-    except DataDamaged as error:
-        raise StartFailed(ExitCode.DAMAGED_FILE, str(error)) from None
-    except OSError as error:
-        raise StartFailed(ExitCode.WRONG_USE, f"--dir {options.dir}: {error.strerror}") from None
-    try:
-        data_dir.demand_role(LOGGER)
-    except ValueError as error:
-        data_dir.close()
-        raise StartFailed(ExitCode.WRONG_USE, f"--dir: {error}") from None
-    return data_dir
 
 
 def _find(options: LoggerOptions, client: Client[bytes], watch: StartWatch) -> View:

@@ -16,6 +16,7 @@ import threading
 
 from rcache.commands.assembly import Assembly, Given
 from rcache.commands.descriptors import connections_allowed
+from rcache.commands.directories import open_directory
 from rcache.commands.exit_codes import ExitCode
 from rcache.commands.option_definitions import CONNECTIONS_MAX
 from rcache.commands.options import ServerOptions
@@ -23,7 +24,6 @@ from rcache.commands.recovering import StartWatch
 from rcache.commands.start_failed import StartFailed
 from rcache.engine.bodies import NATIVE
 from rcache.engine.contract import RequestRefused
-from rcache.records.reader import DataDamaged
 from rcache.server.listener import bind
 from rcache.server.notify import Notifier
 from rcache.server.service import Service
@@ -31,7 +31,7 @@ from rcache.server.serving import CONNECTIONS_RESERVED
 from rcache.server.stops import Stops
 from rcache.stream.append_log import APPEND_LOG_THREAD
 from rcache.stream.checkpoints import CHECKPOINT_THREAD
-from rcache.stream.data_dir import NODE, DataDir, DataDirLocked
+from rcache.stream.data_dir import NODE, DataDir
 
 
 def boot(options: ServerOptions, version: str, notifier: Notifier, stops: Stops) -> Service:
@@ -42,7 +42,7 @@ def boot(options: ServerOptions, version: str, notifier: Notifier, stops: Stops)
     wanted = options.max_connections if shares else min(options.max_connections, options.worker_threads or CONNECTIONS_MAX)
     connections = connections_allowed(wanted, CONNECTIONS_RESERVED)
     with contextlib.ExitStack() as cleanup:
-        data_dir = _open_data_dir(options)
+        data_dir = open_directory("--data-dir", options.data_dir, NODE)
         cleanup.callback(_let_go, data_dir)
         sock = _bind(options)
         cleanup.callback(sock.close)
@@ -63,23 +63,6 @@ def _let_go(data_dir: DataDir) -> None:
 def writers() -> list[str]:
     """The threads that write into the data directory and have not ended."""
     return [thread.name for thread in threading.enumerate() if thread.name in (APPEND_LOG_THREAD, CHECKPOINT_THREAD)]
-
-
-def _open_data_dir(options: ServerOptions) -> DataDir:
-    try:
-        data_dir = DataDir(options.data_dir)
-    except DataDirLocked as error:
-        raise StartFailed(ExitCode.WRONG_USE, f"--data-dir: {error}") from None
-    except DataDamaged as error:
-        raise StartFailed(ExitCode.DAMAGED_FILE, str(error)) from None
-    except OSError as error:
-        raise StartFailed(ExitCode.WRONG_USE, f"--data-dir {options.data_dir}: {error.strerror}") from None
-    try:
-        data_dir.demand_role(NODE)
-    except ValueError as error:
-        data_dir.close()
-        raise StartFailed(ExitCode.WRONG_USE, f"--data-dir: {error}") from None
-    return data_dir
 
 
 def _bind(options: ServerOptions) -> socket.socket:

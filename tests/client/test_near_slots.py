@@ -129,7 +129,7 @@ def test_what_was_read_is_served_until_it_is_changed(near: Near) -> None:
     assert near.served() == 7
     near.event(8)
     assert near.served() == 0
-    assert near.slots.counts()[:7] == (1, 1, 0, 1, 0, 1, 0)
+    assert near.slots.stats()[:7] == (1, 1, 0, 1, 0, 1, 0)
 
 
 @pytest.mark.parametrize(("kind", "kept"), [(SET, 0), (REMOVE, 0)])
@@ -202,7 +202,7 @@ def test_an_answer_that_is_older_than_what_was_told_meanwhile_is_not_kept(near: 
     near.event(6)
     near.answer(marker, 7)
     assert near.served() == 0
-    assert near.slots.counts()[3:5] == (0, 1)
+    assert near.slots.stats()[3:5] == (0, 1)
 
 
 def test_an_answer_that_shows_what_was_told_meanwhile_is_kept(near: Near) -> None:
@@ -229,7 +229,7 @@ def test_what_is_of_a_whole_bucket_takes_all_of_it_along_and_nothing_else(near: 
     near.take(record(kind, HERE, 20))
     near.answer(marker, 8, b"third")
     assert [near.served(key) for key in (KEY, OTHER, b"third")] == [0, 9, 0]
-    assert near.slots.counts().dropped_buckets == 1
+    assert near.slots.stats().dropped_buckets == 1
 
 
 def test_a_gap_takes_all_of_its_bucket_along(near: Near) -> None:
@@ -307,7 +307,7 @@ def test_a_read_that_failed_takes_its_own_marker_only(near: Near) -> None:
     near.answer(b, 7)
     assert near.served() == 7
     near.slots.settle(KEY, near.slots.plant(KEY, HERE), 0, None)
-    assert near.slots.counts().bytes == 0
+    assert near.slots.stats().bytes == 0
 
 
 def test_an_own_write_takes_the_read_under_way_along(near: Near) -> None:
@@ -335,7 +335,7 @@ def test_a_value_that_is_none_to_get_is_not_kept_but_known(near: Near) -> None:
     near.answer(b, 7)
     assert near.served() == 0
     near.slots.settle(KEY, near.slots.plant(KEY, HERE), 9, None)
-    assert near.slots.counts().bytes == 0
+    assert near.slots.stats().bytes == 0
 
 
 # --- looks without a lock that are held up
@@ -401,7 +401,7 @@ def test_the_least_recently_used_go_first() -> None:
     for number in range(5):
         near.get(200 + number, b"n%d" % number)
     assert [number for number in range(10) if near.served(b"k%d" % number)] == [0, 2, 4, 6, 8]
-    assert near.slots.counts().evictions == 5
+    assert near.slots.stats().evictions == 5
 
 
 def test_room_is_made_with_a_bound_on_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -418,7 +418,7 @@ def test_what_is_too_large_is_not_kept_and_lets_the_others_be(near: Near) -> Non
     near.get(7)
     near.answer(near.slots.plant(OTHER, HERE), 8, OTHER, bytes((1 << 20) // LARGEST_SHARE + 1))
     assert [near.served(), near.served(OTHER)] == [7, 0]
-    assert near.slots.counts()[3:5] == (1, 1)
+    assert near.slots.stats()[3:5] == (1, 1)
 
 
 def test_markers_take_room_too() -> None:
@@ -427,7 +427,7 @@ def test_markers_take_room_too() -> None:
     near.slots.check()
     for number, marker in enumerate(markers):
         near.answer(marker, 7, b"k%d" % number)
-    assert near.slots.counts().entries <= 5
+    assert near.slots.stats().entries <= 5
 
 
 def test_a_slot_takes_what_it_is_counted_for() -> None:
@@ -445,7 +445,7 @@ def test_a_slot_takes_what_it_is_counted_for() -> None:
         taken = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
-    assert 0.8 < taken / near.slots.counts().bytes < 1.2
+    assert 0.8 < taken / near.slots.stats().bytes < 1.2
 
 
 # --- the end, and a new beginning
@@ -458,21 +458,21 @@ def test_a_closed_one_holds_nothing_and_takes_nothing_in(near: Near) -> None:
     near.answer(marker, 8, OTHER)
     near.begin(HERE)
     near.get(9)
-    assert near.slots.counts()[8:] == (0, 0, 0)
+    assert near.slots.stats()[8:] == (0, 0, 0, "")
 
 
 def test_a_forked_one_is_empty(near: Near) -> None:
     near.get(7)
     near.slots._lock.acquire()
     near.slots.forget()
-    assert (near.served(), near.slots.counts()[:4]) == (0, (0, 0, 0, 0))
+    assert (near.served(), near.slots.stats()[:4]) == (0, (0, 0, 0, 0))
 
 
 def test_hits_are_counted_however_often_one_looks(near: Near) -> None:
     near.get(7)
     for hits in range(1, 5):
         assert near.served()
-        assert near.slots.counts().hits == near.slots.counts().hits == hits
+        assert near.slots.stats().hits == near.slots.stats().hits == hits
 
 
 # --- what nodes say
