@@ -32,7 +32,7 @@ from typing import Any
 
 from rich.console import Console
 
-from rcache_client import Client, RcacheError
+from rcache_client import Client
 from rcache_client import __version__ as own_version
 from soak.bench.errors import BenchError
 from soak.bench.machine import describe_machine
@@ -40,6 +40,7 @@ from soak.bench.page import drawn, table_lines
 from soak.bench.peers import Needs, Peer, peer_named, running
 from soak.bench.samples import Sample, Samples, ratios
 from soak.bench.tables import Grid, figure_grid, ratios_text
+from soak.measured import Shown, carry_out
 
 VALUE = b"v" * 100
 KEYS = [f"key:{number:0{4 + number % 5}}" for number in range(100)]
@@ -295,17 +296,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; 0 when something was measured."""
     settings = read_settings(sys.argv[1:] if argv is None else argv)
     console = Console()
-    try:
+
+    def measure() -> Report:
         report = run(settings, console)
         show(report, console)
-        if settings.output:
-            settings.output.mkdir(parents=True, exist_ok=True)
-            (settings.output / "client.md").write_text(as_page(report), encoding="utf-8")
-            (settings.output / "client.json").write_text(as_json(report), encoding="utf-8")
-    except (BenchError, RcacheError, OSError) as error:
-        print(f"client_bench: {error}", file=sys.stderr)
-        return 1
-    return 0
+        return report
+
+    return carry_out("client_bench", measure, lambda report: Shown(as_page(report), as_json(report)), settings.output, "client")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from typing import Any
 
 from rich.console import Console
 
-from rcache_client import Client, NearCache, RcacheError
+from rcache_client import Client, NearCache
 from soak.bench.errors import BenchError
 from soak.bench.machine import describe_machine
 from soak.bench.page import drawn, table_lines
@@ -42,6 +42,7 @@ from soak.bench.samples import Sample, Samples
 from soak.bench.tables import Grid, figure_grid, number
 from soak.client_bench import CONTENDERS as CLIENTS
 from soak.client_bench import CPU, MINE, RATE, measure, peer_of, why_not
+from soak.measured import Shown, carry_out
 
 VALUE = b"v" * 100
 KEY = "key:00000"
@@ -270,17 +271,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; 0 when it was measured."""
     settings = read_settings(sys.argv[1:] if argv is None else argv)
     console = Console()
-    try:
+
+    def measure() -> Report:
         report = run(settings, console)
         show(report, console)
-        if settings.output:
-            settings.output.mkdir(parents=True, exist_ok=True)
-            (settings.output / "near_cache.md").write_text(as_page(report), encoding="utf-8")
-            (settings.output / "near_cache.json").write_text(as_json(report), encoding="utf-8")
-    except (BenchError, RcacheError, OSError) as error:
-        print(f"near_bench: {error}", file=sys.stderr)
-        return 1
-    return 0
+        return report
+
+    return carry_out(
+        "near_bench", measure, lambda report: Shown(as_page(report), as_json(report)), settings.output, "near_cache"
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -25,9 +24,7 @@ from typing import Any
 from rich.console import Console
 from rich.status import Status
 
-from rcache_client import RcacheError
 from soak.bench.drivers import Drivers, built_drivers
-from soak.bench.errors import BenchError
 from soak.bench.machine import describe_machine
 from soak.bench.samples import Sample, Samples
 from soak.feed_bench.contenders import CONTENDERS, Contender
@@ -36,6 +33,7 @@ from soak.feed_bench.measure import Setting, measure
 from soak.feed_bench.page import FULL_RATE, LIMIT, VIEWS, as_page, show
 from soak.feed_bench.views import VIEWS as CLIENTS
 from soak.feed_bench.views import View, measure_view
+from soak.measured import Shown, carry_out
 
 SUBSCRIBERS = (1, 10, 100)
 SUBSCRIBERS_MAX = 1000
@@ -145,19 +143,19 @@ def read_settings(argv: Sequence[str]) -> argparse.Namespace:
     return given
 
 
+def _figures(report: dict[str, Any]) -> str:
+    facts = report | {"samples": [asdict(sample) for sample in report["samples"]]}
+    return json.dumps(facts, indent=1) + "\n"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; 0 when it was measured."""
     given = read_settings(sys.argv[1:] if argv is None else argv)
     console = Console()
-    try:
+
+    def measure() -> dict[str, Any]:
         report = run(given, console)
         show(report, console)
-        if given.output:
-            given.output.mkdir(parents=True, exist_ok=True)
-            (given.output / "feeds.md").write_text(as_page(report), encoding="utf-8")
-            facts = report | {"samples": [asdict(sample) for sample in report["samples"]]}
-            (given.output / "feeds.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    except (BenchError, RcacheError, OSError, subprocess.SubprocessError) as error:
-        print(f"feed_bench: {error}", file=sys.stderr)
-        return 1
-    return 0
+        return report
+
+    return carry_out("feed_bench", measure, lambda report: Shown(as_page(report), _figures(report)), given.output, "feeds")

@@ -28,7 +28,6 @@ from typing import Any
 
 from rich.console import Console
 
-from rcache_client import RcacheError
 from soak.bench.errors import BenchError
 from soak.bench.machine import describe_machine
 from soak.bench.samples import Sample, Samples
@@ -37,6 +36,7 @@ from soak.handoff.page import as_page, show
 from soak.handoff.rcache_side import RcacheSide, rcache_side
 from soak.handoff.redis_side import RedisSide, redis_side
 from soak.handoff.side import Side
+from soak.measured import Shown, carry_out
 
 BEFORE_S = 5.0
 """How long the requests are looked at before the node is told to leave."""
@@ -155,19 +155,19 @@ def read_settings(argv: Sequence[str]) -> argparse.Namespace:
     return given
 
 
+def _figures(report: dict[str, Any]) -> str:
+    facts = report | {"samples": [asdict(sample) for sample in report["samples"]]}
+    return json.dumps(facts, indent=1) + "\n"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; 0 when it was measured."""
     given = read_settings(sys.argv[1:] if argv is None else argv)
     console = Console()
-    try:
+
+    def measure() -> dict[str, Any]:
         report = run(given, console)
         show(report, console)
-        if given.output:
-            given.output.mkdir(parents=True, exist_ok=True)
-            (given.output / "handoff.md").write_text(as_page(report), encoding="utf-8")
-            facts = report | {"samples": [asdict(sample) for sample in report["samples"]]}
-            (given.output / "handoff.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    except (BenchError, RcacheError, OSError, subprocess.SubprocessError) as error:
-        print(f"handoff: {error}", file=sys.stderr)
-        return 1
-    return 0
+        return report
+
+    return carry_out("handoff", measure, lambda report: Shown(as_page(report), _figures(report)), given.output, "handoff")
