@@ -59,7 +59,7 @@ class CopyAnswers:
             raise
 
     def _next(self, fill: Fill, bytes_max: int, deadline_ns: int) -> tuple[Any, ...]:
-        points = self._points_of(fill.bucket)
+        self._points_of(fill.bucket)
         pieces: list[bytes] = []
         size = position = 0
         while not fill.is_whole and size < bytes_max:
@@ -67,7 +67,8 @@ class CopyAnswers:
             pieces.append(fill.body_of(portion))
             size += len(pieces[-1])
             position = portion.position
-        end = self._engine.stream.wait_committed(Wait(points, position), deadline_ns)  # invariant 1
+        wait = Wait(self._points_of(fill.bucket), position)  # as they are now: a backup may have come while rows were read
+        end = self._engine.stream.wait_committed(wait, deadline_ns)  # invariant 1
         self._points_of(fill.bucket)
         if end is not StreamEnd.REACHED:
             raise Refusal(*UNCOMMITTED[end])

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from rcache.cluster.bucket_state import BucketState
+from rcache.engine.change_stream import CommitPoint, Portion
 from rcache.engine.contract import Engine
+from rcache.peers.filling import Fill
 from rcache.records.history import History
 from rcache.records.record import Kind, Record, decode_import_end, encode, heads, scan
 from rcache.server.copy_answers import CopyAnswers
@@ -130,3 +132,21 @@ def test_nothing_leaves_before_it_is_committed(copying: Copying) -> None:
     assert copying.refusal(3, 1, budget_s=MOMENT_S) is Status.NOT_COMMITTED
     point.advance(engine.stream.head)
     assert [record.kind for record in scan(copying.ask(3, 1)[1])] == [Kind.IMPORT_BEGIN, Kind.ROW, Kind.IMPORT_END]
+
+
+def test_a_backup_that_comes_while_it_is_copied_counts(copying: Copying, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is committed is what those have who are waited for once the rows were read."""
+    engine, points = copying.engine, list[CommitPoint]()
+    next_portion = Fill.next_portion
+
+    def meanwhile(fill: Fill, of: Engine) -> Portion:
+        points.append(engine.open_commit_point("late", engine.stream.head))
+        engine.set_commit_points(3, points)
+        Caller(engine).ask(Opcode.SET, 0, 0, key_of(3), b"v", budget_ms=1)  # it is not known to be committed
+        return next_portion(fill, of)
+
+    monkeypatch.setattr(Fill, "next_portion", meanwhile)
+    assert copying.refusal(3, 1, budget_s=MOMENT_S) is Status.NOT_COMMITTED
+    points[0].advance(engine.stream.head)
+    monkeypatch.undo()
+    assert copying.ask(3, 1)[0] == 1
